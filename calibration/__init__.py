@@ -1,0 +1,1 @@
+"""Sample images in, quantised graphs out, with what that cost."""

@@ -1,0 +1,1 @@
+"""Bundle in, answers out. Needs no torch."""
