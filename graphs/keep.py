@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Sequence
+from numbers import Integral, Real
 
 QUERY_TOKENS = 128  # the release's TEXT_QUERY_TAIL_MAX
 
@@ -19,15 +20,15 @@ def num_kept(patches: int, keep: float | int) -> int:
     Raises:
         ValueError: keep is not a finite number in its range.
     """
-    if isinstance(keep, bool) or not isinstance(keep, int | float):
+    if isinstance(keep, bool) or not isinstance(keep, Real):
         raise ValueError(f"keep must be a ratio (float) or a count (int), not {keep!r}")
-    if isinstance(keep, int):
+    if isinstance(keep, Integral):
         if not 1 <= keep <= patches:
             raise ValueError(f"keep as a count must lie between 1 and the {patches} tokens of a frame, not {keep}")
-        return keep
+        return int(keep)
     if not (math.isfinite(keep) and 0 < keep <= 1):
         raise ValueError(f"keep as a ratio must lie in (0, 1], not {keep}; for a number of tokens give an int")
-    return max(1, round(patches * keep))
+    return max(1, round(patches * float(keep)))
 
 
 def check_weights(alpha: float, tau: float) -> None:

@@ -8,6 +8,9 @@ from .keep import check_weights, num_kept
 from .query import match_width
 
 _EPS = 1e-12
+# Cosines above this are those of one and the same token: float32 rounding of their dot product must not decide which
+# of several identical tokens is picked, or every backend picks another.
+SAME_TOKEN = 1 - 2.0**-20
 
 
 def select_tokens(
@@ -48,8 +51,10 @@ def select_tokens(
 def score_tokens(features: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
     """Cosine relevance [F, P] of each token to the query [C], and cosine similarity [F, P, P] of the tokens, float32."""
     unit = F.normalize(features.float(), dim=-1, eps=_EPS)  # [F, P, C]
-    relevance = unit @ F.normalize(query.float(), dim=0, eps=_EPS)
-    return relevance, unit @ unit.transpose(1, 2)
+    # Summed row by row: a matrix product may round identical rows differently by their position.
+    relevance = (unit * F.normalize(query.float(), dim=0, eps=_EPS)).sum(dim=-1)
+    similarity = unit @ unit.transpose(1, 2)
+    return relevance, similarity.masked_fill(similarity > SAME_TOKEN, 1.0)
 
 
 def candidate_counts(relevance: Tensor, count: int, tau: float) -> Tensor:

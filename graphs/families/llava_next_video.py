@@ -1,0 +1,31 @@
+"""LLaVA-NeXT-Video: images as anyres tiles with newline tokens, video frames pooled before the projector.
+
+As in the release, tiles are not pruned unless asked for (algorithm.md): each tile is then a frame of its own.
+"""
+
+from typing import Any
+
+from torch import nn
+
+from .base import Modality, UnsupportedModelError, VisionStage, check_strategy, grid_side, has_class_token
+
+MODEL_TYPE = "llava_next_video"
+NAME = "LLaVA-NeXT-Video"
+
+
+def modalities(config: Any) -> dict[str, Modality]:
+    side = grid_side(config.vision_config)
+    if has_class_token(config.vision_config) and not check_strategy(config):
+        raise UnsupportedModelError("LLaVA-NeXT-Video needs a square grid: set vision_feature_select_strategy to 'default'")
+    pooled = side // config.spatial_pool_stride
+    return {
+        "image": Modality("vision", "features", side, side, tiled=True),
+        "video": Modality("vision", "pooled_features", pooled, pooled),
+    }
+
+
+def vision_stages(model: nn.Module) -> dict[str, nn.Module]:
+    config: Any = model.config
+    tower: Any = model.get_submodule("model.vision_tower")
+    pool = model.get_submodule("model.vision_resampler")
+    return {"vision": VisionStage(tower, config.vision_feature_layer, check_strategy(config), pool)}

@@ -1,0 +1,33 @@
+"""Video-LLaVA: an image tower and a video tower of the same shape.
+
+transformers drops the class token of images only; a video frame's class token stays, as the first of its tokens, and
+is a candidate for selection like any other.
+"""
+
+from typing import Any
+
+from torch import nn
+
+from .base import Modality, VisionStage, check_strategy, grid_side, has_class_token
+
+MODEL_TYPE = "video_llava"
+NAME = "Video-LLaVA"
+
+
+def modalities(config: Any) -> dict[str, Modality]:
+    side = grid_side(config.vision_config)
+    has_class = has_class_token(config.vision_config)
+    return {
+        "image": Modality("vision", "features", side, side, int(has_class and not check_strategy(config))),
+        "video": Modality("vision_video", "features", side, side, int(has_class)),
+    }
+
+
+def vision_stages(model: nn.Module) -> dict[str, nn.Module]:
+    config: Any = model.config
+    image_tower: Any = model.get_submodule("model.image_tower")
+    video_tower: Any = model.get_submodule("model.video_tower")
+    return {
+        "vision": VisionStage(image_tower, config.vision_feature_layer, check_strategy(config)),
+        "vision_video": VisionStage(video_tower, config.vision_feature_layer, drop_class=False),
+    }

@@ -1,0 +1,116 @@
+"""The decoder as a stage: embeddings in, logits and KV cache out, the cache updated in place.
+
+The cache is one tensor [B, KV heads, T, head width] per layer and kind. New keys and values are written at
+`write_index`; a boolean mask lets position p attend to 0 … p. Bound to the same buffer on both sides, the ONNX
+operator that writes (TensorScatter, opset 24) copies nothing, in ONNX Runtime and as KV_CACHE_UPDATE in TensorRT.
+T is as long as the request needs in ONNX Runtime, and fixed when a TensorRT engine is built.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+ATTENTION = "rediprune"
+
+
+@torch.library.custom_op("rediprune::write_cache", mutates_args=())
+def write_cache(cache: Tensor, update: Tensor, write_index: Tensor) -> Tensor:
+    """cache [B,H,T,W] with update [B,H,S,W] at positions write_index [B] … write_index + S − 1."""
+    out = cache.clone()
+    for row, start in enumerate(write_index.tolist()):
+        out[row, :, start : start + update.shape[2]] = update[row]
+    return out
+
+
+@write_cache.register_fake
+def _(cache: Tensor, update: Tensor, write_index: Tensor) -> Tensor:
+    return torch.empty_like(cache)
+
+
+def grouped_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Attention without repeating the key and value heads, so that the ONNX graph has native grouped-query attention."""
+    # [batch, heads, tokens, head width]
+    grouped = query.shape[1] != key.shape[1]
+    out = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=attention_mask, scale=kwargs.get("scaling"), enable_gqa=grouped
+    )
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(ATTENTION, grouped_attention)
+
+
+class _WrittenCache:
+    """The part of transformers' `Cache` that a decoder calls, over plain tensors."""
+
+    is_compileable = False
+
+    def __init__(self, tensors: tuple[Tensor, ...], write_index: Tensor):
+        self.tensors = list(tensors)
+        self.write_index = write_index
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        for slot, new in ((2 * layer, keys), (2 * layer + 1, values)):
+            self.tensors[slot] = torch.ops.rediprune.write_cache(self.tensors[slot], new, self.write_index)
+        return self.tensors[2 * layer], self.tensors[2 * layer + 1]
+
+    def get_seq_length(self, *args: Any) -> int:
+        return 0
+
+
+class LanguageStage(nn.Module):
+    """inputs_embeds [B,S,D], write_index [B], cache → logits [B,1,V] of the last position, cache.
+
+    The cache is 2 · layers tensors [B,H,T,W] in the order key.0, value.0, key.1, …; entries at and after
+    write_index + S are never read.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.decoder: Any = model.get_submodule("model.language_model")
+        self.head: Any = model.get_submodule("lm_head")
+
+    def forward(self, inputs_embeds: Tensor, write_index: Tensor, *cache: Tensor) -> tuple[Tensor, ...]:
+        steps = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
+        positions = write_index[:, None] + steps[None]  # [batch, tokens]
+        slots = torch.arange(cache[0].shape[2], device=inputs_embeds.device)
+        mask = slots[None, None, None, :] <= positions[:, None, :, None]  # [batch, 1, tokens, cache length]
+        written = _WrittenCache(cache, write_index)
+        with attention_of(self.decoder, ATTENTION):
+            hidden = self.decoder(
+                inputs_embeds=inputs_embeds,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=written,
+                use_cache=True,
+            ).last_hidden_state
+        return (self.head(hidden[:, -1:]), *written.tensors)
+
+
+@contextmanager
+def attention_of(decoder: Any, name: str) -> Iterator[None]:
+    """Run `decoder` with another attention implementation, then restore its own."""
+    before = decoder.config._attn_implementation
+    decoder.config._attn_implementation = name
+    try:
+        yield
+    finally:
+        decoder.config._attn_implementation = before
+
+
+def cache_names(layers: int) -> list[str]:
+    """`key.0, value.0, key.1, …`: the cache tensors, in the stage's order; inputs are `past.<name>`, outputs `present.<name>`."""
+    return [f"{kind}.{layer}" for layer in range(layers) for kind in ("key", "value")]
+
+
+def cache_shape(text_config: Any, batch: int, length: int) -> tuple[int, int, int, int]:
+    """Shape [B, KV heads, T, head width] of one cache tensor."""
+    width = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
+    return batch, text_config.num_key_value_heads, length, width

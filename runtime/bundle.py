@@ -1,0 +1,263 @@
+"""The bundle on disk: its manifest, and the checks made before anything in it is used.
+
+    <bundle>/
+      manifest.json
+      onnx/<stage>.onnx (+ .data)
+      engines/<backend>/…
+      processor/
+"""
+
+import hashlib
+import json
+import os
+import shlex
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import RedipruneError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+_VERIFIED = ".verified.json"  # sizes and times of files whose hash was once found right
+
+PRECISIONS = ("fp32", "fp16")
+
+
+def _inside(path: str) -> str:
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts:
+        raise ValueError(f"path '{path}' leads outside the bundle")
+    return path
+
+
+RelativePath = Annotated[str, AfterValidator(_inside)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Source(_Strict):
+    """The checkpoint: where it came from, and the hashes that bind the bundle to it."""
+
+    name: str
+    revision: str | None = None
+    config_sha256: str
+    weights: dict[str, str]  # file → sha256
+
+
+class TensorSpec(_Strict):
+    """One input or output: its dtype as numpy names it, and its dimensions, symbols where dynamic."""
+
+    name: str
+    dtype: str
+    shape: list[int | str]
+
+
+class StageSpec(_Strict):
+    """One graph: its file, every file it needs with its hash, and what goes in and out."""
+
+    file: RelativePath
+    files: dict[RelativePath, str]
+    precision: str
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+
+
+class ModalitySpec(_Strict):
+    """How an image or a video becomes visual tokens; P = leading + rows · columns."""
+
+    stage: str
+    output: str
+    rows: int = Field(ge=1)
+    columns: int = Field(ge=1)
+    leading: int = Field(default=0, ge=0)
+    tiled: bool = False
+    placeholder: int  # token id standing for it in the prompt
+
+    @property
+    def patches(self) -> int:
+        return self.leading + self.rows * self.columns
+
+
+class DecoderSpec(_Strict):
+    """Geometry of the language model."""
+
+    layers: int
+    kv_heads: int
+    head_width: int
+    width: int
+    vocabulary: int
+    max_positions: int
+
+
+class EngineSpec(_Strict):
+    """Engines of one backend: the library that built them, what they were built for, and their files."""
+
+    library: str
+    version: str
+    stages: list[str]
+    precision: dict[str, str] = {}
+    compute_capability: list[str] = []
+    profile: dict[str, dict[str, list[list[int]]]] = {}
+    source_sha256: dict[str, str] = {}  # stage → sha256 of the graph it was built from
+    files: dict[RelativePath, str] = {}
+
+
+class KeepDefaults(_Strict):
+    keep: float = 0.15
+    alpha: float = 0.5
+    tau: float = 0.0
+
+
+class Manifest(_Strict):
+    """What a bundle says of itself. `digest` covers everything else, so that an edited manifest is noticed."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    tool_version: str
+    source: Source
+    family: str
+    family_name: str
+    tower: str
+    language_model: str
+    precision: str
+    image_size: int
+    patch_size: int
+    channels: int
+    decoder: DecoderSpec
+    modalities: dict[Literal["image", "video"], ModalitySpec]
+    pinpoints: list[tuple[int, int]] = []  # anyres resolutions (height, width), where images are tiled
+    newline: RelativePath | None = None  # the newline embedding [D], where images are tiled
+    defaults: KeepDefaults = KeepDefaults()
+    stages: dict[str, StageSpec]
+    engines: dict[str, EngineSpec] = {}
+    calibration: dict[str, object] | None = None
+    files: dict[RelativePath, str] = {}  # processor files and others that belong to no stage
+    digest: str = ""
+
+    def sealed(self) -> "Manifest":
+        return self.model_copy(update={"digest": self._digest()})
+
+    def _digest(self) -> str:
+        body = self.model_dump(mode="json", exclude={"digest"})
+        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def is_sealed(self) -> bool:
+        return self.digest == self._digest()
+
+    def rebuild_command(self, folder: Path) -> str:
+        """The command that makes this bundle anew."""
+        command = ["rediprune", "export", self.source.name, "-o", str(folder), "--force"]
+        return shlex.join([*command, "--precision", self.precision] if self.precision != "fp32" else command)
+
+
+class Bundle:
+    """A bundle folder whose manifest was read and found consistent."""
+
+    def __init__(self, folder: Path, manifest: Manifest):
+        self.folder = folder
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, folder: str | Path, verify: bool = True) -> "Bundle":
+        """Read and check a bundle.
+
+        Args:
+            folder: the bundle.
+            verify: compare every file with its hash. A file found right is not hashed again until its size or time
+                changes.
+
+        Raises:
+            RedipruneError: not a bundle, another schema version, an edited manifest, a missing or changed file.
+        """
+        folder = Path(folder)
+        path = folder / MANIFEST
+        if not path.is_file():
+            what = "is not a folder" if not folder.is_dir() else f"has no {MANIFEST}"
+            raise RedipruneError(f"'{folder}' is not a bundle: it {what}; make one with: rediprune export CHECKPOINT -o {folder}")
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            version = raw.get("schema_version")
+            if version != SCHEMA_VERSION:
+                raise RedipruneError(
+                    f"'{path}' has schema version {version}, this tool reads {SCHEMA_VERSION}; "
+                    f"make the bundle again with: rediprune export CHECKPOINT -o {folder} --force"
+                )
+            manifest = Manifest.model_validate(raw)
+        except (ValueError, AttributeError) as error:
+            reason = _first_reason(error)
+            raise RedipruneError(
+                f"'{path}' cannot be read ({reason}); make the bundle again with: "
+                f"rediprune export CHECKPOINT -o {folder} --force"
+            ) from error
+        if not manifest.is_sealed:
+            raise RedipruneError(
+                f"'{path}' was changed after the bundle was made; make it again with: {manifest.rebuild_command(folder)}"
+            )
+        bundle = cls(folder, manifest)
+        bundle.check_files(hashes=verify)
+        return bundle
+
+    def path(self, relative: str) -> Path:
+        return self.folder / relative
+
+    def expected_files(self) -> dict[str, str]:
+        """Every file the manifest names, with its sha256."""
+        files = dict(self.manifest.files)
+        for part in (*self.manifest.stages.values(), *self.manifest.engines.values()):
+            files.update(part.files)
+        return files
+
+    def check_files(self, hashes: bool = True) -> None:
+        """Compare the folder with the manifest.
+
+        Raises:
+            RedipruneError: a file is missing, leads outside the bundle, or has other contents than when it was made.
+        """
+        known = self._verified()
+        now: dict[str, list[object]] = {}
+        rebuild = self.manifest.rebuild_command(self.folder)
+        for name, sha in self.expected_files().items():
+            path = self.path(name)
+            if not path.is_file():
+                raise RedipruneError(f"bundle '{self.folder}' lacks '{name}'; make it again with: {rebuild}")
+            if not path.resolve().is_relative_to(self.folder.resolve()):
+                raise RedipruneError(f"'{path}' is a link that leads outside the bundle; make it again with: {rebuild}")
+            stat = path.stat()
+            stamp: list[object] = [stat.st_size, stat.st_mtime_ns, sha]
+            if hashes and known.get(name) != stamp and file_sha256(path) != sha:
+                raise RedipruneError(f"'{path}' is damaged or was replaced; make the bundle again with: {rebuild}")
+            now[name] = stamp
+        if hashes and now != known:
+            try:
+                self.path(_VERIFIED).write_text(json.dumps(now), encoding="utf-8")
+            except OSError:
+                pass  # a read-only bundle is hashed at every load
+
+    def _verified(self) -> dict[str, list[object]]:
+        try:
+            return json.loads(self.path(_VERIFIED).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    def write_manifest(self) -> None:
+        """Seal and write the manifest, whole or not at all."""
+        self.manifest = self.manifest.sealed()
+        temporary = self.path(MANIFEST + ".new")
+        temporary.write_text(self.manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, self.path(MANIFEST))
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first_reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    return str(error)
