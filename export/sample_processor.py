@@ -1,0 +1,118 @@
+"""Processor files of a made checkpoint, as the hub's repositories have them."""
+
+import json
+from pathlib import Path
+
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+# Vicuna's dialogue, as LLaVA-1.5 and the video families use it: pictures first, then videos, then the words.
+_VICUNA = """\
+{%- for message in messages -%}
+{%- if message['role'] != 'system' -%}{{ message['role'].upper() + ': ' }}{%- endif -%}
+{%- if message['content'] is string -%}
+{{ message['content'] + ' ' }}
+{%- else -%}
+{%- for content in message['content'] | selectattr('type', 'equalto', 'image') -%}
+{{ '<image>\\n' }}
+{%- endfor -%}
+{%- for content in message['content'] | selectattr('type', 'equalto', 'video') -%}
+{{ '<video>\\n' }}
+{%- endfor -%}
+{%- for content in message['content'] | selectattr('type', 'equalto', 'text') -%}
+{{ content['text'] + ' ' }}
+{%- endfor -%}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}
+"""
+
+# ChatML, as the Qwen variants use it.
+_CHATML = """\
+{%- for message in messages -%}
+{{ '<|im_start|>' + message['role'] + '\\n' }}
+{%- if message['content'] is string -%}
+{{ message['content'] }}
+{%- else -%}
+{%- for content in message['content'] | selectattr('type', 'equalto', 'image') -%}
+{{ '<image>\\n' }}
+{%- endfor -%}
+{%- for content in message['content'] | selectattr('type', 'equalto', 'video') -%}
+{{ '<video>\\n' }}
+{%- endfor -%}
+{%- for content in message['content'] | selectattr('type', 'equalto', 'text') -%}
+{{ content['text'] }}
+{%- endfor -%}
+{%- endif -%}
+{{ '<|im_end|>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
+"""
+
+_CLASSES = {  # processor, image processor, video processor
+    "llava": ("LlavaProcessor", "CLIPImageProcessor", None),
+    "llava_next_video": (
+        "LlavaNextVideoProcessor",
+        "LlavaNextImageProcessor",
+        "LlavaNextVideoVideoProcessor",
+    ),
+    "video_llava": ("VideoLlavaProcessor", "VideoLlavaImageProcessor", "VideoLlavaVideoProcessor"),
+}
+
+
+def write_processor(folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write tokenizer, chat template and the processors' settings into the folder."""
+    processor, image_processor, video_processor = _CLASSES[config.model_type]
+    siglip = config.vision_config.model_type.startswith("siglip")
+    pictures = _picture_settings(config.vision_config.image_size, siglip)
+    if siglip and config.model_type == "llava":
+        image_processor = "SiglipImageProcessor"
+
+    tokenizer.chat_template = _VICUNA if config.text_config.model_type == "llama" else _CHATML
+    tokenizer.save_pretrained(folder)  # writes chat_template.jinja too
+    names = ("bos_token", "eos_token", "unk_token", "pad_token")
+    special = {name: token for name in names if (token := getattr(tokenizer, name))}
+    _write(folder / "special_tokens_map.json", special)
+
+    settings = pictures | {"image_processor_type": image_processor, "processor_class": processor}
+    if config.model_type == "llava_next_video":
+        settings |= {"image_grid_pinpoints": config.image_grid_pinpoints, "do_pad": True}
+    _write(folder / "preprocessor_config.json", settings)
+    if video_processor:
+        settings = pictures | {"video_processor_type": video_processor, "processor_class": processor}
+        settings |= {"do_sample_frames": False, "num_frames": 8}
+        _write(folder / "video_preprocessor_config.json", settings)
+
+    settings = {
+        "processor_class": processor,
+        "patch_size": config.vision_config.patch_size,
+        "vision_feature_select_strategy": config.vision_feature_select_strategy,
+        "num_additional_image_tokens": 0 if siglip else 1,
+        "image_token": "<image>",
+    }
+    if video_processor:
+        settings["video_token"] = "<video>"
+    _write(folder / "processor_config.json", settings)
+
+
+def _picture_settings(side: int, siglip: bool) -> dict:
+    """CLIP: shortest edge to `side`, centre crop, CLIP's statistics. SigLIP: squeezed to a square, −1 … 1."""
+    square = {"height": side, "width": side}
+    settings = {"do_convert_rgb": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
+    settings |= {"do_resize": True, "resample": 3, "crop_size": square}
+    if siglip:
+        return settings | {
+            "size": square,
+            "do_center_crop": False,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+        }
+    return settings | {
+        "size": {"shortest_edge": side},
+        "do_center_crop": True,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    }
+
+
+def _write(file: Path, document: dict) -> None:
+    file.write_text(json.dumps(document, indent=2) + "\n")
