@@ -84,8 +84,9 @@ class Weights:
         return {file.name: file_sha256(file) for file in self.files}
 
     def load(self, module: nn.Module, buffers: dict[int, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-        """Parameters and buffers of a stage by name, for `torch.func.functional_call`."""
-        state = {name: self.of(p).load().to(dtype) for name, p in module.named_parameters(remove_duplicate=False)}
+        """Parameters and buffers of a stage by name, for `functional_call(…, tie_weights=False)`."""
+        distinct = {id(p): self.of(p).load().to(dtype) for p in module.parameters()}
+        state = {name: distinct[id(p)] for name, p in module.named_parameters(remove_duplicate=False)}
         return state | {name: buffers[id(b)] for name, b in module.named_buffers(remove_duplicate=False)}
 
     def bind(self, model: ir.Model, module: nn.Module, buffers: dict[int, Tensor], dtype: torch.dtype) -> None:

@@ -34,16 +34,18 @@ class Stage:
         return {dim for port in self.inputs for dim in port.shape if isinstance(dim, str)}
 
     def random_inputs(self, sizes: dict[str, int], dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
-        """Inputs of the given sizes: floats normal, integers below what any vocabulary or cache allows."""
+        """Inputs of the given sizes: tensors normal, scalars in (0, 1), integers 1 or 2 (ids, positions and counts)."""
         generator = torch.Generator().manual_seed(seed)
         tensors = []
         for port in self.inputs:
             shape = [sizes[dim] if isinstance(dim, str) else dim for dim in port.shape]
             kind = port.dtype or dtype
-            if kind.is_floating_point:
+            if not kind.is_floating_point:
+                tensors.append(torch.randint(1, 3, shape, generator=generator, dtype=kind))
+            elif shape:
                 tensors.append(torch.randn(shape, generator=generator).to(kind))
             else:
-                tensors.append(torch.randint(0, 3, shape, generator=generator, dtype=kind))
+                tensors.append(torch.rand(shape, generator=generator).to(kind))
         return tensors
 
 

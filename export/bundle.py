@@ -1,0 +1,258 @@
+"""Checkpoint → bundle: every stage traced, bound to its weights, checked and saved; the bundle complete or absent.
+
+Work is done in `.<name>.partial` beside the bundle. A stage finished there is not redone by the next run; the last
+step renames the folder.
+"""
+
+import errno
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from ..graphs.language import cache_shape
+from ..graphs.stages import Port, Stage
+from ..runtime.bundle import (
+    MANIFEST,
+    PRECISIONS,
+    Bundle,
+    DecoderSpec,
+    Manifest,
+    ModalitySpec,
+    StageSpec,
+    TensorSpec,
+    file_sha256,
+)
+from ..runtime.errors import RedipruneError
+from .check import check_stage
+from .checkpoint import Checkpoint, Skeleton
+from .trace import trace
+
+Progress = Callable[[str, str, float], None]  # stage, what is being done, fraction of the stage done
+
+_PROCESSOR_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
+_NEWLINE = "onnx/newline.npy"
+
+
+def export_bundle(
+    checkpoint: Checkpoint,
+    folder: str | Path,
+    precision: str = "fp32",
+    force: bool = False,
+    check: bool = True,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Export a checkpoint to a bundle.
+
+    Args:
+        checkpoint: the checkpoint.
+        folder: the bundle to make. An up-to-date bundle there is left as it is.
+        precision: "fp32" or "fp16", of weights and activations (selection is always float32).
+        force: redo everything.
+        check: run every graph beside its eager module at three sizes.
+        progress: told what is being done.
+
+    Returns:
+        The bundle, opened.
+
+    Raises:
+        RedipruneError: bad weights, no room, a folder that is something else, a graph that fails its check.
+    """
+    if precision not in PRECISIONS:
+        raise RedipruneError(f"precision '{precision}' is not one of {', '.join(PRECISIONS)}")
+    report = progress or (lambda stage, what, fraction: None)
+    folder = Path(folder)
+    if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RedipruneError(f"'{folder}' exists and is not a bundle; choose another folder or remove it")
+    skeleton = checkpoint.skeleton(precision)
+    weights = skeleton.weights
+    report("checkpoint", "hashing the weights", 0.0)
+    source = checkpoint.source(weights)
+    key = {"source": source.model_dump(), "precision": precision, "tool": version("rediprune"), "check": check}
+    report("checkpoint", "hashed", 1.0)
+    if not force and (current := _current(folder, key)) is not None:
+        return current
+
+    partial = folder.parent / f".{folder.name}.partial"
+    if force or _read(partial / "key.json") != key:
+        shutil.rmtree(partial, ignore_errors=True)
+    with _disk_errors(folder):
+        (partial / "onnx").mkdir(parents=True, exist_ok=True)
+        (partial / "key.json").write_text(json.dumps(key), encoding="utf-8")
+        todo = [stage for stage in skeleton.stages if not (partial / f"{stage.name}.done").is_file()]
+        _check_room(partial, sum(skeleton.parameter_bytes(stage) for stage in todo))
+        specs = {}
+        for stage in skeleton.stages:
+            done = partial / f"{stage.name}.done"
+            if stage in todo:
+                spec = _export_stage(stage, partial, skeleton, precision, check, report)
+                done.write_text(spec.model_dump_json(), encoding="utf-8")
+            specs[stage.name] = StageSpec.model_validate_json(done.read_text(encoding="utf-8"))
+            report(stage.name, "done", 1.0)
+        manifest = _manifest(skeleton, source, precision, specs)
+        manifest.files = _copy_processor(checkpoint.folder, partial)
+        if skeleton.newline is not None:
+            np.save(partial / _NEWLINE, weights.of(skeleton.newline).load().to(skeleton.dtype).numpy())
+            manifest.newline = _NEWLINE
+            manifest.files[_NEWLINE] = file_sha256(partial / _NEWLINE)
+        Bundle(partial, manifest).write_manifest()
+        for leftover in (*partial.glob("*.done"), partial / "key.json"):
+            leftover.unlink()
+        _swap(partial, folder)
+    return Bundle.open(folder)
+
+
+def _export_stage(
+    stage: Stage, folder: Path, skeleton: Skeleton, precision: str, check: bool, report: Progress
+) -> StageSpec:
+    path = folder / "onnx" / f"{stage.name}.onnx"
+    data = path.with_name(path.name + ".data")
+    try:
+        report(stage.name, "tracing", 0.0)
+        model = trace(stage, skeleton.dtype)
+        skeleton.weights.bind(model, stage.module, skeleton.buffers, skeleton.dtype)
+
+        def written(tensor: Any, info: Any) -> None:
+            report(stage.name, "writing weights", 0.4 + 0.3 * info.index / max(info.total, 1))
+
+        ir.save(model, path, external_data=data.name, callback=written)
+        if not data.stat().st_size:  # a stage without weights
+            data.unlink()
+        if check:
+            report(stage.name, "checking against PyTorch", 0.7)
+            check_stage(stage, path, skeleton)
+        report(stage.name, "hashing", 0.95)
+    except BaseException:  # Ctrl-C too: an unfinished stage leaves nothing behind
+        path.unlink(missing_ok=True)
+        data.unlink(missing_ok=True)
+        raise
+    files = {f"onnx/{file.name}": file_sha256(file) for file in (path, data) if file.is_file()}
+    return StageSpec(
+        file=f"onnx/{path.name}",
+        files=files,
+        precision=precision,
+        inputs=[_tensor(port, skeleton.dtype) for port in stage.inputs],
+        outputs=[_tensor(port, skeleton.dtype) for port in stage.outputs],
+    )
+
+
+def _tensor(port: Port, dtype: torch.dtype) -> TensorSpec:
+    name = str(port.dtype or dtype).removeprefix("torch.")
+    return TensorSpec(name=port.name, dtype=name, shape=list(port.shape))
+
+
+def _manifest(skeleton: Skeleton, source: Any, precision: str, stages: dict[str, StageSpec]) -> Manifest:
+    config, family = skeleton.checkpoint.config, skeleton.checkpoint.family
+    text, vision = config.text_config, config.vision_config
+    placeholders = {"image": config.image_token_id, "video": getattr(config, "video_token_id", None)}
+    _, heads, _, width = cache_shape(text, 1, 1)
+    features = stages["select"].inputs[0].shape[2]
+    assert isinstance(features, int)
+    return Manifest(
+        tool_version=version("rediprune"),
+        source=source,
+        family=family.MODEL_TYPE,
+        family_name=family.NAME,
+        tower=vision.model_type,
+        language_model=text.model_type,
+        precision=precision,
+        image_size=vision.image_size,
+        patch_size=vision.patch_size,
+        channels=features,
+        decoder=DecoderSpec(
+            layers=text.num_hidden_layers,
+            kv_heads=heads,
+            head_width=width,
+            width=text.hidden_size,
+            vocabulary=text.vocab_size,
+            max_positions=text.max_position_embeddings,
+        ),
+        modalities={
+            kind: ModalitySpec(
+                stage=m.stage,
+                output=m.output,
+                rows=m.rows,
+                columns=m.columns,
+                leading=m.leading,
+                tiled=m.tiled,
+                placeholder=placeholders[kind],
+            )
+            for kind, m in family.modalities(config).items()
+        },  # pyright: ignore[reportArgumentType]
+        pinpoints=[tuple(p) for p in getattr(config, "image_grid_pinpoints", None) or []],
+        stages=stages,
+    )
+
+
+def _copy_processor(source: Path, folder: Path) -> dict[str, str]:
+    """Copy tokenizer, image processor, chat template and generation config; returns their hashes."""
+    target = folder / "processor"
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    for pattern in _PROCESSOR_FILES:
+        for file in source.glob(pattern):
+            if not file.name.endswith(".index.json"):
+                shutil.copyfile(file, target / file.name)
+    return {f"processor/{file.name}": file_sha256(file) for file in sorted(target.iterdir())}
+
+
+def _current(folder: Path, key: dict[str, Any]) -> Bundle | None:
+    """The bundle in `folder`, if it is whole and was made from the same source in the same way."""
+    if not (folder / MANIFEST).is_file():
+        return None
+    try:
+        bundle = Bundle.open(folder)
+    except RedipruneError:
+        return None  # damaged: made anew
+    made = bundle.manifest
+    same = made.source.model_dump() == key["source"] and made.precision == key["precision"]
+    return bundle if same and made.tool_version == key["tool"] else None
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    needed += 64 << 20
+    if free < needed:
+        raise RedipruneError(
+            f"the disk of '{folder.parent}' has {free / 1e9:.1f} GB free and the bundle needs {needed / 1e9:.1f} GB; "
+            "free some space or choose another folder"
+        )
+
+
+def _swap(partial: Path, folder: Path) -> None:
+    """Put the finished bundle in place of what is there."""
+    old = folder.parent / f".{folder.name}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RedipruneError(
+                f"the disk of '{folder.parent}' is full; free some space or choose another folder, then run the same "
+                "command: finished stages are kept"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM):
+            raise RedipruneError(f"'{folder.parent}' cannot be written to ({error.strerror}); choose another folder") from error
+        raise
