@@ -75,7 +75,12 @@ def export_bundle(
     weights = skeleton.weights
     report("checkpoint", "hashing the weights", 0.0)
     source = checkpoint.source(weights)
-    key = {"source": source.model_dump(), "precision": precision, "tool": version("rediprune"), "check": check}
+    key = {
+        "source": source.model_dump(),
+        "precision": precision,
+        "tool": version("rediprune"),
+        "check": check,
+    }
     report("checkpoint", "hashed", 1.0)
     if not force and (current := _current(folder, key)) is not None:
         return current
@@ -254,5 +259,7 @@ def _disk_errors(folder: Path) -> Iterator[None]:
                 "command: finished stages are kept"
             ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM):
-            raise RedipruneError(f"'{folder.parent}' cannot be written to ({error.strerror}); choose another folder") from error
+            raise RedipruneError(
+                f"'{folder.parent}' cannot be written to ({error.strerror}); choose another folder"
+            ) from error
         raise

@@ -57,14 +57,18 @@ class Checkpoint:
             raw = json.loads(path.read_text(encoding="utf-8"))
             model_type = raw["model_type"]
         except (ValueError, KeyError, TypeError) as error:
-            raise RedipruneError(f"'{path}' is damaged or names no model_type; download the checkpoint again") from error
+            raise RedipruneError(
+                f"'{path}' is damaged or names no model_type; download the checkpoint again"
+            ) from error
         try:
             config = AutoConfig.from_pretrained(folder)
         except Exception as error:
             if model_type in str(error):  # transformers does not know it: our list of families is the better answer
                 config = type("Unknown", (), raw)
             else:
-                raise RedipruneError(f"'{path}' cannot be read ({_line(error)}); download the checkpoint again") from error
+                raise RedipruneError(
+                    f"'{path}' cannot be read ({_line(error)}); download the checkpoint again"
+                ) from error
         try:
             family = family_of(config)
         except UnsupportedModelError as error:

@@ -34,7 +34,11 @@ def trace(stage: Stage, dtype: torch.dtype) -> ir.Model:
     if stage.name == "select":
         return _select(stage, dtype)
     example = [
-        torch.empty([_EXAMPLE[d] if isinstance(d, str) else d for d in port.shape], dtype=port.dtype or dtype, device="meta")
+        torch.empty(
+            [_EXAMPLE[d] if isinstance(d, str) else d for d in port.shape],
+            dtype=port.dtype or dtype,
+            device="meta",
+        )
         for port in stage.inputs
     ]
     symbols = {name: torch.export.Dim(name, min=1, max=_LARGEST) for name in stage.symbols()}

@@ -72,7 +72,9 @@ def candidate_counts(relevance: Tensor, count: int, tau: float) -> Tensor:
 def drop_below(relevance: Tensor, counts: Tensor) -> Tensor:
     """Relevance [F, P] with −inf on all but each frame's `counts` [F] most relevant tokens (ties: lowest index)."""
     order = relevance.argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
     return relevance.masked_fill(rank >= counts[:, None], float("-inf"))
 
 

@@ -70,7 +70,9 @@ def stages_of(model: nn.Module, family: Family) -> list[Stage]:
     config: Any = model.config
     text, vision = config.text_config, config.vision_config
     modalities = family.modalities(config)
-    layers = [config.vision_feature_layer] if isinstance(config.vision_feature_layer, int) else config.vision_feature_layer
+    layers = (
+        [config.vision_feature_layer] if isinstance(config.vision_feature_layer, int) else config.vision_feature_layer
+    )
     channels, depth = vision.hidden_size * len(layers), text.hidden_size
     size = vision.image_size
 
@@ -129,7 +131,10 @@ def stages_of(model: nn.Module, family: Family) -> list[Stage]:
                 Port("write_index", ("batch",), torch.int64),
                 *(Port(f"past.{name}", cache) for name in names),
             ),
-            (Port("logits", ("batch", 1, text.vocab_size)), *(Port(f"present.{name}", cache) for name in names)),
+            (
+                Port("logits", ("batch", 1, text.vocab_size)),
+                *(Port(f"present.{name}", cache) for name in names),
+            ),
         )
     )
     return stages

@@ -1,16 +1,17 @@
 """The bundle on disk: its manifest, and the checks made before anything in it is used.
 
-    <bundle>/
-      manifest.json
-      onnx/<stage>.onnx (+ .data)
-      engines/<backend>/…
-      processor/
+<bundle>/
+  manifest.json
+  onnx/<stage>.onnx (+ .data)
+  engines/<backend>/…
+  processor/
 """
 
 import hashlib
 import json
 import os
 import shlex
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
@@ -177,7 +178,9 @@ class Bundle:
         path = folder / MANIFEST
         if not path.is_file():
             what = "is not a folder" if not folder.is_dir() else f"has no {MANIFEST}"
-            raise RedipruneError(f"'{folder}' is not a bundle: it {what}; make one with: rediprune export CHECKPOINT -o {folder}")
+            raise RedipruneError(
+                f"'{folder}' is not a bundle: it {what}; make one with: rediprune export CHECKPOINT -o {folder}"
+            )
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             version = raw.get("schema_version")
@@ -232,10 +235,8 @@ class Bundle:
                 raise RedipruneError(f"'{path}' is damaged or was replaced; make the bundle again with: {rebuild}")
             now[name] = stamp
         if hashes and now != known:
-            try:
+            with suppress(OSError):  # a read-only bundle is hashed at every load
                 self.path(_VERIFIED).write_text(json.dumps(now), encoding="utf-8")
-            except OSError:
-                pass  # a read-only bundle is hashed at every load
 
     def _verified(self) -> dict[str, list[object]]:
         try:

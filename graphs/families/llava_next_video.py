@@ -16,7 +16,9 @@ NAME = "LLaVA-NeXT-Video"
 def modalities(config: Any) -> dict[str, Modality]:
     side = grid_side(config.vision_config)
     if has_class_token(config.vision_config) and not check_strategy(config):
-        raise UnsupportedModelError("LLaVA-NeXT-Video needs a square grid: set vision_feature_select_strategy to 'default'")
+        raise UnsupportedModelError(
+            "LLaVA-NeXT-Video needs a square grid: set vision_feature_select_strategy to 'default'"
+        )
     pooled = side // config.spatial_pool_stride
     return {
         "image": Modality("vision", "features", side, side, tiled=True),

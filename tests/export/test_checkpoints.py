@@ -131,9 +131,7 @@ def test_answers_differ_between_keep_ratios(tmp_path, tower, decoder):
 @pytest.mark.parametrize(("family", "tower", "decoder"), COMBINATIONS)
 def test_legacy_names_and_shards_hold_the_same_weights(tmp_path, family, tower, decoder):
     plain = make_checkpoint(tmp_path / "plain", family, tower, decoder)
-    legacy = make_checkpoint(
-        tmp_path / "legacy", family, tower, decoder, legacy_names=True, shard_size=200_000
-    )
+    legacy = make_checkpoint(tmp_path / "legacy", family, tower, decoder, legacy_names=True, shard_size=200_000)
     index = json.loads((legacy / "model.safetensors.index.json").read_text())
     files = sorted(set(index["weight_map"].values()))
     assert len(files) > 1

@@ -1,0 +1,96 @@
+"""From logits to tokens: greedy or sampled choice, and when to stop. Same rules as transformers' `generate`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import numpy as np
+
+from .errors import RedipruneError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. Temperature 0 is greedy.
+
+    The order is transformers': repetition penalty, temperature, top-k, top-p.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, good, rule in (
+            ("temperature", self.temperature, self.temperature >= 0, "≥ 0 (0 is greedy)"),
+            ("top_k", self.top_k, self.top_k >= 0, "≥ 0 (0 is off)"),
+            ("top_p", self.top_p, 0 < self.top_p <= 1, "in (0, 1]"),
+            ("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "> 0"),
+        ):
+            if not (isfinite(value) and good):
+                raise RedipruneError(f"{name} must be {rule}, not {value}")
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], **overrides: Any) -> "Sampling":
+        """The generation config's settings, where `overrides` does not say otherwise (None says nothing)."""
+        given = {key: value for key, value in overrides.items() if value is not None}
+        settings: dict[str, Any] = {"repetition_penalty": config.get("repetition_penalty") or 1.0}
+        if config.get("do_sample") or given.get("temperature"):
+            settings |= {
+                "temperature": config.get("temperature") or 1.0,
+                "top_k": config.get("top_k") or 0,
+                "top_p": config.get("top_p") or 1.0,
+            }
+        return cls(**settings | given)
+
+    def choose(self, logits: np.ndarray, seen: Sequence[int], random: np.random.Generator) -> int:
+        """The next token id from logits [V]; `seen` are the ids of prompt and answer so far."""
+        if self.repetition_penalty != 1:
+            ids = np.unique(np.asarray(seen, np.int64))
+            logits = logits.copy()
+            score = logits[ids]
+            logits[ids] = np.where(score < 0, score * self.repetition_penalty, score / self.repetition_penalty)
+        if self.temperature == 0:
+            return int(logits.argmax())
+        return int(random.choice(logits.size, p=self.probabilities(logits)))
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """The distribution sampled from: [V] float64, after temperature, top-k and top-p."""
+        scaled = logits.astype(np.float64) / self.temperature
+        if 0 < self.top_k < scaled.size:
+            scaled[scaled < np.partition(scaled, -self.top_k)[-self.top_k]] = -np.inf
+        weights = np.exp(scaled - scaled.max())
+        weights /= weights.sum()
+        if self.top_p < 1:
+            order = np.argsort(weights, kind="stable")  # the least likely first
+            weights[order[np.cumsum(weights[order]) <= 1 - self.top_p]] = 0
+            weights /= weights.sum()
+        return weights
+
+
+class Stopping:
+    """Stop tokens and stop strings. The text before a stop string is the answer."""
+
+    def __init__(self, config: dict[str, Any], fallback_eos: int | None, strings: Sequence[str] = ()):
+        eos = config.get("eos_token_id", fallback_eos)
+        self.ids = {eos} if isinstance(eos, int) else set(eos or ())
+        configured = config.get("stop_strings") or []
+        configured = [configured] if isinstance(configured, str) else configured
+        self.strings = [string for string in (*configured, *strings) if string]
+
+    def cut(self, text: str) -> str | None:
+        """The text before the first stop string, None while there is none."""
+        ends = [at for string in self.strings if (at := text.find(string)) >= 0]
+        return text[: min(ends)] if ends else None
+
+    def held_back(self, text: str) -> int:
+        """How many characters at the end may be the beginning of a stop string, and must not be shown yet."""
+        longest = 0
+        for string in self.strings:
+            for size in range(1, min(len(string), len(text) + 1)):
+                if text.endswith(string[:size]):
+                    longest = max(longest, size)
+        return longest

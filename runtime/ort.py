@@ -1,0 +1,99 @@
+"""ONNX Runtime on the CPU."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnxruntime as ort
+
+from .bundle import Bundle
+from .errors import RedipruneError
+from .session import cast_inputs
+
+
+class OrtStage:
+    """A stage in ONNX Runtime."""
+
+    batch = 1  # frame by frame is about a fifth faster than a batch of eight: the activations stay in the cache
+
+    def __init__(self, bundle: Bundle, stage: str, threads: int):
+        self.spec = bundle.manifest.stages[stage]
+        self.session = _session(bundle, stage, threads)
+        self.outputs = [port.name for port in self.spec.outputs]
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        values = self.session.run(self.outputs, cast_inputs(self.spec, inputs))
+        return dict(zip(self.outputs, (np.asarray(value) for value in values), strict=True))
+
+
+class OrtLanguage:
+    """The language stage in ONNX Runtime."""
+
+    def __init__(self, bundle: Bundle, threads: int):
+        spec = bundle.manifest.stages["language"]
+        self.decoder = bundle.manifest.decoder
+        self.session = _session(bundle, "language", threads)
+        self.dtype = np.dtype(spec.inputs[0].dtype)
+        self.cache_names = [port.name.removeprefix("past.") for port in spec.inputs if port.name.startswith("past.")]
+
+    def start(self, length: int) -> "OrtDecoding":
+        return OrtDecoding(self, length)
+
+
+class OrtDecoding:
+    """A KV cache that ONNX Runtime writes in place: each tensor is bound as input and as output."""
+
+    def __init__(self, language: OrtLanguage, length: int):
+        decoder, dtype = language.decoder, language.dtype
+        self.session, self.dtype = language.session, dtype
+        self.position = 0
+        self.length = length
+        self.binding = language.session.io_binding()
+        shape = (1, decoder.kv_heads, length, decoder.head_width)
+        self.cache = [ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype)) for _ in language.cache_names]
+        for name, value in zip(language.cache_names, self.cache, strict=True):
+            self.binding.bind_ortvalue_input(f"past.{name}", value)
+            self.binding.bind_ortvalue_output(f"present.{name}", value)
+        self.logits = np.empty((1, 1, decoder.vocabulary), dtype)
+        self.logits_value = ort.OrtValue.ortvalue_from_numpy(self.logits)
+        self.binding.bind_ortvalue_output("logits", self.logits_value)
+
+    def step(self, embeds: np.ndarray) -> np.ndarray:
+        tokens = embeds.shape[1]
+        if self.position + tokens > self.length:
+            raise RedipruneError(
+                f"the KV cache has room for {self.length} positions, {self.position + tokens} are needed"
+            )
+        self.binding.bind_cpu_input("inputs_embeds", np.ascontiguousarray(embeds, self.dtype))
+        self.binding.bind_cpu_input("write_index", np.array([self.position], np.int64))
+        self.session.run_with_iobinding(self.binding)
+        self.position += tokens
+        return self.logits_value.numpy()[0, 0].astype(np.float32)
+
+
+def open_stage(bundle: Bundle, stage: str, threads: int) -> OrtStage:
+    return OrtStage(bundle, stage, threads)
+
+
+def open_language(bundle: Bundle, threads: int) -> OrtLanguage:
+    return OrtLanguage(bundle, threads)
+
+
+def _session(bundle: Bundle, stage: str, threads: int) -> ort.InferenceSession:
+    """Load a stage's graph.
+
+    Raises:
+        RedipruneError: ONNX Runtime refuses the graph, e.g. for external data that leads outside the bundle.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    # Stages run one after another; threads of one that spin for work would take the cores from the next.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    path = bundle.path(bundle.manifest.stages[stage].file)
+    try:
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises a type per status, none of them documented
+        raise RedipruneError(
+            f"ONNX Runtime {ort.__version__} cannot load '{path}' ({str(error).splitlines()[0]}); make the bundle again "
+            f"with: {bundle.manifest.rebuild_command(bundle.folder)}"
+        ) from error

@@ -1,0 +1,410 @@
+"""A bundle that answers: images and a question in, text out.
+
+pixels → features → indices → kept → projected → spliced → prefill → decode, one after another.
+"""
+
+import sys
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..graphs.keep import check_weights, num_kept, query_ids
+from .bundle import Bundle
+from .errors import RedipruneError
+from .generate import Sampling, Stopping
+from .preprocess import Processor, image_key, load_image, load_video
+from .prompt import Prompt, check_placeholders, render_prompt
+from .session import BACKENDS, LanguageSession, StageSession, open_language, open_stage
+from .visuals import FeatureCache, Visual, splice
+
+DEFAULT_FRAMES = 8
+
+
+@dataclass
+class Answer:
+    """An answer and what it took.
+
+    Attributes:
+        text: the answer, without special tokens, up to a stop string.
+        token_ids: generated ids, the stop token included.
+        kept: for each image or video [F, K] indices of the kept tokens.
+        timings: seconds: preprocess, vision, select, project, embed, prefill, time_to_first_token, decode, total.
+        prompt_tokens: text tokens of the prompt.
+        visual_tokens, kept_tokens: visual tokens before and after pruning.
+        finish_reason: "stop" (stop token or string) or "length".
+        peak_memory: bytes, the process's largest resident size so far.
+    """
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    kept: list[np.ndarray] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    visual_tokens: int = 0
+    kept_tokens: int = 0
+    finish_reason: str = "length"
+    peak_memory: int = 0
+    visuals: list[Visual] = field(default_factory=list, repr=False)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decoded tokens per second, the first not counted (it comes from the prefill)."""
+        return (len(self.token_ids) - 1) / self.timings["decode"] if self.timings.get("decode") else 0.0
+
+
+class Stream:
+    """Text pieces of an answer as they come; `answer` is complete once they are exhausted."""
+
+    def __init__(self, pieces: Iterator[str], answer: Answer):
+        self._pieces = pieces
+        self.answer = answer
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+
+class Pipeline:
+    """Loaded stages of a bundle. Stages are loaded when first needed; `Pipeline.load` makes one."""
+
+    def __init__(self, bundle: Bundle, backends: Mapping[str, str], threads: int, cache_bytes: int):
+        self.bundle = bundle
+        self.backends = backends
+        self.threads = threads
+        self.processor = Processor.load(bundle.path("processor"))
+        self.cache = FeatureCache(cache_bytes)
+        self._sessions: dict[str, StageSession] = {}
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | Path,
+        backend: str = "ort",
+        *,
+        eager: Collection[str] = (),
+        threads: int = 0,
+        cache_bytes: int = 1 << 30,
+        verify: bool = True,
+    ) -> "Pipeline":
+        """Open a bundle.
+
+        Args:
+            bundle: folder.
+            backend: what runs the stages: "ort" (ONNX Runtime on the CPU) or "eager" (PyTorch, the reference).
+            eager: stages to run in eager PyTorch instead, to find one that drifts.
+            threads: for every stage; 0 leaves it to the backend.
+            cache_bytes: bound of the feature cache.
+            verify: compare the bundle's files with their hashes.
+
+        Raises:
+            RedipruneError: the bundle or backend cannot be used.
+        """
+        opened = Bundle.open(bundle, verify)
+        stages = list(opened.manifest.stages)
+        unknown = sorted(set(eager) - set(stages))
+        if unknown:
+            raise RedipruneError(f"stage '{unknown[0]}' is not one of this bundle's: {', '.join(stages)}")
+        if backend not in BACKENDS:
+            raise RedipruneError(f"backend '{backend}' is not known; choose one of: {', '.join(BACKENDS)}")
+        if threads < 0 or cache_bytes < 0:
+            raise RedipruneError("threads and cache_bytes must be 0 or more")
+        backends = {stage: "eager" if stage in eager else backend for stage in stages}
+        return cls(opened, backends, threads, cache_bytes)
+
+    def stage(self, name: str) -> StageSession:
+        """The session of a stage other than `language`."""
+        if name not in self._sessions:
+            self._sessions[name] = open_stage(self.backends[name], self.bundle, name, self.threads)
+        return self._sessions[name]
+
+    @cached_property
+    def language(self) -> LanguageSession:
+        return open_language(self.backends["language"], self.bundle, self.threads)
+
+    @cached_property
+    def newline(self) -> np.ndarray | None:
+        """The embedding [D] that ends a row of tiles, where the family has one."""
+        path = self.bundle.manifest.newline
+        return None if path is None else np.load(self.bundle.path(path))
+
+    def generate(
+        self, prompt: Prompt, images: Sequence[Any] = (), videos: Sequence[Any] = (), **options: Any
+    ) -> Answer:
+        """Answer a question. Takes what `stream` takes."""
+        stream = self.stream(prompt, images, videos, **options)
+        for _ in stream:
+            pass
+        return stream.answer
+
+    def stream(
+        self,
+        prompt: Prompt,
+        images: Sequence[Any] = (),
+        videos: Sequence[Any] = (),
+        *,
+        frames: int | None = None,
+        keep: float | int | None = None,
+        alpha: float | None = None,
+        tau: float | None = None,
+        prune_tiles: bool = False,
+        max_new_tokens: int = 128,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        chat: bool = True,
+    ) -> Stream:
+        """Answer a question piece by piece.
+
+        Args:
+            prompt: a question, or the messages of a dialogue (see `render_prompt`).
+            images: paths, bytes, Pillow images or uint8 arrays [H,W,3], in the order of their placeholders.
+            videos: paths or bytes, likewise.
+            frames: frames sampled from each video, evenly; None is the checkpoint's number, or 8.
+            keep: float, the ratio of visual tokens kept in each frame, 1.0 for all; int, their number; None is the
+                bundle's default.
+            alpha: weight of relevance against diversity. tau: candidate filter, 0 is off.
+            prune_tiles: prune images that are seen in tiles too (the release does not; see algorithm.md).
+            max_new_tokens: at most this many tokens.
+            temperature, top_k, top_p, repetition_penalty, seed: sampling; None is the checkpoint's generation
+                config, temperature 0 is greedy.
+            stop: strings that end the answer, besides the generation config's.
+            chat: put the question into the checkpoint's chat form; False takes the prompt as it is.
+
+        Raises:
+            RedipruneError: a bad image, video, prompt or setting.
+        """
+        started = time.perf_counter()
+        defaults = self.bundle.manifest.defaults
+        keep = defaults.keep if keep is None else keep
+        alpha = defaults.alpha if alpha is None else alpha
+        tau = defaults.tau if tau is None else tau
+        if max_new_tokens < 1:
+            raise RedipruneError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+        if frames is not None and frames < 1:
+            raise RedipruneError(f"frames must be at least 1, not {frames}")
+        with _as_user_error():
+            check_weights(alpha, tau)
+            num_kept(1 << 30, keep)  # its range; the count is held against each frame's tokens below
+        sampling = Sampling.from_config(
+            self.processor.generation,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        )
+        stopping = Stopping(self.processor.generation, self.processor.tokenizer.eos_token_id, stop)
+        answer = Answer(timings=dict.fromkeys(("preprocess", "vision", "select", "project", "embed", "prefill"), 0.0))
+
+        embeds, ids = self._prompt_embeds(
+            prompt,
+            images,
+            videos,
+            frames or self.processor.frames or DEFAULT_FRAMES,
+            keep,
+            alpha,
+            tau,
+            prune_tiles,
+            chat,
+            answer,
+        )
+        length = embeds.shape[0]
+        limit = self.bundle.manifest.decoder.max_positions
+        if length + max_new_tokens > limit:
+            raise RedipruneError(
+                f"the prompt takes {length} of the model's {limit} positions and the answer up to {max_new_tokens}; lower "
+                "keep, frames or max_new_tokens, or shorten the prompt"
+            )
+        return Stream(self._decode(embeds, ids, max_new_tokens, sampling, stopping, answer, started), answer)
+
+    def _prompt_embeds(
+        self,
+        prompt: Prompt,
+        images: Sequence[Any],
+        videos: Sequence[Any],
+        frames: int,
+        keep: float | int,
+        alpha: float,
+        tau: float,
+        prune_tiles: bool,
+        chat: bool,
+        answer: Answer,
+    ) -> tuple[np.ndarray, list[int]]:
+        """The whole prompt as embeddings [S', D], and its token ids."""
+        modalities = self.bundle.manifest.modalities
+        for kind, given in (("image", images), ("video", videos)):
+            if given and kind not in modalities:
+                raise RedipruneError(
+                    f"{self.bundle.manifest.family_name} answers about {' and '.join(modalities)}s only; "
+                    f"give a {kind}'s frames as images, or use another checkpoint"
+                )
+        clock = _Clock(answer.timings)
+        with clock("preprocess"):
+            if chat:
+                text = render_prompt(self.processor, prompt, len(images), len(videos))
+            elif isinstance(prompt, str):
+                check_placeholders(self.processor, prompt, len(images), len(videos))
+                text = prompt
+            else:
+                raise RedipruneError("chat=False takes the prompt as one text, not as messages")
+            ids = self.processor.encode(text)
+        placeholders = {spec.placeholder: kind for kind, spec in modalities.items()}
+        if not ids:
+            raise RedipruneError("the prompt is empty; ask a question")
+        question = query_ids(ids, placeholders)
+        sources = {"image": iter(images), "video": iter(videos)}
+        order = [placeholders[token] for token in ids if token in placeholders]
+        visuals = [self._encode(kind, next(sources[kind]), frames, clock) for kind in order]
+
+        plain = [0 if token in placeholders else token for token in ids]  # a placeholder's own embedding is not used
+        with clock("embed"):
+            embeds = self.stage("embed").run({"input_ids": np.array([plain])})["embeds"][0]
+            tail = np.zeros((1, embeds.shape[1]), embeds.dtype)
+            if question:
+                tail = embeds[len(ids) - len(question) :]
+        spliced = []
+        for visual in visuals:
+            pruned = not visual.spec.tiled or prune_tiles
+            with clock("select"):
+                kept = self._select(visual, tail, keep if pruned else 1.0, alpha, tau)
+            with clock("project"):
+                projected = self.stage("project").run({"kept": kept})["visual_embeds"]
+            tokens = visual.sequence(projected, self.newline)
+            spliced.append((visual.spec.placeholder, tokens))
+            answer.kept_tokens += len(tokens)
+            answer.visual_tokens += visual.total
+        answer.kept = [visual.kept for visual in visuals]
+        answer.visuals = visuals
+        answer.prompt_tokens = len(ids) - len(visuals)
+        return splice(ids, embeds, spliced), ids
+
+    def _encode(self, kind: str, source: Any, frames: int, clock: "_Clock") -> Visual:
+        """Features of an image or video, from the cache where it was seen before."""
+        spec = self.bundle.manifest.modalities[kind]
+        video = kind == "video"
+        with clock("preprocess"):
+            pictures = load_video(source, frames) if video else [load_image(source)]
+            key = (f"{spec.stage}.{spec.output}.{kind}", "".join(image_key(picture) for picture in pictures))
+        features = self.cache.get(key)
+        if features is None:
+            with clock("preprocess"):
+                pixels = self.processor.pixel_values(pictures, video)
+            with clock("vision"):
+                session = self.stage(spec.stage)
+                step = session.batch
+                features = np.concatenate(
+                    [
+                        session.run({"pixel_values": pixels[at : at + step]})[spec.output]
+                        for at in range(0, len(pixels), step)
+                    ]
+                )
+            self.cache.put(key, features)
+        layout = self.processor.layout(pictures[0]) if spec.tiled else None
+        everything = np.tile(np.arange(features.shape[1]), (features.shape[0], 1))
+        return Visual(kind, pictures, spec, features, layout, everything)
+
+    def _select(self, visual: Visual, question: np.ndarray, keep: float | int, alpha: float, tau: float) -> np.ndarray:
+        """Prune a visual: sets its `kept` and returns the kept features [F,K,C]."""
+        patches = visual.features.shape[1]
+        with _as_user_error():
+            count = num_kept(patches, keep)
+        if count == patches:
+            return visual.features
+        outputs = self.stage("select").run(
+            {
+                "features": visual.features,
+                "text_embeds": question,
+                "num_keep": np.array(count),
+                "alpha": np.array(alpha),
+                "tau": np.array(tau),
+            }
+        )
+        visual.kept = outputs["indices"]
+        return outputs["kept"]
+
+    def _decode(
+        self,
+        embeds: np.ndarray,
+        ids: list[int],
+        max_new_tokens: int,
+        sampling: Sampling,
+        stopping: Stopping,
+        answer: Answer,
+        started: float,
+    ) -> Iterator[str]:
+        """Prefill, then token after token; yields text as soon as it is certain."""
+        clock = _Clock(answer.timings)
+        random = np.random.default_rng(sampling.seed)
+        decoding = self.language.start(len(embeds) + max_new_tokens)
+        with clock("prefill"):
+            logits = decoding.step(embeds[None])
+        shown = 0
+        while True:
+            token = sampling.choose(logits, [*ids, *answer.token_ids], random)
+            answer.token_ids.append(token)
+            if len(answer.token_ids) == 1:
+                first = time.perf_counter()
+                answer.timings["time_to_first_token"] = first - started
+            ended = token in stopping.ids
+            text = self.processor.decode(answer.token_ids)
+            cut = stopping.cut(text)
+            last = ended or cut is not None or len(answer.token_ids) == max_new_tokens
+            answer.text = text if cut is None else cut
+            certain = len(answer.text) if last else len(text) - max(stopping.held_back(text), _unfinished(text))
+            if certain > shown:
+                yield answer.text[shown:certain]
+                shown = certain
+            if last:
+                break
+            embedded = self.stage("embed").run({"input_ids": np.array([[token]])})["embeds"]
+            logits = decoding.step(embedded)
+        now = time.perf_counter()
+        answer.finish_reason = "stop" if ended or cut is not None else "length"
+        answer.timings["decode"] = now - first
+        answer.timings["total"] = now - started
+        answer.peak_memory = peak_memory()
+
+
+class _Clock:
+    """Adds what a block takes to the entry of its name."""
+
+    def __init__(self, timings: dict[str, float]):
+        self.timings = timings
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.timings[name] += time.perf_counter() - begin
+
+
+@contextmanager
+def _as_user_error() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise RedipruneError(str(error)) from error
+
+
+def _unfinished(text: str) -> int:
+    """1 if the text ends in the middle of a character that takes several tokens."""
+    return int(text.endswith("\ufffd"))
+
+
+def peak_memory() -> int:
+    """The process's largest resident size so far, in bytes; 0 where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == "darwin" else size * 1024
+

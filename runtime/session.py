@@ -1,0 +1,82 @@
+"""One interface for every backend: a stage is arrays in, arrays out; the language stage keeps its KV cache.
+
+A backend is a module of this package with two functions, `open_stage` and `open_language`, registered in `BACKENDS`.
+"""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Protocol
+
+import numpy as np
+
+from .bundle import Bundle, StageSpec
+from .errors import RedipruneError
+
+# Name → module. A module is imported when its backend is asked for, so that its libraries stay optional.
+BACKENDS = {"ort": ".ort", "eager": ".eager"}
+
+
+class StageSession(Protocol):
+    """A loaded stage."""
+
+    batch: int  # frames per run that are fastest here
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name; inputs are by the manifest's names and dtypes."""
+        ...
+
+
+class Decoding(Protocol):
+    """One request's KV cache, filled from position 0."""
+
+    def step(self, embeds: np.ndarray) -> np.ndarray:
+        """Append embeds [1,S,D] to the cache; logits [V] float32 of the last position."""
+        ...
+
+
+class LanguageSession(Protocol):
+    """The loaded language stage."""
+
+    def start(self, length: int) -> Decoding:
+        """An empty cache with room for `length` positions."""
+        ...
+
+
+def open_stage(backend: str, bundle: Bundle, stage: str, threads: int) -> StageSession:
+    """Load a stage other than `language` on a backend; threads 0 leaves their number to the backend."""
+    return _module(backend).open_stage(bundle, stage, threads)
+
+
+def open_language(backend: str, bundle: Bundle, threads: int) -> LanguageSession:
+    """Load the language stage on a backend."""
+    return _module(backend).open_language(bundle, threads)
+
+
+def _module(backend: str):
+    if backend not in BACKENDS:
+        raise RedipruneError(f"backend '{backend}' is not known; choose one of: {', '.join(BACKENDS)}")
+    return import_module(BACKENDS[backend], __package__)
+
+
+def cast_inputs(spec: StageSpec, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The stage's inputs in its own dtypes and contiguous, after checking their shapes.
+
+    Raises:
+        RedipruneError: an input is missing or has a fixed dimension of another size.
+    """
+    feed = {}
+    for port in spec.inputs:
+        if port.name not in inputs:
+            raise RedipruneError(
+                f"stage input '{port.name}' is missing; the stage takes {[p.name for p in spec.inputs]}"
+            )
+        array = np.asarray(inputs[port.name], dtype=port.dtype, order="C")
+        fixed = len(array.shape) == len(port.shape) and all(
+            isinstance(want, str) or want == have for want, have in zip(port.shape, array.shape, strict=True)
+        )
+        if not fixed:
+            raise RedipruneError(
+                f"stage input '{port.name}' has shape {list(array.shape)}, the stage takes {port.shape}"
+            )
+        feed[port.name] = array
+    return feed
