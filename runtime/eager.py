@@ -107,7 +107,9 @@ def eager_stages(bundle: Bundle, threads: int = 0) -> list[Any]:
 def _load(folder: Path) -> Any:
     import torch
     from transformers import AutoModelForImageTextToText
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
 
 

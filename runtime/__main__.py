@@ -1,0 +1,5 @@
+"""`python -m rediprune.runtime` is `rediprune`."""
+
+from .cli import main
+
+main()
