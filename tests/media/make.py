@@ -1,4 +1,4 @@
-"""Makes the sample photographs and the clip of this folder: `python tests/media/make.py` (scikit-image, Pillow, av)."""
+"""Makes the photographs and the clip of this folder: `python tests/media/make.py` (needs scikit-image)."""
 
 from pathlib import Path
 
