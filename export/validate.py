@@ -30,7 +30,7 @@ from .samples import sample_clip, sample_picture
 
 # A stage may be this many times as far from float32 as an eager run of its precision is: backends sum in another
 # order, none of them loses digits. A broken weight or dimension is off by orders of magnitude.
-NOISE_FACTOR = 12.0
+NOISE_FACTOR = 6.0
 QUESTION = "What is left of the red ball?"
 KEEPS: tuple[float | int, ...] = (1.0, 0.5, 0.15, 1)
 NEW_TOKENS = 12
@@ -223,7 +223,9 @@ def _compare_stage(bundle: Bundle, backend: str, stage: str, cases: list[Case], 
         for index, case in enumerate(cases):
             ours, theirs = (dict(result[index]) for _, result in results)
             for name, expected in case.expected.items():
-                rows.append(_compare_output(stage, case, name, np.asarray(ours[name]), np.asarray(theirs[name]), expected))
+                rows.append(
+                    _compare_output(stage, case, name, np.asarray(ours[name]), np.asarray(theirs[name]), expected)
+                )
     return rows
 
 
@@ -463,7 +465,9 @@ def _feeds(bundle: Bundle, reference: Any, pictures: list[Any]) -> dict[str, lis
     select = []
     for keep, frames, tau in ((0.5, features, 0.0), (0.15, features, 0.0), (0.25, normal(5, 36, channels), 0.05)):
         count = max(1, round(frames.shape[1] * keep))
-        select.append((f"{len(frames)} × {frames.shape[1]}, K = {count}, τ = {tau:g}", _select_feed(frames, asked, count, tau)))
+        select.append(
+            (f"{len(frames)} × {frames.shape[1]}, K = {count}, τ = {tau:g}", _select_feed(frames, asked, count, tau))
+        )
     select.append((f"1 × {patches}, K = 1", _select_feed(features, asked[-1:], 1, 0.0)))
     feeds["select"] = select
     feeds["project"] = [

@@ -5,9 +5,7 @@ import numpy as np
 NEWLINE = -1
 
 
-def anyres_layout(
-    image_size: tuple[int, int], pinpoints: list[list[int]], tile_size: int, patch: int
-) -> np.ndarray:
+def anyres_layout(image_size: tuple[int, int], pinpoints: list[list[int]], tile_size: int, patch: int) -> np.ndarray:
     """Which token stands in each slot of the sequence that replaces the image's placeholder.
 
     The base tile, the whole picture squeezed to a square, comes first. The tiles follow as one large grid,

@@ -219,4 +219,6 @@ def _explain_missing(name: str, error: ImportError) -> None:
 
     @app.command(name, help=f"Needs more packages: pip install 'rediprune\\[{name}]'.", hidden=True)
     def missing() -> None:
-        raise RedipruneError(f"'{name}' needs the package '{error.name}'; install it with: pip install 'rediprune[{name}]'")
+        raise RedipruneError(
+            f"'{name}' needs the package '{error.name}'; install it with: pip install 'rediprune[{name}]'"
+        )

@@ -39,9 +39,7 @@ def load_image(source: ImageSource) -> Image.Image:
     elif isinstance(source, str | Path):
         name, data = str(source), _read(Path(source))
     else:
-        raise RedipruneError(
-            f"an image must be a path, bytes, Pillow image or array, not {type(source).__name__}"
-        )
+        raise RedipruneError(f"an image must be a path, bytes, Pillow image or array, not {type(source).__name__}")
     if not data:
         raise RedipruneError(f"{name} is empty: give a picture such as a PNG or JPEG file")
     try:

@@ -70,9 +70,7 @@ class Processor:
         config = _read_json(folder / "config.json") or {}
         images = processor.get("image_processor") or _read_json(folder / "preprocessor_config.json")
         if not images:
-            raise RedipruneError(
-                f"{folder} has no preprocessor_config.json: copy it there from the checkpoint"
-            )
+            raise RedipruneError(f"{folder} has no preprocessor_config.json: copy it there from the checkpoint")
         videos = processor.get("video_processor") or _read_json(folder / "video_preprocessor_config.json")
         named = images.get("image_processor_type") or images.get("feature_extractor_type")
         named = named or _DEFAULT.get(processor.get("processor_class") or images.get("processor_class", ""))

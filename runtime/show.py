@@ -5,6 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .errors import RedipruneError
+from .pipeline import Answer
+from .preprocess import Processor
+
 _INK = (32, 36, 44)
 _MUTED = (112, 118, 130)
 _PAPER = (255, 255, 255)
@@ -49,8 +53,7 @@ def draw_kept(
     least = 224 if several else 448  # pixels
     factor = max(1, -(-least // max(images[0].size)))
     pictures = [
-        _dim(_enlarge(image, factor), indices, grid, leading)
-        for image, indices in zip(images, kept, strict=True)
+        _dim(_enlarge(image, factor), indices, grid, leading) for image, indices in zip(images, kept, strict=True)
     ]
 
     count = sum(len(indices) for indices in kept)
@@ -62,9 +65,7 @@ def draw_kept(
 
 
 def _enlarge(image: Image.Image, factor: int) -> Image.Image:
-    return image.convert("RGB").resize(
-        (image.width * factor, image.height * factor), Image.Resampling.BICUBIC
-    )
+    return image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
 
 
 def _dim(image: Image.Image, indices: np.ndarray, grid: tuple[int, int], leading: int) -> Image.Image:
@@ -109,12 +110,7 @@ def _compose(
     gap = 8
     canvas_width = 2 * _MARGIN + columns * width + (columns - 1) * gap
     body = rows * (height + label_height) + (rows - 1) * gap
-    texts = [
-        (line, colour)
-        for text, colour in lines
-        if text
-        for line in _wrap(text, size, canvas_width - 2 * _MARGIN)
-    ]
+    texts = [(line, colour) for text, colour in lines if text for line in _wrap(text, size, canvas_width - 2 * _MARGIN)]
     line_height = 26
     canvas = Image.new("RGB", (canvas_width, 2 * _MARGIN + body + 10 + line_height * len(texts)), _PAPER)
     draw = ImageDraw.Draw(canvas)
@@ -141,3 +137,43 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
         else:
             line = longer
     return [*lines, line]
+
+
+def draw_answer(answer: Answer, processor: Processor, question: str | None = None) -> Image.Image:
+    """Draw all images and videos of an answer; those with another grid of tokens stand below each other.
+
+    Raises:
+        RedipruneError: the question was about text only.
+    """
+    groups: dict[tuple[int, int, int], tuple[list[Image.Image], list[np.ndarray], list[str]]] = {}
+    for number, visual in enumerate(answer.visuals, start=1):
+        spec = visual.spec
+        pictures = processor.seen(processor.pixel_values(visual.frames, visual.kind == "video"), visual.kind == "video")
+        images, kept, labels = groups.setdefault((spec.rows, spec.columns, spec.leading), ([], [], []))
+        images += pictures
+        kept += list(visual.kept)
+        part = {"video": "frame", "image": "tile" if spec.tiled else ""}[visual.kind]
+        named = f"{visual.kind} {number}" if len(answer.visuals) > 1 else ""
+        labels += [f"{named} {part} {at}".strip() if part else named for at in range(1, len(pictures) + 1)]
+    if not groups:
+        raise RedipruneError("there is no picture of kept patches: the question had no image or video")
+    drawn = []
+    for at, ((rows, columns, leading), (images, kept, labels)) in enumerate(groups.items(), start=1):
+        last = at == len(groups)
+        drawn.append(
+            draw_kept(
+                images,
+                kept,
+                (rows, columns),
+                leading,
+                question if last else None,
+                answer.text if last else None,
+                labels if len(images) > 1 else None,
+            )
+        )
+    sheet = Image.new("RGB", (max(d.width for d in drawn), sum(d.height for d in drawn)), _PAPER)
+    top = 0
+    for picture in drawn:
+        sheet.paste(picture, (0, top))
+        top += picture.height
+    return sheet

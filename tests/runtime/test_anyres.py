@@ -46,9 +46,7 @@ def pack(sizes, pinpoints, tile, patch):
 )
 def test_equals_transformers(pinpoints, tile, patch):
     random = np.random.default_rng(0).integers(1, 2000, (40, 2)).tolist()
-    sizes = SIZES + [
-        (height, width) for height, width in random if max(height, width) < 200 * min(height, width)
-    ]
+    sizes = SIZES + [(height, width) for height, width in random if max(height, width) < 200 * min(height, width)]
     for size, expected in zip(sizes, pack(sizes, pinpoints, tile, patch), strict=True):
         layout = anyres_layout(size, pinpoints, tile, patch)
         assert layout.dtype == np.int64

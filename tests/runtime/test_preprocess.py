@@ -282,9 +282,7 @@ def test_transparency_is_laid_over_white_as_transformers_does():
     image = photo().convert("RGBA")
     image.putalpha(Image.linear_gradient("L").resize(image.size))
     reference = CLIPImageProcessorPil()
-    assert np.array_equal(
-        reference(load_image(encoded(image))).pixel_values[0], reference(image).pixel_values[0]
-    )
+    assert np.array_equal(reference(load_image(encoded(image))).pixel_values[0], reference(image).pixel_values[0])
     palette = Image.new("P", (4, 4), 1)
     palette.putpalette([0, 0, 0, 255, 0, 0])
     data = encoded(palette, transparency=1)

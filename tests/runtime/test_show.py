@@ -16,9 +16,7 @@ def photo(side=448, seed=0):
 def pictures(drawn, side, number=1):
     """The pictures of a sheet, as arrays [side, side, 3]."""
     sheet = np.asarray(drawn).astype(int)
-    corners = [
-        (MARGIN + i // 4 * (side + 28), MARGIN + i % 4 * (side + 8)) for i in range(number)
-    ]  # 28: gap and label
+    corners = [(MARGIN + i // 4 * (side + 28), MARGIN + i % 4 * (side + 8)) for i in range(number)]  # 28: gap and label
     return [sheet[top : top + side, left : left + side] for top, left in corners]
 
 
@@ -101,9 +99,7 @@ def test_counts(monkeypatch, images, kept, leading, line):
         text(self, position, string, *arguments)
 
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", record)
-    draw_kept(
-        [photo(336)] * images, [np.arange(kept)] * images, (24, 24), leading, question="Why?", answer="So."
-    )
+    draw_kept([photo(336)] * images, [np.arange(kept)] * images, (24, 24), leading, question="Why?", answer="So.")
     labels = [str(number) for number in range(1, 9)] if images > 1 else []
     assert written == [*labels, line, "Why?", "So."]
 

@@ -31,9 +31,7 @@ def number(image):
     return round(float(np.asarray(image)[-10:, -10:].mean()) / 8)
 
 
-@pytest.mark.parametrize(
-    ("count", "frames"), [(24, 8), (24, 1), (24, 24), (10, 3), (3, 8), (1, 4), (2, 2), (30, 7)]
-)
+@pytest.mark.parametrize(("count", "frames"), [(24, 8), (24, 1), (24, 24), (10, 3), (3, 8), (1, 4), (2, 2), (30, 7)])
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_uniform_sampling(tmp_path, count, frames, suffix):
     images = load_video(make_video(tmp_path / f"clip.{suffix}", count), frames)

@@ -1,0 +1,227 @@
+"""The commands of `rediprune` that need torch or ONNX: export, build, validate, bench, new-checkpoint.
+
+Heavy packages are imported when a command runs, so that `--help` stays fast.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import onnx  # noqa: F401  # without the extra, the commands say what to install
+import torch  # noqa: F401
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ..runtime.cli import BundleArgument, JsonOption
+from ..runtime.errors import RedipruneError
+
+Out = Annotated[Path, typer.Option("-o", "--out", help="Where to.")]
+
+
+def add(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command(
+        "export",
+        epilog="""Examples:\n
+    rediprune export path/to/llava-1.5-7b-hf -o engines/llava\n
+    rediprune export llava-hf/llava-1.5-7b-hf -o engines/llava --precision fp16""",
+    )(export)
+    app.command("build", epilog="Example:\n\n    rediprune build engines/llava --backend ort")(build)
+    app.command(
+        "validate",
+        epilog="""Examples:\n
+    rediprune validate engines/llava\n
+    rediprune validate engines/llava --stage vision --stage select\n
+    rediprune validate engines/llava --eager vision    (does the answer drift without the vision engine?)""",
+    )(validate)
+    app.command("bench", epilog="Example:\n\n    rediprune bench engines/real --image photo.jpg")(bench)
+    app.command(
+        "new-checkpoint",
+        epilog="Example:\n\n    rediprune new-checkpoint checkpoints/tiny --family llava_next_video --decoder qwen2",
+    )(new_checkpoint)
+
+
+def export(
+    checkpoint: Annotated[str, typer.Argument(help="A folder with config.json and safetensors, or a hub id.")],
+    out: Out,
+    precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
+    revision: Annotated[str | None, typer.Option(help="Revision of a hub id.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Redo finished stages too.")] = False,
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Run each graph beside PyTorch.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Trace a checkpoint's five stages into a bundle. A finished stage is not redone."""
+    from .bundle import export_bundle
+    from .checkpoint import Checkpoint
+
+    with _progress(as_json) as report:
+        bundle = export_bundle(Checkpoint.open(checkpoint, revision), out, precision, force, check, report)
+    manifest = bundle.manifest
+    if as_json:
+        print(json.dumps({"bundle": str(out), "family": manifest.family, "precision": manifest.precision}))
+        return
+    size = sum(bundle.path(file).stat().st_size for file in bundle.expected_files())
+    Console().print(
+        f"[bold]{out}[/bold]: {manifest.family_name}, {manifest.precision}, {len(manifest.stages)} stages, "
+        f"{size / 1e6:.1f} MB. Ask it: rediprune run {out} --image photo.jpg --prompt 'What is this?'",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def build(
+    bundle: BundleArgument,
+    backend: Annotated[str, typer.Option(help="ort.")] = "ort",
+    as_json: JsonOption = False,
+) -> None:
+    """Load and run every stage on a backend, and note in the manifest what it was built with."""
+    from .build_ort import build_ort
+
+    if backend != "ort":
+        raise RedipruneError(f"backend '{backend}' cannot be built here; choose ort")
+    with _progress(as_json) as report:
+        engine = build_ort(bundle, report)
+    if as_json:
+        print(engine.model_dump_json())
+        return
+    Console().print(f"{bundle}: {len(engine.stages)} stages run on {engine.library} {engine.version}", highlight=False)
+
+
+def validate(
+    bundle: BundleArgument,
+    backend: Annotated[str, typer.Option(help="What runs the stages: ort or eager.")] = "ort",
+    stage: Annotated[list[str] | None, typer.Option(help="Only this stage; repeat.")] = None,
+    eager: Annotated[list[str] | None, typer.Option(help="Run this stage eagerly end to end; repeat.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Ask about this image.")] = None,
+    video: Annotated[Path | None, typer.Option(help="Ask about this video.")] = None,
+    threads: Annotated[int, typer.Option(help="Threads per stage; 0 leaves it to the backend.")] = 0,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Compute the eager reference anew.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare a bundle with the checkpoint in eager PyTorch. Exit code 1 if it differs."""
+    from .validate import validate as run
+
+    console = Console()
+    with _waiting("comparing with eager PyTorch", as_json):
+        report = run(
+            bundle,
+            backend,
+            stage or (),
+            eager or (),
+            image,
+            video,
+            threads=threads,
+            refresh=refresh,
+        )
+    if as_json:
+        print(json.dumps(report.document()))
+    else:
+        _print_report(console, report)
+    raise typer.Exit(0 if report.passed else 1)
+
+
+def _print_report(console: Console, report: Any) -> None:
+    table = Table("stage", "input", "output", "max abs", "max rel", "1 − cosine", "eager noise", "", title="stages")
+    for row in report.stages:
+        cells = [row.output, f"{row.max_abs:.1e}", f"{row.max_rel:.1e}", f"{1 - row.cosine:.0e}", f"{row.noise:.1e}"]
+        if row.output == "indices":
+            cells = [row.output, row.note or "equal", "", "", ""]
+        elif row.note:
+            cells = [row.note, "", "", "", ""]
+        table.add_row(row.stage, row.case, *cells, _mark(row.passed))
+    if report.stages:
+        console.print(table)
+    table = Table("request", "tokens", "ids", "kept sets", "", title="end to end")
+    for row in report.stories:
+        ids = "equal"
+        if not row.equal:
+            ids = f"differ from token {row.first_divergence}, logit gap {row.logit_gap:.2g}"
+        kept = "equal" if row.jaccard == 1 else f"Jaccard {row.jaccard:.2f}"
+        table.add_row(row.case, str(row.tokens), ids, kept, _mark(row.passed))
+    if report.stories:
+        console.print(table)
+    eager = f" with {', '.join(report.eager)} in eager PyTorch" if report.eager else ""
+    what = f"{report.bundle} on {report.backend} ({report.precision}){eager}"
+    if report.passed:
+        console.print(f"[green]equal to eager PyTorch[/green]: {what}", highlight=False)
+    elif report.failing_stages:
+        console.print(f"[red]differs[/red] in {', '.join(report.failing_stages)}: {what}", highlight=False)
+    else:
+        console.print(f"[red]answers differ[/red] though each stage agrees: {what}", highlight=False)
+
+
+def _mark(passed: bool) -> str:
+    return "[green]✓[/green]" if passed else "[red]✗[/red]"
+
+
+def bench(
+    bundle: BundleArgument,
+    image: Annotated[Path | None, typer.Option(help="Ask about this image.")] = None,
+    runs: Annotated[int, typer.Option(help="Interleaved runs of every contender.")] = 5,
+    threads: Annotated[int, typer.Option(help="Threads of every contender; 0 is all cores.")] = 0,
+    keeps: Annotated[str, typer.Option(help="Keep ratios, comma separated.")] = "1,0.25,0.15,0.1",
+    out: Annotated[Path | None, typer.Option(help="Write the JSON document here too.")] = None,
+) -> None:
+    """Time the bundle beside eager transformers. The last line is one JSON document."""
+    from .bench import bench as run
+
+    try:
+        ratios = [float(keep) for keep in keeps.split(",")]
+    except ValueError as error:
+        raise RedipruneError(f"--keeps takes ratios separated by commas, not '{keeps}'") from error
+    document = run(bundle, image, runs, threads, ratios, Console())
+    if out is not None:
+        out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(document))
+
+
+def new_checkpoint(
+    folder: Annotated[Path, typer.Argument(help="Where to.")],
+    family: Annotated[str, typer.Option(help="llava, llava_next_video or video_llava.")] = "llava",
+    tower: Annotated[str, typer.Option(help="clip or siglip.")] = "clip",
+    decoder: Annotated[str, typer.Option(help="llama or qwen2.")] = "llama",
+    size: Annotated[str, typer.Option(help="tiny, real (CLIP-L/336 + 0.5 B or 1.1 B) or 7b.")] = "tiny",
+    seed: Annotated[int, typer.Option(help="Of the weights.")] = 0,
+) -> None:
+    """Make a checkpoint with random weights in the real layout, to try and to measure with."""
+    from .checkpoints import make_checkpoint
+
+    try:
+        with _waiting("making weights", False):
+            make_checkpoint(folder, family, tower, decoder, size, seed)
+    except ValueError as error:
+        raise RedipruneError(str(error)) from error
+    Console().print(f"[bold]{folder}[/bold]: {family}, {tower} + {decoder}, {size}, random weights", highlight=False)
+
+
+@contextmanager
+def _waiting(what: str, silent: bool) -> Iterator[None]:
+    if silent:
+        yield
+    else:
+        with Console(stderr=True).status(what):
+            yield
+
+
+@contextmanager
+def _progress(silent: bool) -> Iterator[Any]:
+    """A bar per stage, on stderr."""
+    columns = (
+        TextColumn("{task.fields[stage]:<12}"),
+        BarColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=silent) as progress:
+        tasks: dict[str, Any] = {}
+
+        def report(stage: str, what: str, fraction: float) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(what, total=1.0, stage=stage)
+            progress.update(tasks[stage], description=what, completed=fraction)
+
+        yield report
