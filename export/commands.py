@@ -3,14 +3,14 @@
 Heavy packages are imported when a command runs, so that `--help` stays fast.
 """
 
+import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
-import onnx  # noqa: F401  # without the extra, the commands say what to install
-import torch  # noqa: F401
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -18,6 +18,8 @@ from rich.table import Table
 
 from ..runtime.cli import BundleArgument, JsonOption
 from ..runtime.errors import RedipruneError
+
+_NEEDED = ("torch", "accelerate", "onnx", "onnx_ir", "onnxscript", "polygraphy", "safetensors")
 
 Out = Annotated[Path, typer.Option("-o", "--out", help="Where to.")]
 
@@ -29,20 +31,33 @@ def add(app: typer.Typer) -> None:
         epilog="""Examples:\n
     rediprune export path/to/llava-1.5-7b-hf -o engines/llava\n
     rediprune export llava-hf/llava-1.5-7b-hf -o engines/llava --precision fp16""",
-    )(export)
-    app.command("build", epilog="Example:\n\n    rediprune build engines/llava --backend ort")(build)
+    )(_needs_extra(export))
+    app.command("build", epilog="Example:\n\n    rediprune build engines/llava --backend ort")(_needs_extra(build))
     app.command(
         "validate",
         epilog="""Examples:\n
     rediprune validate engines/llava\n
     rediprune validate engines/llava --stage vision --stage select\n
     rediprune validate engines/llava --eager vision    (does the answer drift without the vision engine?)""",
-    )(validate)
-    app.command("bench", epilog="Example:\n\n    rediprune bench engines/real --image photo.jpg")(bench)
+    )(_needs_extra(validate))
+    app.command("bench", epilog="Example:\n\n    rediprune bench engines/real --image photo.jpg")(_needs_extra(bench))
     app.command(
         "new-checkpoint",
         epilog="Example:\n\n    rediprune new-checkpoint checkpoints/tiny --family llava_next_video --decoder qwen2",
-    )(new_checkpoint)
+    )(_needs_extra(new_checkpoint))
+
+
+def _needs_extra(command: Callable[..., None]) -> Callable[..., None]:
+    """Say what to install, where the packages of the extra are missing."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        missing = [name for name in _NEEDED if find_spec(name) is None]
+        if missing:
+            raise RedipruneError(f"this needs {', '.join(missing)}; install it with: pip install 'rediprune[export]'")
+        command(*args, **kwargs)
+
+    return run
 
 
 def export(

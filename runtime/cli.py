@@ -5,10 +5,12 @@ import os
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
+import click
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .bundle import Bundle
@@ -178,22 +180,29 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
 
 def _ports(ports: list[Any]) -> str:
     shown = [f"{port.name} {list(port.shape)}".replace("'", "") for port in ports[:5]]
-    return "\n".join(shown + ([f"… {len(ports) - 5} more"] if len(ports) > 5 else []))
+    return escape("\n".join(shown + ([f"… {len(ports) - 5} more"] if len(ports) > 5 else [])))
 
 
 def main() -> None:
     """Entry point. Exit code 0 good, 1 a check failed, 2 bad input, 3 a fault of the tool, 130 interrupted."""
-    for entry in entry_points(group="rediprune.commands"):
-        try:
-            entry.load()(app)
-        except ImportError as error:
-            _explain_missing(entry.name, error)
     try:
-        app(standalone_mode=True)
+        for entry in entry_points(group="rediprune.commands"):
+            entry.load()(app)
+        command = typer.main.get_command(app)
+        try:
+            sys.exit(command.main(standalone_mode=False) or 0)
+        except click.exceptions.Abort as error:
+            raise KeyboardInterrupt from error
+        except click.exceptions.ClickException as error:  # a wrong option: click's own words, exit code 2
+            error.show()
+            sys.exit(error.exit_code)
     except RedipruneError as error:
         _fail(str(error), 2)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except MemoryError:
         _fail("not enough memory; close other programs, or take a smaller checkpoint or precision", 2)
     except Exception as error:
@@ -202,23 +211,7 @@ def main() -> None:
         _fail(f"{type(error).__name__}: {error} (a fault of the tool; REDIPRUNE_DEBUG=1 shows where)", 3)
 
 
-def _fail(message: str, code: int) -> None:
-    Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {_escape(message)}", highlight=False)
+def _fail(message: str, code: int) -> NoReturn:
     sys.stdout.flush()
+    Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {escape(message)}", highlight=False)
     sys.exit(code)
-
-
-def _escape(message: str) -> str:
-    from rich.markup import escape
-
-    return escape(message)
-
-
-def _explain_missing(name: str, error: ImportError) -> None:
-    """Keep the command in the help, and let it say what to install."""
-
-    @app.command(name, help=f"Needs more packages: pip install 'rediprune\\[{name}]'.", hidden=True)
-    def missing() -> None:
-        raise RedipruneError(
-            f"'{name}' needs the package '{error.name}'; install it with: pip install 'rediprune[{name}]'"
-        )

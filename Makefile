@@ -1,0 +1,74 @@
+# make engine   everything: environment, checkpoint, export, build, one question, the check against eager PyTorch
+# make test     lint, types and tests
+#
+# Variables: MODEL (folder or hub id), BUNDLE, BACKEND, KEEP, PRECISION, IMAGE, VIDEO, PROMPT
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+MODEL ?= checkpoints/tiny
+BUNDLE ?= engines/$(notdir $(patsubst %/,%,$(MODEL)))-$(PRECISION)
+BACKEND ?= ort
+KEEP ?= 0.15
+PRECISION ?= fp32
+IMAGE ?= tests/media/astronaut.jpg
+VIDEO ?=
+PROMPT ?= What is in this picture?
+TORCH ?= torch==2.13.0
+
+MEDIA := $(addprefix --image ,$(IMAGE)) $(addprefix --video ,$(VIDEO))
+
+.PHONY: engine run validate test test-slow bench lint setup clean
+
+engine: $(READY) | $(MODEL)
+	$(BIN)/rediprune export $(MODEL) -o $(BUNDLE) --precision $(PRECISION)
+	$(BIN)/rediprune build $(BUNDLE) --backend $(BACKEND)
+	$(MAKE) --no-print-directory run validate
+
+run: $(READY)
+	$(BIN)/rediprune run $(BUNDLE) $(MEDIA) --prompt "$(PROMPT)" --keep $(KEEP) --backend $(BACKEND) \
+		--max-new-tokens 32 $(if $(MEDIA),--show $(BUNDLE)-kept.png)
+	$(if $(MEDIA),@echo "kept patches: $(BUNDLE)-kept.png")
+
+validate: $(READY)
+	$(BIN)/rediprune validate $(BUNDLE) --backend $(BACKEND) $(MEDIA)
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+# The figures of docs/measurements: CLIP-L/336 + 0.5 B Qwen2 with random weights, about 8 GB of disk and of memory.
+BENCH ?= real
+bench: $(READY) | checkpoints/$(BENCH)
+	$(BIN)/rediprune export checkpoints/$(BENCH) -o engines/$(BENCH)-$(PRECISION) --precision $(PRECISION)
+	$(BIN)/rediprune bench engines/$(BENCH)-$(PRECISION) --image $(IMAGE)
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+setup: $(READY)
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --editable '.[export,dev]'
+	touch $@
+
+checkpoints/tiny: | $(READY)
+	$(BIN)/rediprune new-checkpoint $@
+
+checkpoints/real: | $(READY)
+	$(BIN)/rediprune new-checkpoint $@ --decoder qwen2 --size real
+
+# Any other MODEL is a folder that must be there, or a hub id.
+$(filter-out checkpoints/tiny checkpoints/real,$(MODEL)):
+
+clean:
+	rm -rf engines checkpoints .pytest_cache .ruff_cache
