@@ -63,7 +63,7 @@ def make_checkpoint(
     *,
     dtype: str | None = None,
     legacy_names: bool = False,
-    shard_size: int = 2_000_000_000,
+    shard_size: int = 1_000_000_000,
 ) -> Path:
     """Write a checkpoint that `AutoModelForImageTextToText.from_pretrained` loads.
 
@@ -243,8 +243,9 @@ def _weight(name: str, shape: torch.Size, plain: range, seed: int) -> Tensor:
     """One random weight, float32, the same whatever shard it lies in.
 
     Queries and keys are scaled up so that attention picks out positions rather than averaging over all of
-    them, and what the decoder's layers add outweighs the embeddings: the answer then depends on single visual
-    tokens, and with tied embeddings does not repeat its last word.
+    them: the answer then depends on single visual tokens. The decoder's feed-forward layers outweigh both the
+    embeddings, which where tied would repeat the last word, and attention, which in a deep random model would
+    make all positions alike.
     """
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
     weight = torch.empty(shape).normal_(generator=generator)
@@ -260,10 +261,12 @@ def _weight(name: str, shape: torch.Size, plain: range, seed: int) -> Tensor:
         # Rows of special, byte and unused tokens are short, so that they are not the greedy answer.
         weight[: plain.start] *= 0.1
         weight[plain.stop :] *= 0.1
-        return weight.mul_(3 / math.sqrt(shape[1]))
+        return weight.mul_(2 / math.sqrt(shape[1]))
     gain = 1.0
     if name.endswith(("q_proj.weight", "k_proj.weight")):
         gain = 1.5
-    elif name.endswith(("o_proj.weight", "down_proj.weight")):
+    elif name.endswith("o_proj.weight"):
+        gain = 2.0
+    elif name.endswith("down_proj.weight"):
         gain = 3.0
     return weight.mul_(gain / math.sqrt(shape[1:].numel()))
