@@ -190,7 +190,7 @@ def _manifest(skeleton: Skeleton, source: Any, precision: str, stages: dict[str,
                 placeholder=placeholders[kind],
             )
             for kind, m in family.modalities(config).items()
-        },  # pyright: ignore[reportArgumentType]
+        },
         pinpoints=[tuple(p) for p in getattr(config, "image_grid_pinpoints", None) or []],
         stages=stages,
     )

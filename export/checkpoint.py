@@ -120,7 +120,7 @@ class Skeleton:
 
     @cached_property
     def weights(self) -> Weights:
-        needed = [p for stage in self.stages for p in stage.module.parameters()]
+        needed: list[Tensor] = [p for stage in self.stages for p in stage.module.parameters()]
         if self.newline is not None:
             needed.append(self.newline)
         return Weights(self.checkpoint.folder, self.model, needed)

@@ -13,13 +13,14 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from polygraphy.backend.base import BaseRunner
 from polygraphy.common import TensorMetadata
-from polygraphy.comparator import Comparator, CompareFunc, IterationResult
+from polygraphy.comparator import Comparator, IterationResult, SimpleCompareFunc
 from polygraphy.logger import G_LOGGER
 
 from ..runtime.bundle import Bundle
@@ -183,10 +184,8 @@ class _SessionRunner(BaseRunner):
 
     def infer_impl(self, feed_dict: Arrays) -> Arrays:
         start = time.perf_counter()
-        if self.open[2] == "language":
-            outputs = _run_language(self.session, feed_dict)
-        else:
-            outputs = self.session.run(feed_dict)
+        run = self.session.run if self.open[2] != "language" else partial(_run_language, self.session)
+        outputs = run(feed_dict)
         self.inference_time = time.perf_counter() - start
         return outputs
 
@@ -245,7 +244,7 @@ def _compare_output(
     # Rounding the result itself is allowed: a stage that only copies has no noise of its own.
     unit = float(np.finfo(case.noisy[name].dtype if case.noisy[name].dtype != np.float64 else np.float32).eps)
     allowed = NOISE_FACTOR * max(noise, unit * float(np.abs(exact).max()))
-    compare = CompareFunc.simple(atol=allowed, rtol=0.0, check_error_stat="max", check_shapes=True)
+    compare = SimpleCompareFunc(atol=allowed, rtol=0.0, check_error_stat="max", check_shapes=True)
     outcome = compare(_result(name, ours), _result(name, theirs))[name]
     flat, other = ours.astype(np.float64).ravel(), exact.ravel()
     cosine = float(flat @ other / max(np.linalg.norm(flat) * np.linalg.norm(other), 1e-300))

@@ -186,11 +186,10 @@ def fold_transposes(model: ir.Model) -> None:
         if not (isinstance(tensor, ir.LazyTensor) and "stored" in tensor.meta and len(tensor.shape) == 2):
             continue
         stored, dtype = tensor.meta["stored"]
-        folded = _lazy(stored, dtype, f"{source.name}.T", transpose=True)
-        if folded.name in graph.initializers:
-            value = graph.initializers[folded.name]
-        else:
-            value = ir.Value(name=folded.name, type=source.type, shape=folded.shape, const_value=folded)
-            graph.register_initializer(value)
+        name = f"{source.name}.T"
+        if name not in graph.initializers:
+            folded = _lazy(stored, dtype, name, transpose=True)
+            graph.register_initializer(ir.Value(name=name, type=source.type, shape=folded.shape, const_value=folded))
+        value = graph.initializers[name]
         result.replace_all_uses_with(value)
     RemoveUnusedNodesPass()(model)

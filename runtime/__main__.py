@@ -1,5 +1,26 @@
-"""`python -m rediprune.runtime` is `rediprune`."""
+"""The entry point: `rediprune`, and `python -m rediprune.runtime`."""
 
-from .cli import main
+import sys
 
-main()
+
+def main() -> None:
+    """Run the command line; Ctrl-C leaves with one line and code 130 whenever it comes, imports included."""
+    try:
+        from .cli import main as run
+
+        run()
+    except KeyboardInterrupt:
+        _interrupted()
+    except SystemExit as leaving:
+        if leaving.code == 130:  # typer's own way to say so
+            _interrupted()
+        raise
+
+
+def _interrupted() -> None:
+    sys.stderr.write("interrupted\n")
+    sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -128,7 +128,7 @@ class Manifest(_Strict):
     patch_size: int
     channels: int
     decoder: DecoderSpec
-    modalities: dict[Literal["image", "video"], ModalitySpec]
+    modalities: dict[str, ModalitySpec]  # "image", "video"
     pinpoints: list[tuple[int, int]] = []  # anyres resolutions (height, width), where images are tiled
     newline: RelativePath | None = None  # the newline embedding [D], where images are tiled
     defaults: KeepDefaults = KeepDefaults()

@@ -7,7 +7,6 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import click
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -61,6 +60,8 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question about images or videos, and say what was kept and what it took."""
+    if backend != "eager" and not eager:
+        _hide_torch()
     from .pipeline import Pipeline
 
     if keep is not None and count is not None:
@@ -116,6 +117,11 @@ def run(
     if as_json:
         documents = [_document(answer) for answer in answers]
         print(json.dumps(documents[0] if len(documents) == 1 else documents))
+
+
+def _hide_torch() -> None:
+    """Keep transformers from importing torch where it is installed: seconds at start-up for what is not used here."""
+    sys.modules.setdefault("torch", None)  # pyright: ignore[reportArgumentType]
 
 
 def _summary(answer: Any) -> str:
@@ -184,22 +190,13 @@ def _ports(ports: list[Any]) -> str:
 
 
 def main() -> None:
-    """Entry point. Exit code 0 good, 1 a check failed, 2 bad input, 3 a fault of the tool, 130 interrupted."""
+    """Entry point. Exit code 0 good, 1 a check failed, 2 bad input, 3 a fault of the tool (130 interrupted: `__main__`)."""
     try:
         for entry in entry_points(group="rediprune.commands"):
             entry.load()(app)
-        command = typer.main.get_command(app)
-        try:
-            sys.exit(command.main(standalone_mode=False) or 0)
-        except click.exceptions.Abort as error:
-            raise KeyboardInterrupt from error
-        except click.exceptions.ClickException as error:  # a wrong option: click's own words, exit code 2
-            error.show()
-            sys.exit(error.exit_code)
+        app()  # leaves with click's own words and exit code 2 where an option is wrong
     except RedipruneError as error:
         _fail(str(error), 2)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

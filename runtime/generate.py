@@ -74,7 +74,7 @@ class Sampling:
 class Stopping:
     """Stop tokens and stop strings. The text before a stop string is the answer."""
 
-    def __init__(self, config: dict[str, Any], fallback_eos: int | None, strings: Sequence[str] = ()):
+    def __init__(self, config: dict[str, Any], fallback_eos: Any, strings: Sequence[str] = ()):
         eos = config.get("eos_token_id", fallback_eos)
         self.ids = {eos} if isinstance(eos, int) else set(eos or ())
         configured = config.get("stop_strings") or []

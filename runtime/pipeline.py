@@ -347,6 +347,7 @@ class Pipeline:
         with clock("prefill"):
             logits = decoding.step(embeds[None])
         shown = 0
+        first = time.perf_counter()
         while True:
             token = sampling.choose(logits, [*ids, *answer.token_ids], random)
             answer.token_ids.append(token)

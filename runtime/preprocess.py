@@ -1,6 +1,7 @@
 """From pictures and dialogue to pixel values and token ids, as the checkpoint's own processor files say."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -14,6 +15,9 @@ from .anyres import anyres_layout
 from .errors import RedipruneError
 from .images import image_key, load_image
 from .video import load_video
+
+# Without torch transformers says at every start that models are unavailable; the runtime needs none.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -16,8 +16,11 @@ __all__ = ["FAMILIES", "Family", "Modality", "UnsupportedModelError", "family_of
 class Family(Protocol):
     """What a family's module offers."""
 
-    MODEL_TYPE: str
-    NAME: str
+    @property
+    def MODEL_TYPE(self) -> str: ...
+
+    @property
+    def NAME(self) -> str: ...
 
     def modalities(self, config: Any) -> dict[str, Modality]:
         """`image` and, where the family has them, `video`: the stage that encodes it and the layout of its tokens."""
@@ -28,7 +31,8 @@ class Family(Protocol):
         ...
 
 
-FAMILIES: dict[str, Family] = {module.MODEL_TYPE: module for module in (llava, llava_next_video, video_llava)}
+_MODULES: tuple[Family, ...] = (llava, llava_next_video, video_llava)
+FAMILIES = {family.MODEL_TYPE: family for family in _MODULES}
 
 
 def family_of(config: Any) -> Family:

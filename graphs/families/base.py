@@ -43,7 +43,7 @@ class VisionStage(nn.Module):
 
     def __init__(self, tower: nn.Module, layer: int | list[int], drop_class: bool, pool: nn.Module | None = None):
         super().__init__()
-        self.tower = tower
+        self.tower: Any = tower
         self.pool = pool
         self.drop_class = drop_class
         self.chosen = hidden_indices(tower, layer)
@@ -61,9 +61,9 @@ class VisionStage(nn.Module):
         return features if self.pool is None else (features, self.pool(features))
 
 
-def hidden_indices(tower: nn.Module, layer: int | list[int]) -> list[int]:
+def hidden_indices(tower: Any, layer: int | list[int]) -> list[int]:
     """Non-negative indices into the tower's hidden states (0 is the embedding) of a config's vision_feature_layer."""
-    count = len(tower.encoder.layers) + 1  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    count = len(tower.encoder.layers) + 1
     return [index % count for index in ([layer] if isinstance(layer, int) else layer)]
 
 

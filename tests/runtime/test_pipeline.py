@@ -1,0 +1,255 @@
+"""The pipeline beside the eager reference, and what it does around the model."""
+
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rediprune.export.reference import Reference, Request
+from rediprune.runtime import Pipeline, RedipruneError
+from rediprune.runtime.eager import eager_model
+
+QUESTION = "What is in this picture?"
+EXACT = ("llava", "llava_siglip", "llava_next_video", "video_llava")
+KEEPS = (1.0, 0.5, 0.15, 1)
+TOKENS = 10
+
+
+@pytest.fixture(scope="module")
+def pipeline_of(bundle_of: Callable[[str], Path]) -> Callable[[str], Pipeline]:
+    loaded: dict[str, Pipeline] = {}
+
+    def load(name: str) -> Pipeline:
+        if name not in loaded:
+            loaded[name] = Pipeline.load(bundle_of(name))
+        return loaded[name]
+
+    return load
+
+
+def media_of(pipeline: Pipeline, photo: Path, cat: Path, clip: Path) -> list[tuple[str, list[Path], list[Path]]]:
+    cases = [(QUESTION, [], []), (QUESTION, [photo], []), ("Compare <image> with <image>, please.", [photo, cat], [])]
+    if "video" in pipeline.bundle.manifest.modalities:
+        cases += [(QUESTION, [], [clip]), ("First <video> and then <image>?", [cat], [clip])]
+    return cases
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_ids_and_kept_sets_equal_eager(
+    name: str, pipeline_of: Callable[[str], Pipeline], photo: Path, cat: Path, clip: Path
+) -> None:
+    """Token for token what transformers gives: unpruned through its own `generate`, pruned through `select_tokens`."""
+    pipeline = pipeline_of(name)
+    reference = Reference(eager_model(pipeline.bundle), pipeline.processor)
+    tiled = pipeline.bundle.manifest.modalities["image"].tiled
+    answers = set()
+    for (question, images, videos), keep, tiles in product(
+        media_of(pipeline, photo, cat, clip), KEEPS, (False, True) if tiled else (False,)
+    ):
+        options = {"keep": keep, "frames": 3, "max_new_tokens": TOKENS, "prune_tiles": tiles}
+        expected = reference.answer(Request(question, images, videos, **options))
+        answer = pipeline.generate(question, images, videos, temperature=0.0, **options)
+        case = (question, keep, tiles)
+        assert answer.token_ids == expected.token_ids, case
+        for ours, theirs in zip(answer.kept, expected.kept, strict=bool(expected.kept)):
+            assert np.array_equal(ours, theirs), case
+        answers.add(tuple(answer.token_ids))
+    assert len(answers) > 5  # a model that says the same whatever it is shown proves nothing
+
+
+@pytest.mark.parametrize("alpha, tau", [(0.0, 0.0), (2.0, 0.0), (0.5, 0.1)])
+def test_alpha_and_tau_reach_the_selection(
+    alpha: float, tau: float, pipeline_of: Callable[[str], Pipeline], photo: Path
+) -> None:
+    pipeline = pipeline_of("llava")
+    reference = Reference(eager_model(pipeline.bundle), pipeline.processor)
+    expected = reference.answer(Request(QUESTION, [photo], keep=0.3, alpha=alpha, tau=tau, max_new_tokens=4))
+    answer = pipeline.generate(QUESTION, [photo], keep=0.3, alpha=alpha, tau=tau, max_new_tokens=4, temperature=0.0)
+    assert np.array_equal(answer.kept[0], expected.kept[0])
+    plain = pipeline.generate(QUESTION, [photo], keep=0.3, max_new_tokens=4, temperature=0.0)
+    assert not np.array_equal(answer.kept[0], plain.kept[0])
+
+
+def test_the_question_steers_the_kept_set(pipeline_of: Callable[[str], Pipeline], photo: Path) -> None:
+    pipeline = pipeline_of("llava")
+    kept = [
+        pipeline.generate(q, [photo], keep=6, max_new_tokens=1).kept[0].tolist()
+        for q in ("A red suit?", "How many stars")
+    ]
+    assert kept[0] != kept[1]
+
+
+def test_counts_and_timings(pipeline_of: Callable[[str], Pipeline], photo: Path, clip: Path) -> None:
+    answer = pipeline_of("video_llava").generate(QUESTION, [photo], [clip], frames=2, keep=4, max_new_tokens=3)
+    frame = answer.visuals[1].spec.patches
+    assert [kept.shape for kept in answer.kept] == [(1, 4), (2, 4)]
+    assert answer.kept_tokens == 12
+    assert answer.visual_tokens == frame - 1 + 2 * frame  # the image drops its class token, the frames keep theirs
+    assert all(answer.timings[stage] > 0 for stage in ("preprocess", "vision", "select", "project", "embed", "prefill"))
+    assert sum(answer.timings[s] for s in ("vision", "select", "prefill")) <= answer.timings["time_to_first_token"]
+    assert answer.timings["time_to_first_token"] <= answer.timings["total"]
+    assert answer.peak_memory > 1 << 20
+
+
+def test_a_second_question_does_not_encode_the_image_again(
+    bundle_of: Callable[[str], Path], photo: Path, cat: Path
+) -> None:
+    pipeline = Pipeline.load(bundle_of("llava"))
+    first = pipeline.generate(QUESTION, [photo], max_new_tokens=2)
+    pixels = np.asarray(first.visuals[0].frames[0])
+    again = pipeline.generate("And the colour?", [pixels], max_new_tokens=2)  # the same picture from another source
+    other = pipeline.generate("And the colour?", [cat], max_new_tokens=2)
+    assert first.timings["vision"] > 0 and other.timings["vision"] > 0
+    assert again.timings["vision"] == 0
+    assert (
+        again.token_ids
+        == Pipeline.load(bundle_of("llava"), cache_bytes=0)
+        .generate("And the colour?", [photo], max_new_tokens=2)
+        .token_ids
+    )
+
+
+def test_several_turns(pipeline_of: Callable[[str], Pipeline], photo: Path) -> None:
+    """A dialogue's later question sees the earlier answer; it equals the same text given at once."""
+    pipeline = pipeline_of("llava")
+    first = pipeline.generate(QUESTION, [photo], max_new_tokens=4, temperature=0.0)
+    dialogue = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]},
+        {"role": "assistant", "content": [{"type": "text", "text": first.text}]},
+        {"role": "user", "content": [{"type": "text", "text": "And the colour?"}]},
+    ]
+    second = pipeline.generate(dialogue, [photo], max_new_tokens=4, temperature=0.0)
+    text = pipeline.processor.render(dialogue)
+    assert QUESTION in text and "And the colour?" in text
+    assert pipeline.generate(text, [photo], max_new_tokens=4, temperature=0.0, chat=False).token_ids == second.token_ids
+    assert second.prompt_tokens > first.prompt_tokens
+
+
+def test_streaming_gives_the_answer_in_pieces(pipeline_of: Callable[[str], Pipeline], photo: Path) -> None:
+    pipeline = pipeline_of("llava")
+    whole = pipeline.generate(QUESTION, [photo], max_new_tokens=12, temperature=0.0)
+    stream = pipeline.stream(QUESTION, [photo], max_new_tokens=12, temperature=0.0)
+    pieces = list(stream)
+    assert len(pieces) > 3
+    assert "".join(pieces) == stream.answer.text == whole.text
+
+
+def test_stop_strings_end_the_answer(pipeline_of: Callable[[str], Pipeline], photo: Path) -> None:
+    pipeline = pipeline_of("llava")
+    whole = pipeline.generate(QUESTION, [photo], max_new_tokens=12, temperature=0.0)
+    stop = whole.text[len(whole.text) // 2 :][:4]
+    stream = pipeline.stream(QUESTION, [photo], max_new_tokens=12, temperature=0.0, stop=[stop])
+    shown = "".join(stream)
+    assert shown == stream.answer.text == whole.text[: whole.text.index(stop)]
+    assert stream.answer.finish_reason == "stop" and whole.finish_reason == "length"
+
+
+def test_stop_tokens_of_the_generation_config(bundle_of: Callable[[str], Path], photo: Path) -> None:
+    pipeline = Pipeline.load(bundle_of("llava"))
+    whole = pipeline.generate(QUESTION, [photo], max_new_tokens=8, temperature=0.0)
+    last = whole.token_ids[3]
+    pipeline.processor.generation["eos_token_id"] = [last]
+    answer = pipeline.generate(QUESTION, [photo], max_new_tokens=8, temperature=0.0)
+    assert answer.token_ids == whole.token_ids[: whole.token_ids.index(last) + 1]
+    assert answer.finish_reason == "stop"
+
+
+def test_sampling_is_reproducible_and_varies(pipeline_of: Callable[[str], Pipeline], photo: Path) -> None:
+    pipeline = pipeline_of("llava")
+    ids = [
+        tuple(pipeline.generate(QUESTION, [photo], max_new_tokens=8, temperature=1.5, seed=seed).token_ids)
+        for seed in (1, 1, 2, 3)
+    ]
+    assert ids[0] == ids[1]
+    assert len(set(ids)) > 1
+
+
+def test_repetition_penalty_equals_transformers(bundle_of: Callable[[str], Path], cat: Path) -> None:
+    """transformers sees the ids of the whole prompt at keep 1; so do we."""
+    import torch
+
+    pipeline = Pipeline.load(bundle_of("llava"))
+    model = eager_model(pipeline.bundle)
+    text = pipeline.processor.render(
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
+    )
+    patches = pipeline.bundle.manifest.modalities["image"].patches
+    image = pipeline.processor.image_token_id
+    ids = [i for token in pipeline.processor.encode(text) for i in ([token] * patches if token == image else [token])]
+    from PIL import Image
+
+    pixels = torch.from_numpy(pipeline.processor.pixel_values([Image.open(cat)]))
+    out = model.generate(
+        input_ids=torch.tensor([ids]), pixel_values=pixels, do_sample=False, max_new_tokens=10, repetition_penalty=3.0
+    )
+    answer = pipeline.generate(QUESTION, [cat], keep=1.0, max_new_tokens=10, temperature=0.0, repetition_penalty=3.0)
+    assert answer.token_ids == out[0, len(ids) :].tolist()
+
+
+@pytest.mark.parametrize("stage", ["vision", "select", "project", "embed", "language"])
+def test_any_stage_runs_eagerly(stage: str, bundle_of: Callable[[str], Path], photo: Path) -> None:
+    engine = Pipeline.load(bundle_of("llava")).generate(QUESTION, [photo], max_new_tokens=6, temperature=0.0)
+    mixed = Pipeline.load(bundle_of("llava"), eager={stage})
+    assert mixed.generate(QUESTION, [photo], max_new_tokens=6, temperature=0.0).token_ids == engine.token_ids
+
+
+def test_half_precision_answers(pipeline_of: Callable[[str], Pipeline], photo: Path) -> None:
+    half = pipeline_of("llava_fp16").generate(QUESTION, [photo], keep=0.5, max_new_tokens=1, temperature=0.0)
+    full = pipeline_of("llava").generate(QUESTION, [photo], keep=0.5, max_new_tokens=1, temperature=0.0)
+    assert half.visuals[0].features.dtype == np.float16
+    overlap = np.intersect1d(half.kept[0], full.kept[0]).size / full.kept[0].size
+    assert overlap > 0.8  # features rounded to half move near-ties
+
+
+def test_threads_are_taken(bundle_of: Callable[[str], Path]) -> None:
+    pipeline = Pipeline.load(bundle_of("llava"), threads=1)
+    session = pipeline.stage("embed").session  # pyright: ignore[reportAttributeAccessIssue]
+    assert session.get_session_options().intra_op_num_threads == 1
+
+
+BAD_SETTINGS = {
+    "keep 0": ({"keep": 0.0}, "keep"),
+    "keep negative": ({"keep": -0.5}, "keep"),
+    "keep above 1": ({"keep": 1.5}, "keep"),
+    "keep not a number": ({"keep": float("nan")}, "keep"),
+    "count 0": ({"keep": 0}, "between 1"),
+    "count above P": ({"keep": 65}, "64 tokens"),
+    "alpha infinite": ({"alpha": float("inf")}, "alpha"),
+    "alpha negative": ({"alpha": -1.0}, "alpha"),
+    "tau not a number": ({"tau": float("nan")}, "tau"),
+    "no tokens": ({"max_new_tokens": 0}, "max_new_tokens"),
+    "temperature": ({"temperature": -1.0}, "temperature"),
+    "top_p": ({"top_p": 0.0, "temperature": 1.0}, "top_p"),
+    "frames": ({"frames": 0}, "frames"),
+    "context": ({"max_new_tokens": 100_000}, "positions"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SETTINGS)
+def test_bad_settings_are_refused(case: str, pipeline_of: Callable[[str], Pipeline], photo: Path) -> None:
+    options, word = BAD_SETTINGS[case]
+    with pytest.raises(RedipruneError, match=word):
+        pipeline_of("llava").generate(QUESTION, [photo], **options)
+
+
+def test_placeholders_and_media_must_match(pipeline_of: Callable[[str], Pipeline], photo: Path, clip: Path) -> None:
+    pipeline = pipeline_of("llava")
+    for question, images, word in (
+        ("Two: <image> and <image>", [photo], "2 <image> placeholders and 1 image"),
+        ("One: <image>", [photo, photo], "1 <image> placeholder and 2 images"),
+        ("None <image>", [], "0 images"),
+    ):
+        with pytest.raises(RedipruneError, match=word):
+            pipeline.generate(question, images)
+    with pytest.raises(RedipruneError, match="answers about images only"):
+        pipeline.generate(QUESTION, videos=[clip])
+    with pytest.raises(RedipruneError, match="positions"):
+        pipeline.generate("word " * 4000, [photo])
+
+
+def test_unknown_backend_and_stage(bundle_of: Callable[[str], Path]) -> None:
+    with pytest.raises(RedipruneError, match="ort"):
+        Pipeline.load(bundle_of("llava"), backend="abacus")
+    with pytest.raises(RedipruneError, match="vision, select"):
+        Pipeline.load(bundle_of("llava"), eager={"ears"})
