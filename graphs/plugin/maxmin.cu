@@ -1,0 +1,64 @@
+// The greedy max-min kernel: one launch for all frames, one thread block per frame.
+//
+// K picks depend on one another, so the floor is K − 1 times the latency of one step: fetch one row of S (it lies in
+// L2), update the running minimum, find the argmax of the block. Everything else in the step overlaps with that
+// fetch, and the argmax needs one barrier (two alternating rows of shared memory) and four warp reductions.
+// Several blocks per frame would add a cluster barrier to every step and save nothing: a block reads a row at once.
+//
+// No includes, for NVRTC. Needs sm_80 (redux.sync).
+#include "greedy.cuh"
+
+namespace rediprune {
+
+constexpr int warp_size = 32;
+constexpr int max_warps = 32;  // a block has at most 1024 threads
+
+__device__ inline candidate_t warp_best(candidate_t mine) {
+    constexpr unsigned everyone = 0xffffffffu;
+    const unsigned score = unsigned(mine >> 32);
+    const unsigned top = __reduce_max_sync(everyone, score);
+    const unsigned low = __reduce_max_sync(everyone, score == top ? unsigned(mine) : 0u);
+    return candidate_t(top) << 32 | low;
+}
+
+// A thread block, a multiple of 32 threads in x.
+class BlockTeam {
+  public:
+    __device__ BlockTeam(candidate_t (*rows)[max_warps]) : rows_(rows) {}
+    __device__ int rank() const { return threadIdx.x; }
+    __device__ int size() const { return blockDim.x; }
+    __device__ void sync() const { __syncthreads(); }
+
+    // The rows alternate: a warp writes a row again only after the barrier of the call in between, which every
+    // warp reaches only after having read that row.
+    __device__ candidate_t best(candidate_t mine) {
+        candidate_t* row = rows_[turn_];
+        turn_ ^= 1;
+        const int lane = rank() % warp_size;
+        mine = warp_best(mine);
+        if (lane == 0) row[rank() / warp_size] = mine;
+        sync();
+        return warp_best(lane < size() / warp_size ? row[lane] : 0);
+    }
+
+  private:
+    candidate_t (*rows_)[max_warps];
+    int turn_ = 0;
+};
+
+}  // namespace rediprune
+
+// similarity [frames, patches, patches], relevance [frames, patches] float32; indices [frames, count] int64, ascending.
+// Grid: frames. Block: a multiple of 32. Dynamic shared memory: Scratch::bytes(patches). count ≤ patches.
+// α is read from device memory where a graph feeds it as a tensor, else (alpha_tensor null) taken from the argument.
+extern "C" __global__ void __launch_bounds__(1024)
+maxmin_select(const float* similarity, const float* relevance, const float* alpha_tensor, float alpha, int patches,
+              int count, long long* indices) {
+    extern __shared__ float memory[];
+    __shared__ rediprune::candidate_t rows[2][rediprune::max_warps];
+    const long long frame = blockIdx.x;
+    rediprune::BlockTeam team(rows);
+    rediprune::greedy_max_min(team, rediprune::Scratch(memory, patches), similarity + frame * patches * patches,
+                              relevance + frame * patches, alpha_tensor ? *alpha_tensor : alpha, patches, count,
+                              indices + frame * count);
+}
