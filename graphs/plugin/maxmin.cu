@@ -51,7 +51,7 @@ class BlockTeam {
 // similarity [frames, patches, patches], relevance [frames, patches] float32; indices [frames, count] int64, ascending.
 // Grid: frames. Block: a multiple of 32. Dynamic shared memory: Scratch::bytes(patches). count ≤ patches.
 // α is read from device memory where a graph feeds it as a tensor, else (alpha_tensor null) taken from the argument.
-extern "C" __global__ void __launch_bounds__(1024)
+extern "C" __global__ void __launch_bounds__(1024, 1)
 maxmin_select(const float* similarity, const float* relevance, const float* alpha_tensor, float alpha, int patches,
               int count, long long* indices) {
     extern __shared__ float memory[];

@@ -232,7 +232,7 @@ TOKEN_SCORES(float32, float)
 // features [frames, patches, channels], inverse_norm [frames, patches] → similarity [frames, patches, patches] float32.
 // Grid: (⌈patches / 64⌉, ⌈patches / 64⌉, frames). Block: 128 for mma, 256 for fma.
 #define SIMILARITY(route, name, T, threads)                                                                           \
-    extern "C" __global__ void __launch_bounds__(threads) similarity_##route##_##name(                                \
+    extern "C" __global__ void __launch_bounds__(threads, 1) similarity_##route##_##name(                             \
         const T* features, const float* inverse_norm, int patches, int channels, float* similarity) {                 \
         rediprune::similarity_##route(features, inverse_norm, patches, channels, similarity);                         \
     }
