@@ -4,6 +4,7 @@
 //
 //   make -C graphs/plugin proof TENSORRT_ROOT=… && graphs/plugin/build/enqueue_proof
 //
+// An argument leaves out frames of more tokens than that (for compute-sanitizer's racecheck, which is slow).
 // Exit 0: all equal. 1: a difference or a failure. 2: no GPU.
 
 #include <cstdio>
@@ -33,6 +34,8 @@ using nvinfer1::PluginTensorDesc;
             std::exit(1);                                                                  \
         }                                                                                  \
     } while (0)
+
+constexpr int largest_frame = 4096;
 
 struct SerialTeam {
     int rank() const { return 0; }
@@ -125,12 +128,12 @@ int run(nvinfer1::IPluginV3& prototype, Case const& c, std::mt19937& random) {
     REQUIRE(cudaGraphInstantiate(&captured, graph, 0) == cudaSuccess);
 
     for (int f = 0; f < c.frames; ++f) {
-        std::vector<char> memory(rediprune::Scratch::bytes(c.patches));
+        std::vector<unsigned> bitmap(c.patches / 32 + 1);
         SerialTeam team;
-        rediprune::greedy_max_min(team, rediprune::Scratch(memory.data(), c.patches),
-                                  s.data() + size_t(f) * c.patches * c.patches, r.data() + size_t(f) * c.patches,
-                                  c.alpha, c.patches, c.count,
-                                  reinterpret_cast<rediprune::index_t*>(expected.data()) + size_t(f) * c.count);
+        rediprune::greedy_max_min<largest_frame>(
+            team, bitmap.data(), s.data() + size_t(f) * c.patches * c.patches, r.data() + size_t(f) * c.patches,
+            c.alpha, c.patches, c.count,
+            reinterpret_cast<rediprune::index_t*>(expected.data()) + size_t(f) * c.count);
     }
     int different = 0;
     for (bool const replay : {false, true}) {
@@ -192,7 +195,8 @@ void check_build_time(nvinfer1::IPluginV3& plugin) {
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+    int const largest = argc > 1 ? std::atoi(argv[1]) : largest_frame;
     int count = 0;
     auto* const* const creators = getCreators(count);
     REQUIRE(count == 1);
@@ -217,11 +221,13 @@ int main() {
         {1, 1, 1, 0.5f, false, false},      {3, 2, 1, 0.5f, false, false},      {2, 31, 31, 0.5f, false, false},
         {8, 144, 22, 0.5f, false, false},   {8, 576, 86, 0.5f, false, false},   {4, 577, 300, 0.7f, true, false},
         {4, 1024, 512, 0.0f, true, true},   {2, 1025, 100, 0.5f, false, true},  {1, 4096, 614, 0.5f, false, false},
-        {1, 4096, 2000, 0.3f, true, false}, {2, 200, 199, 0.5f, true, false},   {64, 33, 7, 2.0f, true, true},
+        {1, 4096, 2000, 0.3f, true, false}, {2, 200, 199, 0.5f, true, false},
+        {1, 3000, 70, 0.5f, true, true},     {64, 33, 7, 2.0f, true, true},
     };
     std::mt19937 random(0);
     int frames = 0, different = 0;
     for (Case const& c : cases) {
+        if (c.patches > largest) continue;
         different += run(*restored, c, random);
         frames += 2 * c.frames;  // enqueued directly, and replayed from a CUDA graph
     }

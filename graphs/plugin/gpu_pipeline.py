@@ -2,29 +2,27 @@
 
     python -m rediprune.graphs.plugin.gpu_pipeline --json pipeline-7b.json --markdown pipeline-7b.md
 
-CLIP-L/336 and a 7B Llama in bfloat16 with random weights: times and memory depend on the geometry alone. Needs a GPU
-with 20 GiB, torch with CUDA, transformers and cuda-core.
+CLIP-L/336 and a 7B Llama in bfloat16 with random weights: times and memory depend on the geometry alone.
+Needs a GPU with 20 GiB, torch with CUDA, transformers and cuda-core.
 """
 
 import argparse
-import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..keep import num_kept
 from ..query import pool_query
-from .gpu_check import machine
+from .gpu_check import machine, table, write
 from .tensors import select_tokens_cuda
 
 KEEPS = (1.0, 0.25, 0.15, 0.10)
 PROMPT = 40  # text tokens: a system line and a question
-REPEATS = 15
+WARM_UP, REPEATS = 3, 15
 
 
 class Pipeline(nn.Module):
@@ -82,98 +80,91 @@ class Pipeline(nn.Module):
 
 
 def measure(pipeline: Pipeline, frames: int, video: bool, keep: float) -> dict[str, Any]:
-    """Medians in milliseconds, from pixels on the GPU to the first token on the host, and peak memory in GiB."""
+    """Medians in milliseconds and peak memory in GiB, for pixels that lie on the GPU."""
     random = torch.Generator("cuda").manual_seed(0)
     pixels = torch.randn(frames, 3, 336, 336, device="cuda", generator=random).bfloat16()
-    ids = torch.randint(0, 32000, (PROMPT,), device="cuda", generator=random)
-    stages: dict[str, list[float]] = {"vision": [], "select": [], "language": [], "first_token": []}
-    torch.cuda.empty_cache()
-    for repeat in range(REPEATS + 3):
-        if repeat == 3:
-            torch.cuda.reset_peak_memory_stats()
-        # Once as users wait for it, then once more with a wait after each stage.
+    text = pipeline.language.get_input_embeddings()(torch.randint(0, 32000, (PROMPT,), device="cuda"))
+    seconds: dict[str, list[float]] = {"first_token": [], "vision": [], "select": [], "language": []}
+
+    def timed(name: str, call: Callable[[], Tensor]) -> Tensor:
         torch.cuda.synchronize()
         start = time.perf_counter()
-        text = pipeline.language.get_input_embeddings()(ids)
-        pipeline.prefill(pipeline.keep(pipeline.encode(pixels, video), text, keep), text).item()
-        total = time.perf_counter() - start
-        marks = [time.perf_counter()]
-        x = pipeline.encode(pixels, video)
+        out = call()
         torch.cuda.synchronize()
-        marks.append(time.perf_counter())
-        kept = pipeline.keep(x, text, keep)
-        torch.cuda.synchronize()
-        marks.append(time.perf_counter())
-        pipeline.prefill(kept, text).item()
-        marks.append(time.perf_counter())
-        if repeat >= 3:
-            stages["first_token"].append(total)
-            for name, a, b in zip(("vision", "select", "language"), marks, marks[1:], strict=False):
-                stages[name].append(b - a)
-    patches = x.shape[1]
+        seconds[name].append(time.perf_counter() - start)
+        return out
+
+    def first_token() -> Tensor:
+        return pipeline.prefill(pipeline.keep(pipeline.encode(pixels, video), text, keep), text).cpu()
+
+    first_token()
+    kept = torch.empty(0, 0)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    for _ in range(WARM_UP + REPEATS):
+        timed("first_token", first_token)
+        features = timed("vision", lambda: pipeline.encode(pixels, video))
+        kept = timed("select", lambda x=features: pipeline.keep(x, text, keep))
+        timed("language", lambda x=kept: pipeline.prefill(x, text).cpu())
     return {
         "keep": keep,
-        "visual_tokens": frames * num_kept(patches, keep),
+        "visual_tokens": kept.shape[0] * kept.shape[1],
         "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
-    } | {f"{name}_ms": statistics.median(seconds) * 1e3 for name, seconds in stages.items()}
+    } | {f"{name}_ms": statistics.median(all_of[WARM_UP:]) * 1e3 for name, all_of in seconds.items()}
 
 
-def markdown(result: dict[str, Any]) -> Iterator[str]:
-    """The page, line by line."""
-    m = result["machine"]
-    yield "# Eager 7B pipeline on a GPU, by keep ratio"
-    yield ""
-    yield (
-        f"{m['date']}, {m['gpu']}, driver {m['driver']}, CUDA {m['cuda']}, torch {m['torch']}, "
-        f"transformers {m['transformers']}. Written by `python -m rediprune.graphs.plugin.gpu_pipeline`."
-    )
-    yield ""
-    yield (
-        "CLIP-L/336 (24 layers) and Llama 7B (32 layers, 4096 wide), bfloat16, **random weights**: times and memory, "
-        f"no answers. {PROMPT} text tokens, batch 1, selection by the CUDA kernels. «First token» runs from pixels on "
-        f"the GPU to the token's id on the host without waits in between; stages are timed apart, with a wait after "
-        f"each. Medians of {REPEATS}. Weights take {result['weights_gib']:.2f} GiB; peak is PyTorch's allocator's."
-    )
+def page(result: dict[str, Any]) -> Iterator[str]:
+    """The results as Markdown."""
+    yield f"""# Eager 7B pipeline on a GPU, by keep ratio
+
+{", ".join(f"{key} {value}" for key, value in result["machine"].items())}. Written by
+`python -m rediprune.graphs.plugin.gpu_pipeline`.
+
+CLIP-L/336 (24 layers) and a Llama of 7B geometry (32 layers, 4096 wide) in bfloat16 with **random weights**:
+times and memory depend on the geometry alone. Batch 1, {PROMPT} text tokens, selection by the CUDA kernels.
+«First token» runs from pixels on the GPU to the token's id on the host, without waits in between; the stages are
+timed apart, with a wait after each. Medians of {REPEATS}. The weights take {result["weights_gib"]:.2f} GiB; peak
+is that of PyTorch's allocator. Eager PyTorch launches hundreds of kernels per forward pass: below a few hundred
+tokens launching them, not running them, takes the time, and fewer tokens gain little until the stages are engines
+or CUDA graphs."""
     for name, rows in result["runs"].items():
-        yield ""
-        yield f"## {name}"
-        yield ""
-        yield "| keep | visual tokens | first token, ms | vision | select | projector and prefill | peak, GiB |"
-        yield "|---|---|---|---|---|---|---|"
+        yield f"\n## {name}\n"
+        yield table(
+            "keep",
+            "visual tokens",
+            "first token, ms",
+            "vision",
+            "select",
+            "projector and prefill",
+            "peak, GiB",
+        )
         for r in rows:
             yield (
-                f"| {r['keep']:.2f} | {r['visual_tokens']} | **{r['first_token_ms']:.1f}** | {r['vision_ms']:.1f} "
-                f"| {r['select_ms']:.2f} | {r['language_ms']:.1f} | {r['peak_gib']:.2f} |"
+                f"| {r['keep']:.2f} | {r['visual_tokens']} | **{r['first_token_ms']:.1f}** "
+                f"| {r['vision_ms']:.1f} | {r['select_ms']:.2f} | {r['language_ms']:.1f} "
+                f"| {r['peak_gib']:.2f} |"
             )
 
 
 @torch.inference_mode()
 def main() -> int:
-    """Measure one image and one video at every keep ratio; write the JSON and the page."""
-    import transformers  # pyright: ignore[reportMissingImports]
-
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path)
+    """Measure one image and two videos at every keep ratio; write the results."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write all numbers here")
+    parser.add_argument("--markdown", type=Path, help="write the page here")
     arguments = parser.parse_args()
     with torch.device("cuda"):
         pipeline = Pipeline().eval()
-    weights = torch.cuda.memory_allocated() / 2**30
     result = {
-        "machine": machine() | {"transformers": transformers.__version__},
-        "weights_gib": weights,
+        "machine": machine("transformers", "cuda-core"),
+        "weights_gib": torch.cuda.memory_allocated() / 2**30,
         "runs": {
             "One image, 576 tokens": [measure(pipeline, 1, False, keep) for keep in KEEPS],
             "Video, 8 frames of 144 tokens": [measure(pipeline, 8, True, keep) for keep in KEEPS],
             "Video, 32 frames of 144 tokens": [measure(pipeline, 32, True, keep) for keep in KEEPS],
         },
     }
-    page = "\n".join(markdown(result)) + "\n"
-    print(page)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    if arguments.markdown:
-        arguments.markdown.write_text(page, encoding="utf-8")
+    write(result, page(result), arguments)
     return 0
 
 

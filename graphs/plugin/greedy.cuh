@@ -9,8 +9,10 @@
 
 #ifdef __CUDACC__
 #define REDIPRUNE_FN __host__ __device__ inline
+#define REDIPRUNE_UNROLL _Pragma("unroll")  // arrays indexed by constants stay in registers
 #else
 #define REDIPRUNE_FN inline
+#define REDIPRUNE_UNROLL
 #endif
 
 namespace rediprune {
@@ -75,22 +77,6 @@ REDIPRUNE_FN candidate_t larger(candidate_t a, candidate_t b) {
     return a > b ? a : b;
 }
 
-// What a team keeps of one frame in shared memory. Token i belongs to the thread of rank i mod size, which alone
-// touches nearest[i] and taken[i] until the picks are all made.
-struct Scratch {
-    float* nearest;        // [patches] distance to the nearest picked token
-    unsigned* picked;      // [⌈patches/32⌉] the picks as a bitmap, for the ascending output
-    unsigned char* taken;  // [patches] 1 once picked
-
-    REDIPRUNE_FN Scratch(void* memory, int patches)
-        : nearest(static_cast<float*>(memory)), picked(reinterpret_cast<unsigned*>(nearest + patches)),
-          taken(reinterpret_cast<unsigned char*>(picked + (patches + 31) / 32)) {}
-
-    REDIPRUNE_FN static int bytes(int patches) {
-        return 4 * patches + 4 * ((patches + 31) / 32) + patches;
-    }
-};
-
 REDIPRUNE_FN int count_bits(unsigned bits) {
 #ifdef __CUDA_ARCH__
     return __popc(bits);
@@ -99,63 +85,76 @@ REDIPRUNE_FN int count_bits(unsigned bits) {
 #endif
 }
 
-// Writes the positions of the bytes set in `taken` to indices [count], ascending.
-template <class Team>
-REDIPRUNE_FN void emit_ascending(Team& team, Scratch s, int patches, int count, index_t* indices) {
-    const int words = (patches + 31) / 32;
-    for (int word = team.rank(); word < words; word += team.size()) {
-        unsigned bits = 0;
-        for (int i = 32 * word; i < patches && i < 32 * word + 32; ++i) bits |= unsigned(s.taken[i]) << (i % 32);
-        s.picked[word] = bits;
-    }
-    team.sync();
-    for (int word = team.rank(); word < words; word += team.size()) {
-        int position = 0;
-        for (int before = 0; before < word; ++before) position += count_bits(s.picked[before]);
-        for (int bit = 0; bit < 32; ++bit)
-            if (s.picked[word] >> bit & 1u && position < count) indices[position++] = 32 * word + bit;
-    }
+// Other threads of the team may set other bits of the same word.
+REDIPRUNE_FN void set_bit(unsigned* bitmap, int bit) {
+#ifdef __CUDA_ARCH__
+    atomicOr(bitmap + bit / 32, 1u << bit % 32);
+#else
+    __atomic_fetch_or(bitmap + bit / 32, 1u << bit % 32, __ATOMIC_RELAXED);
+#endif
 }
 
 // Selects `count` of `patches` tokens: argmax r, then argmax(min over picked of (1 − S) + α·r), lowest index at ties.
 //
-//   similarity [patches, patches], relevance [patches] (−inf: may not be picked), indices [count] ascending.
+//   similarity [patches, patches], relevance [patches] (−inf: may not be picked), indices [count] ascending;
+//   bitmap [⌈patches/32⌉], memory of the team.
 //
-// A Team has rank() and size(), sync(), and best(candidate), which returns the largest candidate of the whole team
-// to every thread and orders the memory of the team before and after it.
+// A Team has rank() and size(), sync(), and best(candidate), which returns the largest candidate of the whole team to
+// every thread. Token i belongs to the thread of rank i mod size, which keeps what it knows of its tokens, at most
+// Items of them, in registers: patches ≤ Items · size. All fetches of a row are thus in flight at once.
 // If fewer than `count` tokens may be picked, the lowest of the others fill up: the output is always distinct.
-template <class Team>
-REDIPRUNE_FN void greedy_max_min(Team& team, Scratch s, const float* __restrict__ similarity,
+template <int Items, class Team>
+REDIPRUNE_FN void greedy_max_min(Team& team, unsigned* bitmap, const float* __restrict__ similarity,
                                  const float* __restrict__ relevance, float alpha, int patches, int count,
                                  index_t* __restrict__ indices) {
-    if (count >= patches) {  // everything is kept: no greedy choice to make
-        for (int i = team.rank(); i < patches; i += team.size()) indices[i] = i;
+    const int rank = team.rank(), size = team.size(), words = (patches + 31) / 32;
+    if (count >= patches) {  // everything is kept: no choice to make
+        for (int i = rank; i < patches; i += size) indices[i] = i;
         return;
     }
+    float nearest[Items], weighted[Items];  // distance to the nearest picked token; α·r
+    bool open[Items];                       // neither picked nor past the end
     candidate_t best = 0;
-    for (int i = team.rank(); i < patches; i += team.size()) {
-        s.taken[i] = 0;
-        best = larger(best, candidate(relevance[i], i));
+    REDIPRUNE_UNROLL
+    for (int n = 0; n < Items; ++n) {
+        const int i = rank + n * size;
+        open[n] = i < patches;
+        const float r = open[n] ? relevance[i] : 0.0f;
+        nearest[n] = 0.0f;
+        weighted[n] = weigh(alpha, r);
+        if (open[n]) best = larger(best, candidate(r, i));
     }
-    int pick = index_of(team.best(best));
-    for (int picks = 1; picks < count; ++picks) {
+    for (int word = rank; word < words; word += size) bitmap[word] = 0;
+    int pick = index_of(team.best(best));  // orders the zeroed bitmap before the first bit
+
+    for (int picks = 1;; ++picks) {
+        REDIPRUNE_UNROLL
+        for (int n = 0; n < Items; ++n)
+            if (rank + n * size == pick) {
+                open[n] = false;
+                set_bit(bitmap, pick);
+            }
+        if (picks == count) break;
+
         const float* __restrict__ row = similarity + index_t(pick) * patches;
+        float dist[Items];
+        REDIPRUNE_UNROLL
+        for (int n = 0; n < Items; ++n) dist[n] = open[n] ? distance(row[rank + n * size]) : 0.0f;
         best = 0;
-#ifdef __CUDA_ARCH__
-#pragma unroll 4
-#endif
-        for (int i = team.rank(); i < patches; i += team.size()) {
-            const float dist = distance(row[i]);
-            const float nearest = picks == 1 ? dist : nearer(s.nearest[i], dist);
-            s.nearest[i] = nearest;
-            if (i == pick) s.taken[i] = 1;
-            if (!s.taken[i]) best = larger(best, candidate(add(nearest, weigh(alpha, relevance[i])), i));
+        REDIPRUNE_UNROLL
+        for (int n = 0; n < Items; ++n) {
+            nearest[n] = picks == 1 ? dist[n] : nearer(nearest[n], dist[n]);
+            if (open[n]) best = larger(best, candidate(add(nearest[n], weighted[n]), rank + n * size));
         }
         pick = index_of(team.best(best));
     }
-    if (pick % team.size() == team.rank()) s.taken[pick] = 1;
     team.sync();
-    emit_ascending(team, s, patches, count, indices);
+    for (int word = rank; word < words; word += size) {  // the bitmap, read in order, is the ascending output
+        int position = 0;
+        for (int before = 0; before < word; ++before) position += count_bits(bitmap[before]);
+        for (unsigned bits = bitmap[word]; bits != 0 && position < count; bits &= bits - 1)
+            indices[position++] = 32 * word + count_bits((bits & -bits) - 1);
+    }
 }
 
 }  // namespace rediprune

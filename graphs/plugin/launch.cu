@@ -4,12 +4,8 @@
 
 namespace rediprune {
 
-namespace {
-constexpr int shared_limit = 48 * 1024 - 1024;  // what every GPU gives a block, less the kernel's own and CUDA's
-}
-
 bool fits(int patches) noexcept {
-    return patches >= 1 && patches <= shared_limit / 5 && Scratch::bytes(patches) <= shared_limit;
+    return patches >= 1 && patches <= max_patches;
 }
 
 cudaError_t launch_maxmin_select(float const* similarity, float const* relevance, float const* alpha,
@@ -18,7 +14,7 @@ cudaError_t launch_maxmin_select(float const* similarity, float const* relevance
     if (frames < 1 || !fits(patches) || count < 1 || count > patches) return cudaErrorInvalidValue;
     int const warps = (patches + warp_size - 1) / warp_size;
     int const threads = warp_size * (warps < max_warps ? warps : max_warps);
-    maxmin_select<<<frames, threads, Scratch::bytes(patches), stream>>>(
+    maxmin_select<<<frames, threads, 0, stream>>>(
         similarity, relevance, alpha, 0.0f, patches, count, reinterpret_cast<index_t*>(indices));
     return cudaPeekAtLastError();
 }

@@ -7,7 +7,7 @@
 
 namespace rediprune {
 
-// Whether the kernel has shared memory for a frame of this many tokens.
+// Whether the kernel takes frames of this many tokens.
 bool fits(int patches) noexcept;
 
 // Enqueues the selection of all frames on the stream. All pointers are device memory; alpha is one float32.

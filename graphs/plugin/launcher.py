@@ -1,21 +1,22 @@
-"""Launches the selection kernels on raw device pointers and a stream: compiled by NVRTC at first use, no host syncs.
+"""Launches the selection kernels on raw device pointers and a stream, compiled by NVRTC at first use.
 
-For the places where a TensorRT plugin cannot be: between engines of TensorRT-RTX or ONNX Runtime CUDA, and in eager
-CUDA pipelines (tensors.py). Needs `cuda-core` and NVRTC (`pip install "cuda-core[cu13]"`), imported on first use.
+For the places where a TensorRT plugin cannot be: between engines of TensorRT-RTX or ONNX Runtime CUDA, and in
+eager CUDA pipelines (tensors.py). Needs `cuda-core` and NVRTC (`pip install "cuda-core[cu13]"`), imported on
+first use.
 """
 
 import ctypes
 import importlib
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 SOURCES = ("maxmin.cu", "scores.cu")
 DTYPES = ("float16", "bfloat16", "float32")
-MAX_PATCHES = 9216  # Scratch::bytes(9216) = 47232, within the 48 KiB of shared memory every GPU gives a block
+MAX_PATCHES = 8192  # max_patches of maxmin.cu
 MIN_CAPABILITY = (8, 0)
 
-_TILE = 64  # of scores.cu
+_TILE = {"mma": 64, "fma": 32}  # of scores.cu
 _HERE = Path(__file__).parent
 
 
@@ -24,12 +25,15 @@ class GpuUnavailable(RuntimeError):
 
 
 def compile_kernels(arch: str) -> dict[str, Any]:
-    """NVRTC-compile every kernel for `arch` ("sm_90"), without needing a GPU: source name → `cuda.core.ObjectCode`.
+    """Compile every kernel for `arch` ("sm_90") with NVRTC, which needs no GPU.
+
+    Returns:
+        `cuda.core.ObjectCode` by source name.
 
     Raises:
         GpuUnavailable: `cuda-core` or NVRTC is not installed.
     """
-    core = _cuda_core()
+    core = cuda_core()
     options = core.ProgramOptions(std="c++17", arch=arch, include_path=str(_HERE))
     try:
         return {
@@ -45,12 +49,12 @@ def compile_kernels(arch: str) -> dict[str, Any]:
 class SelectionKernels:
     """The kernels, compiled and loaded on one device. Get it with `load_kernels`.
 
-    Every method only enqueues on `stream` (a raw `cudaStream_t` as int): it may be captured in a CUDA graph. Pointers
-    are device addresses of contiguous tensors on that device.
+    Every method only enqueues on `stream`, a raw `cudaStream_t`, so it may be captured in a CUDA graph.
+    Pointers are device addresses of contiguous tensors on that device.
     """
 
     def __init__(self, ordinal: int) -> None:
-        self._core = _cuda_core()
+        self._core = cuda_core()
         device = self._core.Device(ordinal)
         capability = tuple(device.compute_capability)
         if capability < MIN_CAPABILITY:
@@ -75,7 +79,7 @@ class SelectionKernels:
         alpha_tensor: int = 0,
         stream: int = 0,
     ) -> None:
-        """The greedy choice: similarity [F, P, P], relevance [F, P] float32 → indices [F, count] int64, ascending.
+        """The greedy choice: similarity [F, P, P], relevance [F, P] float32 → indices [F, count] int64.
 
         Args:
             alpha: weight of relevance, unless `alpha_tensor` points to a float32 on the device.
@@ -93,7 +97,6 @@ class SelectionKernels:
             block_size(patches),
             stream,
             (similarity, relevance, alpha_tensor, ctypes.c_float(alpha), _int(patches), _int(count), indices),
-            scratch_bytes(patches),
         )
 
     def score(
@@ -112,8 +115,8 @@ class SelectionKernels:
     ) -> None:
         """Cosines in float32: features [F, P, C], query [C] float32 → relevance [F, P], similarity [F, P, P].
 
-        float16 and bfloat16 features use the tensor cores when C is a multiple of 8 and the features are 16-byte
-        aligned, else ordinary FMAs.
+        float16 and bfloat16 features use the tensor cores when C is a multiple of 8 and the features are
+        16-byte aligned, else ordinary FMAs.
 
         Args:
             inverse_norm: [F, P] float32, workspace.
@@ -127,7 +130,7 @@ class SelectionKernels:
             raise ValueError(f"features must be one of {', '.join(DTYPES)}, not {dtype}")
         if channels < 1:
             raise ValueError(f"channels must be positive, not {channels}")
-        tokens, tiles = frames * patches, -(-patches // _TILE)
+        tokens = frames * patches
         self._launch(
             "scores.cu",
             f"token_scores_{dtype}",
@@ -136,12 +139,13 @@ class SelectionKernels:
             stream,
             (features, query, _int(tokens), _int(channels), inverse_norm, relevance),
         )
-        tensor_cores = dtype != "float32" and channels % 8 == 0 and features % 16 == 0
+        route = "mma" if dtype != "float32" and channels % 8 == 0 and features % 16 == 0 else "fma"
+        tiles = -(-patches // _TILE[route])
         self._launch(
             "scores.cu",
-            f"similarity_{'mma' if tensor_cores else 'fma'}_{dtype}",
+            f"similarity_{route}_{dtype}",
             (tiles, tiles, frames),
-            128 if tensor_cores else 256,
+            128,
             stream,
             (features, inverse_norm, _int(patches), _int(channels), similarity),
         )
@@ -154,22 +158,21 @@ class SelectionKernels:
         block: int,
         stream: int,
         arguments: tuple[Any, ...],
-        shared_bytes: int = 0,
     ) -> None:
         if name not in self._kernels:
             self._kernels[name] = self._modules[source].get_kernel(name)
-        config = self._core.LaunchConfig(grid=grid, block=block, shmem_size=shared_bytes)
-        self._core.launch(_RawStream(stream), config, self._kernels[name], *arguments)
+        config = self._core.LaunchConfig(grid=grid, block=block)
+        self._core.launch(self._core.Stream.from_handle(stream), config, self._kernels[name], *arguments)
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_kernels(ordinal: int = 0) -> SelectionKernels:
     """The kernels on GPU `ordinal`, compiled once per process.
 
     Raises:
         GpuUnavailable: no usable GPU, driver or package.
     """
-    core = _cuda_core()
+    core = cuda_core()
     try:
         core.Device(ordinal).set_current()
     except Exception as error:  # the driver's own exception types differ between versions of cuda-core
@@ -180,38 +183,28 @@ def load_kernels(ordinal: int = 0) -> SelectionKernels:
     return SelectionKernels(ordinal)
 
 
-def scratch_bytes(patches: int) -> int:
-    """Dynamic shared memory of `maxmin_select` (Scratch::bytes in greedy.cuh)."""
-    return 5 * patches + 4 * -(-patches // 32)
-
-
 def block_size(patches: int) -> int:
     """Threads per block of `maxmin_select`: one per token, whole warps, at most 1024."""
     return min(1024, 32 * -(-patches // 32))
-
-
-class _RawStream:
-    """A `cudaStream_t` under the CUDA stream protocol."""
-
-    def __init__(self, handle: int) -> None:
-        self._handle = handle
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, self._handle
 
 
 def _check_sizes(frames: int, patches: int) -> None:
     if not 1 <= frames <= 65535:
         raise ValueError(f"frames must lie between 1 and 65535, not {frames}: select in several calls")
     if not 1 <= patches <= MAX_PATCHES:
-        raise ValueError(f"a frame may have 1 to {MAX_PATCHES} tokens, not {patches}: use eager PyTorch for more")
+        raise ValueError(f"a frame may have 1 to {MAX_PATCHES} tokens, not {patches}: use eager PyTorch")
 
 
 def _int(value: int) -> ctypes.c_int32:
     return ctypes.c_int32(value)
 
 
-def _cuda_core() -> Any:
+def cuda_core() -> Any:
+    """The `cuda.core` module, imported on first use.
+
+    Raises:
+        GpuUnavailable: it is not installed.
+    """
     for name in ("cuda.core", "cuda.core.experimental"):  # the second until cuda-core 0.5
         try:
             module = importlib.import_module(name)

@@ -12,6 +12,7 @@ namespace rediprune {
 
 constexpr int warp_size = 32;
 constexpr int max_warps = 32;  // a block has at most 1024 threads
+constexpr int max_patches = 8192;
 
 __device__ inline candidate_t warp_best(candidate_t mine) {
     constexpr unsigned everyone = 0xffffffffu;
@@ -32,6 +33,10 @@ class BlockTeam {
     // The rows alternate: a warp writes a row again only after the barrier of the call in between, which every
     // warp reaches only after having read that row.
     __device__ candidate_t best(candidate_t mine) {
+        if (size() == warp_size) {
+            __syncwarp();
+            return warp_best(mine);
+        }
         candidate_t* row = rows_[turn_];
         turn_ ^= 1;
         const int lane = rank() % warp_size;
@@ -49,16 +54,26 @@ class BlockTeam {
 }  // namespace rediprune
 
 // similarity [frames, patches, patches], relevance [frames, patches] float32; indices [frames, count] int64, ascending.
-// Grid: frames. Block: a multiple of 32. Dynamic shared memory: Scratch::bytes(patches). count ≤ patches.
+// Grid: frames. Block: a multiple of 32, at least patches / 8. count ≤ patches ≤ max_patches.
 // α is read from device memory where a graph feeds it as a tensor, else (alpha_tensor null) taken from the argument.
 extern "C" __global__ void __launch_bounds__(1024, 1)
 maxmin_select(const float* similarity, const float* relevance, const float* alpha_tensor, float alpha, int patches,
               int count, long long* indices) {
-    extern __shared__ float memory[];
     __shared__ rediprune::candidate_t rows[2][rediprune::max_warps];
+    __shared__ unsigned bitmap[rediprune::max_patches / 32];
     const long long frame = blockIdx.x;
+    similarity += frame * patches * patches;
+    relevance += frame * patches;
+    indices += frame * count;
+    if (alpha_tensor) alpha = *alpha_tensor;
     rediprune::BlockTeam team(rows);
-    rediprune::greedy_max_min(team, rediprune::Scratch(memory, patches), similarity + frame * patches * patches,
-                              relevance + frame * patches, alpha_tensor ? *alpha_tensor : alpha, patches, count,
-                              indices + frame * count);
+    const int items = (patches + blockDim.x - 1) / blockDim.x;
+    if (items <= 1)
+        rediprune::greedy_max_min<1>(team, bitmap, similarity, relevance, alpha, patches, count, indices);
+    else if (items <= 2)
+        rediprune::greedy_max_min<2>(team, bitmap, similarity, relevance, alpha, patches, count, indices);
+    else if (items <= 4)
+        rediprune::greedy_max_min<4>(team, bitmap, similarity, relevance, alpha, patches, count, indices);
+    else
+        rediprune::greedy_max_min<8>(team, bitmap, similarity, relevance, alpha, patches, count, indices);
 }

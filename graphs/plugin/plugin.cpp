@@ -29,7 +29,7 @@ int32_t check(nvinfer1::Dims const& s, nvinfer1::Dims const& r, nvinfer1::Dims c
         return refuse("similarity must be [F, P, P], relevance [F, P] and indices [F, K]");
     if (s.d[1] != s.d[2] || s.d[0] != r.d[0] || s.d[1] != r.d[1])
         return refuse("similarity [F, P, P] and relevance [F, P] disagree on F or P");
-    if (!fits(static_cast<int>(s.d[1]))) return refuse("a frame has more tokens than fit in shared memory (about 9200)");
+    if (!fits(static_cast<int>(s.d[1]))) return refuse("a frame may have 1 to 8192 tokens");
     if (indices.d[1] > s.d[1]) return refuse("num_keep is larger than the number of tokens of a frame");
     return 0;
 }

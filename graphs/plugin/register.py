@@ -1,8 +1,8 @@
-"""Finds librediprune_plugin.so and registers `MaxMinSelect` with TensorRT, before a model is parsed or an engine read."""
+"""Finds librediprune_plugin.so and registers `MaxMinSelect` with TensorRT."""
 
 import ctypes
 import os
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,11 @@ LIBRARY = "librediprune_plugin.so"
 VARIABLE = "REDIPRUNE_PLUGIN"
 NAME, VERSION, NAMESPACE = "MaxMinSelect", "1", "rediprune"  # of plugin.h
 
+_BUILD = f"Build it with `make -C {Path(__file__).parent} clean plugin TENSORRT_ROOT=/path/to/TensorRT`"
+
 
 class PluginMissing(RuntimeError):
-    """The plugin library is not there, or cannot be loaded. The message says where it was sought and how to build it."""
+    """No plugin library, or not a loadable one. The message says where it was sought and how to build it."""
 
 
 def find_plugin(path: str | os.PathLike[str] | None = None) -> Path:
@@ -28,21 +30,22 @@ def find_plugin(path: str | os.PathLike[str] | None = None) -> Path:
     library = place / LIBRARY if place.is_dir() else place
     if library.is_file():
         return library.resolve()
-    origin = "beside this package" if named is None else "as given" if path is not None else f"from ${VARIABLE}"
-    sought = [f"{library} ({origin})"]
-    if path is None and named is None:
-        sought.append(f"${VARIABLE} (not set)")
+    if path is not None:
+        sought = f"{library} (as given)"
+    elif named is not None:
+        sought = f"{library} (from ${VARIABLE})"
+    else:
+        sought = f"${VARIABLE} (not set), {library} (beside this package)"
     raise PluginMissing(
-        f"the TensorRT plugin was not found; looked for: {', '.join(sought)}. "
-        f"Build it with `make -C {Path(__file__).parent} TENSORRT_ROOT=/path/to/TensorRT`, or set {VARIABLE} to it"
+        f"the TensorRT plugin was not found; looked for {sought}. {_BUILD}, or set {VARIABLE} to it"
     )
 
 
 def load_plugin(path: str | os.PathLike[str] | None = None, tensorrt: Any = None) -> Path:
     """Load the plugin library into the process and register its creator; loading it again does nothing.
 
-    The library registers itself where TensorRT's library is in its reach; where TensorRT was loaded privately, as
-    Python does, its plugin registry loads it.
+    To be called before parsing or deserialising. The library registers itself where TensorRT's library is in
+    its reach; where TensorRT was loaded privately, its plugin registry loads the library.
 
     Args:
         path: see `find_plugin`.
@@ -60,19 +63,16 @@ def load_plugin(path: str | os.PathLike[str] | None = None, tensorrt: Any = None
     return _load(find_plugin(path), tensorrt)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _load(library: Path, tensorrt: Any) -> Path:
     try:
         handle = ctypes.CDLL(str(library))
         registered = bool(handle.rediprune_is_registered())
     except (OSError, AttributeError) as error:
-        raise PluginMissing(
-            f"{library} cannot be loaded ({error}): rebuild it for this machine with "
-            f"`make -C {Path(__file__).parent} clean plugin TENSORRT_ROOT=/path/to/TensorRT`"
-        ) from error
+        raise PluginMissing(f"{library} cannot be loaded ({error}). {_BUILD} on this machine") from error
     if not registered and not tensorrt.get_plugin_registry().load_library(str(library)):
         raise PluginMissing(
-            f"TensorRT {tensorrt.__version__} refused {library}: another version of {NAMESPACE}::{NAME} may be "
-            f"registered already; load one only, built for this TensorRT"
+            f"TensorRT {tensorrt.__version__} refused {library}: "
+            f"load only one library with {NAMESPACE}::{NAME}, built for this TensorRT"
         )
     return library

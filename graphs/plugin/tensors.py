@@ -1,4 +1,4 @@
-"""`select_tokens` on CUDA tensors by the kernels: same arguments, same results up to rounding of the scores."""
+"""`select_tokens` on CUDA tensors by the kernels: same arguments, same results up to rounding."""
 
 import torch
 from torch import Tensor
@@ -12,9 +12,9 @@ from .launcher import load_kernels
 def select_tokens_cuda(
     features: Tensor, query: Tensor, keep: float | int = 0.15, alpha: float = 0.5, tau: float = 0.0
 ) -> Tensor:
-    """Indices of the visual tokens to keep, by three kernel launches: token scores, similarity, greedy choice.
+    """Indices of the visual tokens to keep, by three launches: token scores, similarity, greedy choice.
 
-    Args and errors are those of `rediprune.graphs.selection.select_tokens`; features [F, P, C] or [P, C] must be
+    Arguments and errors are those of `rediprune.graphs.selection.select_tokens`; the features must be
     float16, bfloat16 or float32 on a CUDA device.
 
     Returns:
