@@ -23,6 +23,15 @@ def test_nvcc_compiles_without_spills(sources: Path, tmp_path: Path, source: str
     assert spills and set(spills) == {"0"}, report.stderr
 
 
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc (the CUDA toolkit)")
+def test_the_greedy_kernel_rounds_every_operation(sources: Path, tmp_path: Path) -> None:
+    # As the eager reference does: a fused multiply-add, or one that ptxas may make, would round otherwise.
+    ptx = tmp_path / "maxmin.ptx"
+    subprocess.run(["nvcc", "-arch=compute_80", "-ptx", "-o", ptx, sources / "maxmin.cu"], check=True)
+    operations = set(re.findall(r"\b(?:add|sub|mul|fma)(?:\.\w+)*\.f32\b", ptx.read_text()))
+    assert operations == {"add.rn.f32", "mul.rn.f32"}
+
+
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_nvrtc_compiles_and_exports_the_kernels(arch: str) -> None:
     pytest.importorskip("cuda.core", reason="needs cuda-core and NVRTC")
