@@ -123,10 +123,8 @@ def page(result: dict[str, Any]) -> Iterator[str]:
 CLIP-L/336 (24 layers) and a Llama of 7B geometry (32 layers, 4096 wide) in bfloat16 with **random weights**:
 times and memory depend on the geometry alone. Batch 1, {PROMPT} text tokens, selection by the CUDA kernels.
 «First token» runs from pixels on the GPU to the token's id on the host, without waits in between; stages
-are timed apart, with a wait after each. Medians of {REPEATS}. The weights take {result["weights_gib"]:.2f} GiB;
-peak is that of PyTorch's allocator. Eager PyTorch launches hundreds of kernels per forward pass: below a few
-hundred tokens launching them, not running them, takes the time, and fewer tokens gain little until the stages
-are engines or CUDA graphs."""
+are timed apart, with a wait after each. Medians of {REPEATS}. Weights take {result["weights_gib"]:.2f} GiB;
+peak is that of PyTorch's allocator."""
     for name, rows in result["runs"].items():
         yield f"\n## {name}\n"
         yield table(

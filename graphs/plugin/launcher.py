@@ -55,14 +55,13 @@ class SelectionKernels:
 
     def __init__(self, ordinal: int) -> None:
         self._core = cuda_core()
-        device = self._core.Device(ordinal)
+        device = self._device = self._core.Device(ordinal)
         capability = tuple(device.compute_capability)
         if capability < MIN_CAPABILITY:
             raise GpuUnavailable(
                 f"the selection kernels need compute capability 8.0 or later, GPU {ordinal} has "
                 f"{capability[0]}.{capability[1]}: select on the CPU or with eager PyTorch instead"
             )
-        device.set_current()
         self._modules = compile_kernels(f"sm_{capability[0]}{capability[1]}")
         self._kernels: dict[str, Any] = {}
 
@@ -159,6 +158,7 @@ class SelectionKernels:
         stream: int,
         arguments: tuple[Any, ...],
     ) -> None:
+        self._device.set_current()
         if name not in self._kernels:
             self._kernels[name] = self._modules[source].get_kernel(name)
         config = self._core.LaunchConfig(grid=grid, block=block)

@@ -39,11 +39,12 @@ def select_tokens_cuda(
 
 def score_tokens_cuda(features: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
     """Relevance [F, P] and similarity [F, P, P], float32, of features [F, P, C] on a GPU and a query [C]."""
+    _check_on_one_gpu(features=features, query=query)
     features, query = features.contiguous(), query.float().contiguous()
     frames, patches, channels = features.shape
     scores = torch.empty(2, frames, patches, device=features.device)  # inverse norms, relevance
     similarity = torch.empty(frames, patches, patches, device=features.device)
-    load_kernels(features.device.index or 0).score(
+    load_kernels(features.device.index).score(
         features.data_ptr(),
         query.data_ptr(),
         scores[0].data_ptr(),
@@ -60,10 +61,11 @@ def score_tokens_cuda(features: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
 
 def max_min_select_cuda(similarity: Tensor, relevance: Tensor, count: int, alpha: float) -> Tensor:
     """`max_min_select` by the kernel: equal to it on the same float32 scores, to the bit."""
+    _check_on_one_gpu(similarity=similarity, relevance=relevance)
     similarity, relevance = similarity.float().contiguous(), relevance.float().contiguous()
     frames, patches = relevance.shape
     indices = torch.empty(frames, count, dtype=torch.int64, device=relevance.device)
-    load_kernels(relevance.device.index or 0).select(
+    load_kernels(relevance.device.index).select(
         similarity.data_ptr(),
         relevance.data_ptr(),
         indices.data_ptr(),
@@ -74,3 +76,13 @@ def max_min_select_cuda(similarity: Tensor, relevance: Tensor, count: int, alpha
         stream=torch.cuda.current_stream(relevance.device).cuda_stream,
     )
     return indices
+
+
+def _check_on_one_gpu(**tensors: Tensor) -> None:
+    """The kernels are given addresses: on any other device they would be read as if they were this GPU's."""
+    devices = {name: tensor.device for name, tensor in tensors.items()}
+    if len(set(devices.values())) > 1 or not all(tensor.is_cuda for tensor in tensors.values()):
+        found = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise ValueError(
+            f"the kernels need tensors on one CUDA device, not {found}: use select_tokens elsewhere"
+        )

@@ -7,7 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from rediprune.graphs.plugin import launcher
+from rediprune.graphs.plugin.tensors import max_min_select_cuda, select_tokens_cuda
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
@@ -58,3 +60,25 @@ def test_a_machine_without_gpu_or_packages_says_so_in_one_line() -> None:
     message = str(error.value)
     assert "\n" not in message
     assert ("GPU 63" if importlib.util.find_spec("cuda") else "pip install") in message
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ({"frames": 1, "patches": 4, "count": 5}, "between 1 and the 4 tokens"),
+        ({"frames": 1, "patches": 4, "count": 0}, "between 1 and the 4 tokens"),
+        ({"frames": 1, "patches": launcher.MAX_PATCHES + 1, "count": 1}, "1 to 8192 tokens"),
+        ({"frames": 0, "patches": 4, "count": 1}, "frames must lie"),
+    ],
+)
+def test_sizes_out_of_range_are_refused_before_the_gpu_is_touched(sizes: dict[str, int], said: str) -> None:
+    kernels = object.__new__(launcher.SelectionKernels)  # no GPU here to load them on
+    with pytest.raises(ValueError, match=said):
+        kernels.select(0, 0, 0, **sizes)
+
+
+def test_tensors_off_the_gpu_are_refused() -> None:
+    with pytest.raises(ValueError, match="features on cpu"):
+        select_tokens_cuda(torch.ones(2, 8, 4), torch.ones(4), keep=2)
+    with pytest.raises(ValueError, match="similarity on cpu"):
+        max_min_select_cuda(torch.ones(1, 8, 8), torch.ones(1, 8), 2, 0.5)
