@@ -127,7 +127,12 @@ namespace {
 
 MaxMinSelectCreator creator;
 
-bool const registered = getPluginRegistry && getPluginRegistry()->registerCreator(creator, plugin_namespace);
+bool register_creator() noexcept {
+    auto* const registry = getPluginRegistry ? getPluginRegistry() : nullptr;
+    return registry && registry->registerCreator(creator, plugin_namespace);
+}
+
+bool const registered = register_creator();
 
 }  // namespace
 
