@@ -1,0 +1,215 @@
+"""Launches the selection kernels on raw device pointers and a stream, compiled by NVRTC at first use.
+
+For the places where a TensorRT plugin cannot be: between engines of TensorRT-RTX or ONNX Runtime CUDA, and in
+eager CUDA pipelines (tensors.py). Needs `cuda-core` and NVRTC (`pip install "cuda-core[cu13]"`), imported on
+first use.
+"""
+
+import ctypes
+import importlib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+SOURCES = ("maxmin.cu", "scores.cu")
+DTYPES = ("float16", "bfloat16", "float32")
+MAX_PATCHES = 8192  # max_patches of maxmin.cu
+MIN_CAPABILITY = (8, 0)
+
+_TILE = {"mma": 64, "fma": 32}  # of scores.cu
+_HERE = Path(__file__).parent
+
+
+class GpuUnavailable(RuntimeError):
+    """No GPU, or not the packages, that the selection kernels need. The message says what to do."""
+
+
+def compile_kernels(arch: str) -> dict[str, Any]:
+    """Compile every kernel for `arch` ("sm_90") with NVRTC, which needs no GPU.
+
+    Returns:
+        `cuda.core.ObjectCode` by source name.
+
+    Raises:
+        GpuUnavailable: `cuda-core` or NVRTC is not installed.
+    """
+    core = cuda_core()
+    options = core.ProgramOptions(std="c++17", arch=arch, include_path=str(_HERE))
+    try:
+        return {
+            name: core.Program((_HERE / name).read_text(encoding="utf-8"), "c++", options).compile("cubin")
+            for name in SOURCES
+        }
+    except RuntimeError as error:
+        if "nvrtc" in str(error).lower() and "not found" in str(error).lower():
+            raise GpuUnavailable('NVRTC is missing: pip install "cuda-core[cu13]"') from error
+        raise
+
+
+class SelectionKernels:
+    """The kernels, compiled and loaded on one device. Get it with `load_kernels`.
+
+    Every method only enqueues on `stream`, a raw `cudaStream_t`, so it may be captured in a CUDA graph.
+    Pointers are device addresses of contiguous tensors on that device.
+    """
+
+    def __init__(self, ordinal: int) -> None:
+        self._core = cuda_core()
+        device = self._device = self._core.Device(ordinal)
+        capability = tuple(device.compute_capability)
+        if capability < MIN_CAPABILITY:
+            raise GpuUnavailable(
+                f"the selection kernels need compute capability 8.0 or later, GPU {ordinal} has "
+                f"{capability[0]}.{capability[1]}: select on the CPU or with eager PyTorch instead"
+            )
+        self._modules = compile_kernels(f"sm_{capability[0]}{capability[1]}")
+        self._kernels: dict[str, Any] = {}
+
+    def select(
+        self,
+        similarity: int,
+        relevance: int,
+        indices: int,
+        *,
+        frames: int,
+        patches: int,
+        count: int,
+        alpha: float = 0.5,
+        alpha_tensor: int = 0,
+        stream: int = 0,
+    ) -> None:
+        """The greedy choice: similarity [F, P, P], relevance [F, P] float32 → indices [F, count] int64.
+
+        Args:
+            alpha: weight of relevance, unless `alpha_tensor` points to a float32 on the device.
+
+        Raises:
+            ValueError: a size out of range.
+        """
+        _check_sizes(frames, patches)
+        if not 1 <= count <= patches:
+            raise ValueError(f"count must lie between 1 and the {patches} tokens of a frame, not {count}")
+        self._launch(
+            "maxmin.cu",
+            "maxmin_select",
+            (frames, 1, 1),
+            block_size(patches),
+            stream,
+            (similarity, relevance, alpha_tensor, ctypes.c_float(alpha), _int(patches), _int(count), indices),
+        )
+
+    def score(
+        self,
+        features: int,
+        query: int,
+        inverse_norm: int,
+        relevance: int,
+        similarity: int,
+        *,
+        frames: int,
+        patches: int,
+        channels: int,
+        dtype: str,
+        stream: int = 0,
+    ) -> None:
+        """Cosines in float32: features [F, P, C], query [C] float32 → relevance [F, P], similarity [F, P, P].
+
+        float16 and bfloat16 features use the tensor cores when C is a multiple of 8 and the features are
+        16-byte aligned, else ordinary FMAs.
+
+        Args:
+            inverse_norm: [F, P] float32, workspace.
+            dtype: of the features, one of `DTYPES`.
+
+        Raises:
+            ValueError: a size or the dtype out of range.
+        """
+        _check_sizes(frames, patches)
+        if dtype not in DTYPES:
+            raise ValueError(f"features must be one of {', '.join(DTYPES)}, not {dtype}")
+        if channels < 1:
+            raise ValueError(f"channels must be positive, not {channels}")
+        tokens = frames * patches
+        self._launch(
+            "scores.cu",
+            f"token_scores_{dtype}",
+            (-(-tokens // 8), 1, 1),
+            256,
+            stream,
+            (features, query, _int(tokens), _int(channels), inverse_norm, relevance),
+        )
+        route = "mma" if dtype != "float32" and channels % 8 == 0 and features % 16 == 0 else "fma"
+        tiles = -(-patches // _TILE[route])
+        self._launch(
+            "scores.cu",
+            f"similarity_{route}_{dtype}",
+            (tiles, tiles, frames),
+            128,
+            stream,
+            (features, inverse_norm, _int(patches), _int(channels), similarity),
+        )
+
+    def _launch(
+        self,
+        source: str,
+        name: str,
+        grid: tuple[int, int, int],
+        block: int,
+        stream: int,
+        arguments: tuple[Any, ...],
+    ) -> None:
+        self._device.set_current()
+        if name not in self._kernels:
+            self._kernels[name] = self._modules[source].get_kernel(name)
+        config = self._core.LaunchConfig(grid=grid, block=block)
+        self._core.launch(self._core.Stream.from_handle(stream), config, self._kernels[name], *arguments)
+
+
+@cache
+def load_kernels(ordinal: int = 0) -> SelectionKernels:
+    """The kernels on GPU `ordinal`, compiled once per process.
+
+    Raises:
+        GpuUnavailable: no usable GPU, driver or package.
+    """
+    core = cuda_core()
+    try:
+        core.Device(ordinal).set_current()
+    except Exception as error:  # the driver's own exception types differ between versions of cuda-core
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise GpuUnavailable(
+            f"GPU {ordinal} cannot be used ({reason}): check nvidia-smi, or select on the CPU"
+        ) from error
+    return SelectionKernels(ordinal)
+
+
+def block_size(patches: int) -> int:
+    """Threads per block of `maxmin_select`: one per token, whole warps, at most 1024."""
+    return min(1024, 32 * -(-patches // 32))
+
+
+def _check_sizes(frames: int, patches: int) -> None:
+    if not 1 <= frames <= 65535:
+        raise ValueError(f"frames must lie between 1 and 65535, not {frames}: select in several calls")
+    if not 1 <= patches <= MAX_PATCHES:
+        raise ValueError(f"a frame may have 1 to {MAX_PATCHES} tokens, not {patches}: use eager PyTorch")
+
+
+def _int(value: int) -> ctypes.c_int32:
+    return ctypes.c_int32(value)
+
+
+def cuda_core() -> Any:
+    """The `cuda.core` module, imported on first use.
+
+    Raises:
+        GpuUnavailable: it is not installed.
+    """
+    for name in ("cuda.core", "cuda.core.experimental"):  # the second until cuda-core 0.5
+        try:
+            module = importlib.import_module(name)
+        except ImportError:
+            continue
+        if hasattr(module, "Program"):
+            return module
+    raise GpuUnavailable('the CUDA selection kernel needs cuda-core: pip install "cuda-core[cu13]"')
