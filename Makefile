@@ -20,7 +20,7 @@ TORCH ?= torch==2.13.0
 
 MEDIA := $(addprefix --image ,$(IMAGE)) $(addprefix --video ,$(VIDEO))
 
-.PHONY: engine run validate test test-slow bench lint setup clean
+.PHONY: engine run validate test test-slow bench plugin lint setup clean
 
 engine: $(READY) | $(MODEL)
 	$(BIN)/rediprune export $(MODEL) -o $(BUNDLE) --precision $(PRECISION)
@@ -46,6 +46,10 @@ BENCH ?= real
 bench: $(READY) | checkpoints/$(BENCH)
 	$(BIN)/rediprune export checkpoints/$(BENCH) -o engines/$(BENCH)-$(PRECISION) --precision $(PRECISION)
 	$(BIN)/rediprune bench engines/$(BENCH)-$(PRECISION) --image $(IMAGE)
+
+# The TensorRT plugin; TENSORRT_ROOT holds include/NvInfer.h.
+plugin:
+	$(MAKE) -C graphs/plugin TENSORRT_ROOT=$(TENSORRT_ROOT)
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -75,11 +75,15 @@ __device__ void token_scores(const T* __restrict__ features, const float* __rest
 // Rows and columns of S one block computes. FMAs take long: smaller tiles spread them over more multiprocessors.
 constexpr int mma_tile = 64, fma_tile = 32;
 
+// Cosines above this are those of one and the same token (selection.SAME_TOKEN).
+constexpr float same_token = 1.0f - 1.0f / (1 << 20);
+
 // S is symmetric: a block above the diagonal writes its tile and the mirrored one. The scale is a product of the two
 // inverse norms, which commutes, so that S equals its transpose to the bit.
 __device__ inline void store(float* similarity, const float* inverse_norm, int patches, int i, int j, float dot) {
     if (i >= patches || j >= patches) return;
-    const float cosine = dot * (inverse_norm[i] * inverse_norm[j]);
+    const float product = dot * (inverse_norm[i] * inverse_norm[j]);
+    const float cosine = product > same_token ? 1.0f : product;
     similarity[(long long)i * patches + j] = cosine;
     if (blockIdx.x != blockIdx.y) similarity[(long long)j * patches + i] = cosine;
 }
