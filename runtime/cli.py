@@ -70,6 +70,8 @@ def run(
         raise RedipruneError(f"--keep is a ratio in (0, 1]; for {keep:g} tokens per frame give --count {keep:.0f}")
     if len(prompt) > 1 and not chat:
         raise RedipruneError("several turns need the chat template; leave --raw out")
+    if show is not None and not (image or video):
+        raise RedipruneError("--show draws kept patches, and there is no image or video; give --image or --video")
     if show is not None and not show.parent.is_dir():
         raise RedipruneError(f"'{show.parent}' is not a folder; make it, or give --show another path")
     pipeline = Pipeline.load(bundle, backend, eager=eager or (), threads=threads)
