@@ -5,7 +5,7 @@ pixels → features → indices → kept → projected → spliced → prefill �
 
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -78,7 +78,9 @@ class Pipeline:
         self.threads = threads
         self.processor = Processor.load(bundle.path("processor"))
         self.cache = FeatureCache(cache_bytes)
-        self._sessions: dict[str, StageSession] = {}
+        self.sessions: dict[str, StageSession] = {}
+        # Chooses [F,K] of features [F,P,C] in place of the select stage, to measure other rules (calibration.rules).
+        self.chooser: Callable[[np.ndarray, int], np.ndarray] | None = None
 
     @classmethod
     def load(
@@ -118,9 +120,9 @@ class Pipeline:
 
     def stage(self, name: str) -> StageSession:
         """The session of a stage other than `language`."""
-        if name not in self._sessions:
-            self._sessions[name] = open_stage(self.backends[name], self.bundle, name, self.threads)
-        return self._sessions[name]
+        if name not in self.sessions:
+            self.sessions[name] = open_stage(self.backends[name], self.bundle, name, self.threads)
+        return self.sessions[name]
 
     @cached_property
     def language(self) -> LanguageSession:
@@ -318,6 +320,9 @@ class Pipeline:
             count = num_kept(patches, keep)
         if count == patches:
             return visual.features
+        if self.chooser is not None:
+            visual.kept = self.chooser(visual.features, count)
+            return np.take_along_axis(visual.features, visual.kept[:, :, None], axis=1)
         outputs = self.stage("select").run(
             {
                 "features": visual.features,

@@ -128,9 +128,7 @@ argmax over the frame. A dependent load from L2 takes {floor["l2_latency_ns"]:.0
 version that leaves S in L2 can take less per pick. The Gram matrix is one batched product; cuBLAS's time for
 it is below. Its bfloat16 result is rounded to bfloat16, which the selection may not do.
 """
-    yield table(
-        "tokens", "frames", "K = 1: launch, argmax, output", "each further pick", "half of the tokens kept"
-    )
+    yield table("tokens", "frames", "K = 1: launch, argmax, output", "each further pick", "half of the tokens kept")
     for patches in FLOOR_PATCHES:
         f = floor[f"patches_{patches}"]
         yield (
@@ -150,9 +148,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--json", type=Path, help="write all numbers here")
     parser.add_argument("--markdown", type=Path, help="write the page here")
-    parser.add_argument(
-        "--frames", type=int, default=10_000, help="frames of the exact check (default 10000)"
-    )
+    parser.add_argument("--frames", type=int, default=10_000, help="frames of the exact check (default 10000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sanitize", action="store_true", help="only a short run, for compute-sanitizer")
     arguments = parser.parse_args()

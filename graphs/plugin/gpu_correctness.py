@@ -15,9 +15,7 @@ CHANNELS = 1024  # of CLIP-L
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 KINDS = ("random", "clustered", "duplicates", "zeros", "constant", "opposite", "ties", "excluded")
 
-SMALL = tuple(
-    (patches, 64) for patches in (1, 2, 31, 32, 33, 100, 144, 196, 256)
-)  # patches, frames at a time
+SMALL = tuple((patches, 64) for patches in (1, 2, 31, 32, 33, 100, 144, 196, 256))  # patches, frames at a time
 LARGE = ((576, 8), (577, 4), (1024, 2), (1025, 2), (2304, 1), (4096, 1))
 ODD = (
     (1, 1, 1),

@@ -82,9 +82,7 @@ def time_selection(random: torch.Generator) -> list[dict[str, Any]]:
     ]
 
 
-def _time_one(
-    frames: int, patches: int, count: int, dtype: torch.dtype, random: torch.Generator
-) -> dict[str, float]:
+def _time_one(frames: int, patches: int, count: int, dtype: torch.dtype, random: torch.Generator) -> dict[str, float]:
     sets = [features("clustered", frames, patches, CHANNELS, random).to(dtype) for _ in range(10)]
     query = torch.randn(CHANNELS, device=random.device, generator=random)
     scores = [score_tokens_cuda(x, query) for x in sets]

@@ -36,9 +36,7 @@ def find_plugin(path: str | os.PathLike[str] | None = None) -> Path:
         sought = f"{library} (from ${VARIABLE})"
     else:
         sought = f"${VARIABLE} (not set), {library} (beside this package)"
-    raise PluginMissing(
-        f"the TensorRT plugin was not found; looked for {sought}. {_BUILD}, or set {VARIABLE} to it"
-    )
+    raise PluginMissing(f"the TensorRT plugin was not found; looked for {sought}. {_BUILD}, or set {VARIABLE} to it")
 
 
 def load_plugin(path: str | os.PathLike[str] | None = None, tensorrt: Any = None) -> Path:

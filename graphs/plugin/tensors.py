@@ -83,6 +83,4 @@ def _check_on_one_gpu(**tensors: Tensor) -> None:
     devices = {name: tensor.device for name, tensor in tensors.items()}
     if len(set(devices.values())) > 1 or not all(tensor.is_cuda for tensor in tensors.values()):
         found = ", ".join(f"{name} on {device}" for name, device in devices.items())
-        raise ValueError(
-            f"the kernels need tensors on one CUDA device, not {found}: use select_tokens elsewhere"
-        )
+        raise ValueError(f"the kernels need tensors on one CUDA device, not {found}: use select_tokens elsewhere")

@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = [
-    pytest.mark.skipif(
-        "TENSORRT_ROOT" not in os.environ, reason="needs TENSORRT_ROOT, with include/NvInfer.h"
-    ),
+    pytest.mark.skipif("TENSORRT_ROOT" not in os.environ, reason="needs TENSORRT_ROOT, with include/NvInfer.h"),
     pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc (the CUDA toolkit)"),
 ]
 
@@ -21,9 +19,7 @@ def checkout(sources: Path, tmp_path: Path) -> Path:
     """A copy of the sources to build in, and a TensorRT folder with headers and no library beside it."""
     (tmp_path / "tensorrt" / "lib").mkdir(parents=True)
     (tmp_path / "tensorrt" / "include").symlink_to(Path(os.environ["TENSORRT_ROOT"], "include").resolve())
-    shutil.copytree(
-        sources, tmp_path / "plugin", ignore=shutil.ignore_patterns("build", "*.so", "__pycache__")
-    )
+    shutil.copytree(sources, tmp_path / "plugin", ignore=shutil.ignore_patterns("build", "*.so", "__pycache__"))
     return tmp_path
 
 
@@ -65,7 +61,5 @@ def test_with_tensorrt_it_asks_for_the_registry_when_loaded(checkout: Path) -> N
 
 def test_the_proof_passes_its_build_time_part(checkout: Path) -> None:
     make(checkout, "proof")
-    result = subprocess.run(
-        [checkout / "plugin" / "build" / "enqueue_proof", "200"], capture_output=True, text=True
-    )
+    result = subprocess.run([checkout / "plugin" / "build" / "enqueue_proof", "200"], capture_output=True, text=True)
     assert result.returncode in (0, 2), result.stderr  # 2: no GPU here to enqueue on

@@ -1,0 +1,105 @@
+"""The commands of `rediprune` that judge a bundle by data: evaluate."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from ..runtime.cli import BundleArgument, JsonOption
+from ..runtime.errors import RedipruneError
+
+_KEEPS = "1,0.5,0.25,0.15,0.1,0.05"
+_RULES = "rediprune,diversity,relevance,random,uniform,pool2x2"
+
+
+def add(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command(
+        "evaluate",
+        epilog="""Examples:\n
+    rediprune evaluate engines/checkpoint-fp32 --plot accuracy.png\n
+    rediprune evaluate engines/llava --data questions.jsonl --keep 1,0.15 --rules rediprune,random --out scores.jsonl""",
+    )(evaluate)
+
+
+def evaluate(
+    bundle: BundleArgument,
+    data: Annotated[
+        Path | None, typer.Option(help="JSONL of {image or video, question, answer, kind}; default: the built-in task.")
+    ] = None,
+    keep: Annotated[str, typer.Option(help="Keep ratios, comma separated.")] = _KEEPS,
+    rules: Annotated[str, typer.Option(help="Selection rules, comma separated.")] = _RULES,
+    backend: Annotated[str, typer.Option(help="What runs the stages.")] = "ort",
+    images: Annotated[int, typer.Option(help="Pictures of the built-in task.")] = 100,
+    clips: Annotated[int, typer.Option(help="Clips of the built-in task.")] = 25,
+    split: Annotated[str, typer.Option(help="Split of the built-in task: test or unseen.")] = "test",
+    train: Annotated[Path | None, typer.Option(help="Refuse questions that are in this JSONL too.")] = None,
+    frames: Annotated[int, typer.Option(help="Frames of a video.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of the random rule.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Keep finished scores here; a rerun goes on from them.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write accuracy against tokens and time here (PNG).")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Accuracy per kind of question, keep ratio and selection rule."""
+    from .evaluate import check_disjoint, read_questions
+    from .evaluate import evaluate as run
+
+    try:
+        keeps = [float(ratio) for ratio in keep.split(",")]
+    except ValueError as error:
+        raise RedipruneError(f"--keep takes ratios separated by commas, not '{keep}'") from error
+    if not all(0 < ratio <= 1 for ratio in keeps):
+        raise RedipruneError(f"--keep takes ratios in (0, 1], not '{keep}'")
+    if plot is not None and find_spec("matplotlib") is None:
+        raise RedipruneError("--plot needs matplotlib; install it with: pip install 'rediprune[evaluate]'")
+    for path in (out, plot):
+        if path is not None and not path.parent.is_dir():
+            raise RedipruneError(f"'{path.parent}' is not a folder; make it first")
+    with TemporaryDirectory() as made:
+        if data is None:
+            from .dataset import write_set
+
+            data = write_set(Path(made), split, images=images, clips=clips)
+        questions = read_questions(data)
+        if train is not None:
+            check_disjoint(questions, read_questions(train))
+        with Progress(console=Console(stderr=True), transient=True, disable=as_json) as bar:
+            task = bar.add_task("")
+
+            def report(label: str, at: int, total: int) -> None:
+                bar.update(task, description=label, completed=at, total=total)
+
+            scores = run(bundle, questions, keeps, rules.split(","), backend, out, frames, seed, progress=report)
+    if plot is not None:
+        from .plot import plot_scores
+
+        plot_scores(scores, plot, f"{bundle.name}, {len(questions)} questions")
+    if as_json:
+        print(json.dumps([score.document() for score in scores]))
+        return
+    _print(Console(), scores)
+
+
+def _print(console: Console, scores: list[Any]) -> None:
+    kinds = sorted({kind for score in scores for kind in score.asked})
+    table = Table("rule", "keep", "tokens", "accuracy", "95 %", *kinds, "first token", "prefill")
+    for score in scores:
+        low, high = score.interval()
+        parts = (f"{score.right.get(kind, 0) / score.asked[kind]:.0%}" if kind in score.asked else "" for kind in kinds)
+        table.add_row(
+            score.rule,
+            f"{score.keep:g}",
+            f"{score.visual_tokens:.0f} of {score.all_tokens:.0f}",
+            f"{score.accuracy:.1%}",
+            f"{low:.1%} – {high:.1%}",
+            *parts,
+            f"{score.first_token * 1e3:.1f} ms",
+            f"{score.prefill_macs / 1e9:.2f} GMAC",
+        )
+    console.print(table)

@@ -1,0 +1,271 @@
+"""Accuracy against kept tokens: a bundle's answers to a set of questions, per keep ratio and selection rule."""
+
+import hashlib
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..runtime.bundle import Bundle
+from ..runtime.errors import RedipruneError
+from ..runtime.pipeline import Answer, Pipeline
+from ..runtime.preprocess import load_image, load_video
+from .rules import RULES, apply_rule
+
+POOLED_KEEP = 0.25  # what 2 × 2 pooling keeps; it has no other ratio
+
+
+@dataclass(frozen=True)
+class Question:
+    """One line of a dataset: {"image" or "video": path, "question", "answer", "kind"}; paths are relative to the file."""
+
+    media: Path
+    video: bool
+    question: str
+    answer: str
+    kind: str
+
+
+@dataclass
+class Score:
+    """A bundle's accuracy at one keep ratio with one rule."""
+
+    rule: str
+    keep: float
+    backend: str
+    right: dict[str, int]  # by kind of question
+    asked: dict[str, int]
+    visual_tokens: float  # means over the questions, after and before pruning
+    all_tokens: float
+    first_token: float  # seconds, median; the vision stage of a first sight counted in
+    prefill_macs: float  # multiply-adds of the prefill, mean
+
+    @property
+    def accuracy(self) -> float:
+        return sum(self.right.values()) / sum(self.asked.values())
+
+    def interval(self) -> tuple[float, float]:
+        """95 % confidence interval of the accuracy (Wilson)."""
+        return wilson(sum(self.right.values()), sum(self.asked.values()))
+
+    def document(self) -> dict[str, Any]:
+        return asdict(self) | {"accuracy": self.accuracy, "interval": self.interval()}
+
+
+def wilson(right: int, asked: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's interval of a proportion."""
+    share = right / asked
+    centre = share + z * z / (2 * asked)
+    spread = z * (share * (1 - share) / asked + z * z / (4 * asked * asked)) ** 0.5
+    scale = 1 + z * z / asked
+    return (centre - spread) / scale, (centre + spread) / scale
+
+
+def read_questions(path: str | Path) -> list[Question]:
+    """Read and check a dataset before anything is asked.
+
+    Raises:
+        RedipruneError: no such file, a line that is no JSON object, has no image or video, no question or an empty
+            answer, or names a file that is not there; the message names the line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RedipruneError(f"there is no dataset '{path}'; give a JSONL file of {{image or video, question, answer}}")
+    questions = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+
+        def wrong(what: str, number: int = number) -> RedipruneError:
+            return RedipruneError(f"line {number} of '{path}' {what}; mend or remove it")
+
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise wrong("is no JSON") from error
+        if not isinstance(entry, dict):
+            raise wrong("is no JSON object")
+        kinds = [kind for kind in ("image", "video") if entry.get(kind)]
+        if len(kinds) != 1:
+            raise wrong("needs an image or a video" if not kinds else "has both an image and a video")
+        for name in ("question", "answer"):
+            if not str(entry.get(name) or "").strip():
+                raise wrong(f"has no {name}")
+        media = path.parent / entry[kinds[0]]
+        if not media.is_file():
+            raise wrong(f"names '{entry[kinds[0]]}', which is not there")
+        questions.append(
+            Question(media, kinds[0] == "video", entry["question"], str(entry["answer"]), str(entry.get("kind", "all")))
+        )
+    if not questions:
+        raise RedipruneError(f"dataset '{path}' is empty")
+    return questions
+
+
+def check_disjoint(test: Sequence[Question], train: Sequence[Question]) -> None:
+    """Refuse questions that are in the training set too: the same picture content with the same question.
+
+    Raises:
+        RedipruneError: naming the first and how many there are.
+    """
+    seen = {(_content(q.media), q.question) for q in train}
+    both = [q for q in test if (_content(q.media), q.question) in seen]
+    if both:
+        raise RedipruneError(
+            f"{len(both)} of {len(test)} questions are in the training set too, the first about '{both[0].media.name}'; "
+            "remove them from one of the sets"
+        )
+
+
+def _content(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def evaluate(
+    folder: str | Path,
+    questions: Sequence[Question],
+    keeps: Sequence[float],
+    rules: Sequence[str] = ("rediprune",),
+    backend: str = "ort",
+    out: Path | None = None,
+    frames: int = 8,
+    seed: int = 0,
+    max_new_tokens: int = 16,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[Score]:
+    """Ask every question at every keep ratio with every rule.
+
+    Args:
+        folder: the bundle.
+        questions: from `read_questions`.
+        keeps: keep ratios.
+        rules: of `RULES`. "pool2x2" is asked once, at its own ratio; at keep 1 the other rules are the same and asked
+            once, as "rediprune".
+        backend: what runs the stages.
+        out: a JSONL file that finished scores are appended to; those it holds already are not measured again.
+        frames: frames of a video; a family without videos is shown them as images.
+        seed: of the random rule.
+        max_new_tokens: longest answer.
+        progress: told label, question number and number of questions.
+
+    Raises:
+        RedipruneError: an unusable bundle, rule or picture.
+    """
+    unknown = sorted(set(rules) - set(RULES))
+    if unknown:
+        raise RedipruneError(f"rule '{unknown[0]}' is not known; choose of: {', '.join(RULES)}")
+    bundle = Bundle.open(folder)
+    pipeline = Pipeline.load(folder, backend, cache_bytes=4 << 30)
+    macs = _prefill_macs(bundle)
+    key = _key(bundle, questions, backend, frames, seed, max_new_tokens)
+    done = _finished(out, key)
+    media: dict[Path, tuple[list[Any], list[Any]]] = {}  # images, videos
+    scores = []
+    for rule, keep in _runs(rules, keeps):
+        if (rule, keep) in done:
+            scores.append(done[rule, keep])
+            continue
+        alpha = apply_rule(pipeline, rule, seed)
+        right: dict[str, int] = defaultdict(int)
+        asked: dict[str, int] = defaultdict(int)
+        answers = []
+        for at, question in enumerate(questions):
+            if progress is not None:
+                progress(f"{rule}, keep {keep:g}", at, len(questions))
+            if question.media not in media:
+                whole = question.video and "video" in bundle.manifest.modalities
+                pictures = load_video(question.media, frames) if question.video and not whole else [question.media]
+                media[question.media] = ([], pictures) if whole else ([load_image(p) for p in pictures], [])
+            images, videos = media[question.media]
+            answer = pipeline.generate(
+                question.question,
+                images,
+                videos,
+                frames=frames,
+                keep=1.0 if rule == "pool2x2" else float(keep),
+                alpha=alpha,
+                max_new_tokens=max_new_tokens,
+                temperature=0.0,
+            )
+            asked[question.kind] += 1
+            right[question.kind] += is_right(answer.text, question.answer)
+            answer.visuals = []  # the pictures are not needed again
+            answers.append(answer)
+        scores.append(_score(rule, keep, backend, right, asked, answers, macs))
+        if out is not None:
+            with open(out, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"key": key, "score": asdict(scores[-1])}) + "\n")
+    apply_rule(pipeline, "rediprune")
+    return scores
+
+
+def is_right(answer: str, expected: str) -> bool:
+    """Whether an answer is the expected one, up to case, outer space and a closing full stop."""
+    return answer.strip().rstrip(".").strip().casefold() == expected.strip().rstrip(".").strip().casefold()
+
+
+def _runs(rules: Sequence[str], keeps: Sequence[float]) -> list[tuple[str, float]]:
+    runs = []
+    for rule in rules:
+        if rule == "pool2x2":
+            runs.append((rule, POOLED_KEEP))
+        else:
+            runs += [(rule, keep) for keep in keeps if keep < 1]
+    return [("rediprune", 1.0)] * any(keep >= 1 for keep in keeps) + runs
+
+
+def _score(
+    rule: str,
+    keep: float,
+    backend: str,
+    right: dict[str, int],
+    asked: dict[str, int],
+    answers: Sequence[Answer],
+    macs: Callable[[int], float],
+) -> Score:
+    return Score(
+        rule,
+        keep,
+        backend,
+        dict(right),
+        dict(asked),
+        statistics.fmean(a.kept_tokens for a in answers),
+        statistics.fmean(a.visual_tokens for a in answers),
+        statistics.median(a.timings["time_to_first_token"] for a in answers),
+        statistics.fmean(macs(a.prompt_tokens + a.kept_tokens) for a in answers),
+    )
+
+
+def _prefill_macs(bundle: Bundle) -> Callable[[int], float]:
+    """Multiply-adds of a prefill of n tokens: per layer projections, attention and a gated FFN (algorithm.md)."""
+    text = json.loads(bundle.path("processor/config.json").read_text(encoding="utf-8"))["text_config"]
+    decoder = bundle.manifest.decoder
+    width, ffn = decoder.width, text.get("intermediate_size", 11008)
+    heads = text.get("num_attention_heads", 32)
+    projections = 2 * width * heads * decoder.head_width + 2 * width * decoder.kv_heads * decoder.head_width
+    return lambda n: decoder.layers * (n * projections + 2 * n * n * heads * decoder.head_width + 3 * n * width * ffn)
+
+
+def _key(bundle: Bundle, questions: Sequence[Question], *settings: object) -> str:
+    """What a stored score depends on."""
+    asked = [(q.media.name, q.media.stat().st_size, q.question, q.answer) for q in questions]
+    stages = {name: stage.files for name, stage in bundle.manifest.stages.items()}
+    return hashlib.sha256(json.dumps([stages, asked, settings]).encode()).hexdigest()[:16]
+
+
+def _finished(out: Path | None, key: str) -> dict[tuple[str, float], Score]:
+    if out is None or not out.is_file():
+        return {}
+    done = {}
+    for line in out.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue  # broken off while it was written
+        if entry.get("key") == key:
+            score = Score(**entry["score"])
+            done[score.rule, score.keep] = score
+    return done

@@ -1,0 +1,49 @@
+"""Accuracy against kept tokens and against time, as a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .evaluate import Score
+
+_LABELS = {
+    "rediprune": "ReDiPrune",
+    "diversity": "diversity only (α = 0)",
+    "relevance": "relevance only",
+    "random": "random",
+    "uniform": "uniform grid",
+    "pool2x2": "2 × 2 pooling after the projector",
+}
+
+
+def plot_scores(scores: Sequence[Score], path: Path, title: str) -> None:
+    """Write a PNG with two panels; bars are 95 % confidence intervals."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    tokens, time = figure.subplots(1, 2, sharey=True)
+    whole = [score for score in scores if score.keep >= 1]
+    for rule, label in _LABELS.items():
+        line = sorted((s for s in scores if s.rule == rule and s.keep < 1), key=lambda s: s.visual_tokens)
+        if not line:
+            continue
+        line += whole if rule != "pool2x2" else []
+        accuracy = [100 * s.accuracy for s in line]
+        errors = [
+            [100 * (s.accuracy - s.interval()[0]) for s in line],
+            [100 * (s.interval()[1] - s.accuracy) for s in line],
+        ]
+        style = {"marker": "o", "capsize": 2, "linewidth": 2.4 if rule == "rediprune" else 1.2, "label": label}
+        tokens.errorbar([100 * s.visual_tokens / s.all_tokens for s in line], accuracy, errors, **style)
+        time.errorbar([1e3 * s.first_token for s in line], accuracy, errors, **style)
+    tokens.set_xscale("log")
+    ticks = sorted({round(100 * s.visual_tokens / s.all_tokens) for s in scores})
+    tokens.set_xticks(ticks, [f"{t}" for t in ticks])
+    tokens.minorticks_off()
+    tokens.set_xlabel("visual tokens kept, %")
+    tokens.set_ylabel("accuracy, %")
+    time.set_xlabel("time to first token, ms (median)")
+    for axis in (tokens, time):
+        axis.grid(alpha=0.3)
+    tokens.legend(fontsize=8)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
