@@ -1,8 +1,8 @@
 """Questions about scenes and clips, with the one right answer, computed from the things in them.
 
-Each function of `IMAGE_KINDS` and `CLIP_KINDS` asks one kind of question: it returns (question, answer), or None
-when this scene allows no unambiguous question of the kind. Yes/no and two-way questions are asked only where both
-answers could be had, and a coin decides which, so that the wording alone never tells.
+Each function of `IMAGE_KINDS` and `CLIP_KINDS` asks one kind of question: it returns (question, answer), or
+None when this scene allows no unambiguous question of the kind. Yes/no and two-way questions are asked only
+where both answers could be had, and a coin decides which, so that the wording alone never tells.
 """
 
 from collections.abc import Callable, Sequence

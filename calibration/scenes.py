@@ -1,8 +1,8 @@
 """Pictures of the task: a few objects on a muted background, drawn with Pillow from a seeded generator.
 
 A scene is a list of `Thing`s and a background array; `draw` renders it. Everything a question can ask is in
-the `Thing`s, so every answer can be recomputed from them. The background is always of low saturation and middle
-brightness, the objects' colours are far apart: no colour word is ever a matter of taste.
+the `Thing`s, so every answer can be recomputed from them. The background is always of low saturation and
+middle brightness, the objects' colours are far apart: no colour word is ever a matter of taste.
 """
 
 from collections.abc import Sequence
