@@ -1,0 +1,1 @@
+"""The checkpoint shipped with the tool: architecture, training from scratch, evaluation in eager PyTorch."""

@@ -1,0 +1,491 @@
+"""Train the demo checkpoint from scratch: `python -m rediprune.export.demo.train`.
+
+Three stages. `tower`: the vision tower alone learns to name what each patch shows; LLaVA-type models start
+from a pretrained tower too. `whole`: tower, projector and decoder learn to answer, seeing every visual token,
+as LLaVA-type models do. `pruned` (optional): a short further training in which each step sees what the method
+keeps at a random keep ratio. Seeds are fixed, data are drawn by worker processes in a fixed order, and
+`state.pt` holds all that is needed to go on after an interruption.
+"""
+
+import argparse
+import copy
+import json
+import math
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import LlavaForConditionalGeneration
+
+from ...calibration.clips import FRAMES
+from ...calibration.scenes import SIDE
+from ...graphs.keep import num_kept
+from ...graphs.selection import max_min_select
+from .evaluate_eager import ALPHA, constant, print_table, report, select, vision_features
+from .model import BOS, VOCABULARY, WIDTH, new_model, save
+from .packing import KINDS, NOTHING, PATCH_CLASSES, ROWS, Chunk, Chunks, chunk, encode
+
+KEEPS = (1.0, 0.5, 0.25, 0.25, 0.15, 0.15, 0.1)  # drawn from in the pruned stage
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the weights."""
+
+    tower_steps: int = 1500
+    steps: int = 6200  # of the whole stage
+    pruned_steps: int = 1700
+    images: int = 48  # new pictures a step; each comes back ROWS times, with other questions
+    clips: int = 4  # new clips a step, likewise
+    delay: int = 150  # steps between two uses of a picture
+    easy: int = 2500  # steps of the curriculum
+    rate: float = 1e-3  # peak learning rate
+    pruned_rate: float = 6e-4
+    warmup: int = 300
+    decay: float = 0.05
+    average: float = 0.999  # of the moving average of the weights, which is what is saved
+    seed: int = 0
+    start: str = ""  # a checkpoint folder to start from, instead of random weights
+    blind: bool = False  # text only: the baseline that never sees a picture
+
+    @property
+    def total(self) -> int:
+        return self.tower_steps + self.steps + self.pruned_steps
+
+    def stage(self, step: int) -> str:
+        if step < self.tower_steps:
+            return "tower"
+        return "whole" if step < self.tower_steps + self.steps else "pruned"
+
+    def rate_at(self, step: int) -> float:
+        """Learning rate: in each stage linear warm-up, then cosine to 2 % (constant in the tower stage)."""
+        stage = self.stage(step)
+        if stage == "tower":
+            return self.rate * min(1.0, (step + 1) / self.warmup)
+        done, length, peak = step - self.tower_steps, self.steps, self.rate
+        if stage == "pruned":
+            done, length, peak = done - self.steps, self.pruned_steps, self.pruned_rate
+        ramp = min(1.0, (done + 1) / self.warmup)
+        return peak * ramp * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done / max(1, length))))
+
+
+class PatchNames(nn.Module):
+    """The tower stage's head: features [N, P, C] → what each patch shows; thrown away afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH)
+        self.linear = nn.Linear(WIDTH, sum(PATCH_CLASSES.values()) + 2)
+
+    def loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss, and the share of object patches with all classes right; labels [N, 6, P]."""
+        out = self.linear(self.norm(features)).float()
+        on_object = labels[:, 0] > 0  # [N, P]
+        weight = on_object + 0.1 * ~on_object
+        weight = weight / weight.sum()
+        loss = out.new_zeros(())
+        right = torch.ones_like(on_object)
+        *parts, centre = out.split([*PATCH_CLASSES.values(), 2], dim=-1)
+        for i, logits in enumerate(parts):
+            each = F.cross_entropy(logits.flatten(0, 1), labels[:, i].flatten(), reduction="none")
+            loss = loss + (each * weight.flatten()).sum()
+            right &= logits.argmax(-1) == labels[:, i]
+        off = (centre - labels[:, 4:].transpose(1, 2) / SIDE).abs().sum(-1)  # [N, P]
+        loss = loss + 2 * (off * on_object * weight).sum()
+        return loss, (right & on_object).sum() / on_object.sum()
+
+
+def packed_mask(prefix: int, block: Tensor) -> Tensor:
+    """Who attends to whom: [B, 1, S, S] bool, S = prefix + T, from the blocks [B, T].
+
+    The prefix is causal; a question sees the whole prefix and itself, not its neighbours.
+    """
+    batch, row = block.shape
+    total = prefix + row
+    causal = torch.ones(total, total, dtype=torch.bool, device=block.device).tril()
+    mask = causal.expand(batch, -1, -1).clone()
+    mask[:, prefix:, prefix:] &= block[:, :, None] == block[:, None, :]
+    return mask[:, None]
+
+
+def prefix_embeds(model: LlavaForConditionalGeneration, visual: Tensor | None, batch: int) -> Tensor:
+    """Embeddings of the prompt up to the last picture: visual [B, F, K, D] → [B, L, D]."""
+    embed = model.get_input_embeddings()
+    device = next(model.parameters()).device
+    head = embed(constant((BOS, *encode("USER: ")), device)).expand(batch, -1, -1)
+    if visual is None:
+        return head
+    newline = embed(constant(encode("\n"), device)).expand(batch, -1, -1)
+    parts = [head]
+    for frame in range(visual.shape[1]):
+        parts += [visual[:, frame].to(head.dtype)] + ([newline] if frame < visual.shape[1] - 1 else [])
+    return torch.cat(parts, dim=1)
+
+
+def answer_logits(model: LlavaForConditionalGeneration, visual: Tensor | None, rows: Tensor) -> Tensor:
+    """Logits [B, T, V] of packed rows [B, 6, T] behind their pictures' visual embeddings [B, F, K, D]."""
+    prefix = prefix_embeds(model, visual, len(rows))
+    length = prefix.shape[1]
+    embeds = torch.cat([prefix, model.get_input_embeddings()(rows[:, 0])], dim=1)
+    before = torch.arange(length, device=rows.device).expand(len(rows), -1)
+    hidden = model.model.language_model(
+        inputs_embeds=embeds,
+        attention_mask=packed_mask(length, rows[:, 1]),
+        position_ids=torch.cat([before, length + rows[:, 2]], dim=1),
+        use_cache=False,
+    ).last_hidden_state
+    return model.lm_head(hidden[:, length:])
+
+
+def right_answers(logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Per token [B, T]: does it start an answer, and is that whole answer right (teacher-forced)?"""
+    target, block = rows[:, 3], rows[:, 1]
+    wrong = (logits.argmax(-1) != target) & (target != NOTHING)
+    same = (block[:, :, None] == block[:, None, :]) & (block >= 0)[:, :, None]
+    any_wrong = (same & wrong[:, None, :]).any(-1)
+    starts = (target != NOTHING) & F.pad(target[:, :-1] == NOTHING, (1, 0), value=True)
+    return starts, ~any_wrong
+
+
+QUERY = 24  # no question of the task is longer, in tokens
+
+
+def pool_queries(model: LlavaForConditionalGeneration, rows: Tensor) -> Tensor:
+    """`pool_query` of the marked question of each packed row, all at once: [B, 6, T] → [B, D] float32."""
+    marked = rows[:, 5]
+    first, length = marked.argmax(dim=1), marked.sum(dim=1)
+    offset = torch.arange(QUERY, device=rows.device)
+    real = offset < length[:, None]  # [B, L]
+    ids = rows[:, 0].gather(1, (first[:, None] + offset).clamp_max(rows.shape[-1] - 1))
+    embeds = model.get_input_embeddings()(ids).float()  # [B, L, D]
+    unit = F.normalize(embeds, dim=-1, eps=1e-12)
+    alike = (unit @ unit.transpose(1, 2)).masked_fill(~real[:, None, :], float("-inf"))
+    mixed = alike.softmax(dim=-1) @ embeds
+    weight = torch.exp(3.0 * offset / (length[:, None] - 1)) * real
+    return (mixed * (weight / weight.sum(dim=1, keepdim=True))[:, :, None]).sum(dim=1)
+
+
+@torch.no_grad()
+def select_marked(
+    model: LlavaForConditionalGeneration, features: Tensor, rows: Tensor, keep: float, rule: str = "rediprune"
+) -> Tensor:
+    """What a rule keeps for each row's marked question: [B, F, P, C] and rows [B, 6, T] → [B, F, K]."""
+    with torch.autocast(features.device.type, enabled=False):
+        queries = pool_queries(model, rows)
+        if rule != "rediprune":
+            return select(rule, features, list(queries), keep)
+        batch, frames, patches, _ = features.shape
+        unit = F.normalize(features.float(), dim=-1, eps=1e-12)
+        relevance = (unit * F.normalize(queries, dim=-1)[:, None, None]).sum(dim=-1).flatten(0, 1)  # [B·F, P]
+        unit = unit.flatten(0, 1)
+        picked = max_min_select(unit @ unit.transpose(1, 2), relevance, num_kept(patches, keep), ALPHA)
+        return picked.view(batch, frames, -1)
+
+
+def take(features: Tensor, picked: Tensor) -> Tensor:
+    """[B, F, P, C] at [B, F, K] → [B, F, K, C]."""
+    return features.gather(2, picked[..., None].expand(-1, -1, -1, features.shape[-1]))
+
+
+class Trainer:
+    """Model, optimiser and data of one run, with the history of its curves."""
+
+    def __init__(self, recipe: Recipe, folder: Path, device: str, workers: int, compiled: bool) -> None:
+        self.recipe, self.folder, self.device, self.workers = recipe, folder, torch.device(device), workers
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model = new_model(recipe.seed)
+        if recipe.start:
+            self.model = LlavaForConditionalGeneration.from_pretrained(recipe.start, dtype=torch.float32)
+        nn.Module.to(self.model, self.device)
+        self.average = copy.deepcopy(self.model).eval()
+        self.names = PatchNames().to(self.device)
+        if compiled:
+            for layer in [
+                *self.model.model.vision_tower.encoder.layers,
+                *self.model.model.language_model.layers,
+            ]:
+                layer.compile()
+        parameters = [*self.model.parameters(), *self.names.parameters()]
+        decayed = [p for p in parameters if p.ndim > 1]
+        others = [p for p in parameters if p.ndim <= 1]
+        self.optimiser = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": recipe.decay}, {"params": others, "weight_decay": 0.0}],
+            lr=recipe.rate,
+            betas=(0.9, 0.98),
+            fused=self.device.type == "cuda",
+        )
+        self.step = 0
+        self.history: list[dict] = []
+        self.validation: dict[str, Tensor] | None = None
+        if (folder / "state.pt").exists():
+            self.load()
+
+    # ---- state
+
+    def load(self) -> None:
+        state: dict[str, Any] = torch.load(
+            self.folder / "state.pt", map_location=self.device, weights_only=True
+        )
+        if state["recipe"] != asdict(self.recipe):
+            raise SystemExit(
+                f"{self.folder}/state.pt is of another recipe; delete it or choose another --folder"
+            )
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.names.load_state_dict(state["names"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.history = state["step"], state["history"]
+        print(f"going on from step {self.step}", flush=True)
+
+    def save_state(self) -> None:
+        state = {
+            "recipe": asdict(self.recipe),
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "names": self.names.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "history": self.history,
+        }
+        part = self.folder / "state.part"
+        torch.save(state, part)
+        os.replace(part, self.folder / "state.pt")
+        (self.folder / "curves.json").write_text(
+            json.dumps({"recipe": asdict(self.recipe), "history": self.history}, indent=0) + "\n"
+        )
+
+    # ---- data
+
+    def to_device(self, drawn: Chunk) -> dict[str, Tensor]:
+        return {
+            name: torch.as_tensor(array).to(self.device, non_blocking=True) for name, array in drawn.items()
+        }
+
+    def batches(self):
+        """Step after step: ROWS parts, each a chunk with the number of the row to train on."""
+        recipe, delay = self.recipe, self.recipe.delay
+        first = max(0, self.step - (ROWS - 1) * delay)
+        data = Chunks(
+            first,
+            recipe.total,
+            seed=recipe.seed,
+            images=recipe.images,
+            clips=recipe.clips,
+            easy=recipe.easy,
+            draw_pictures=not recipe.blind,
+        )
+        loader = DataLoader(
+            data,  # type: ignore[arg-type]
+            batch_size=None,
+            num_workers=self.workers,
+            prefetch_factor=8 if self.workers else None,
+            pin_memory=self.device.type == "cuda",
+        )
+        pool: dict[int, dict[str, Tensor]] = {}
+        for number, drawn in enumerate(loader, start=first):
+            pool[number] = self.to_device(drawn)
+            pool.pop(number - (ROWS - 1) * delay - 1, None)
+            if number >= self.step:
+                # Row r comes r · delay steps after the picture was new; at first all rows come at once.
+                yield [(pool[number - r * delay if number >= r * delay else number], r) for r in range(ROWS)]
+
+    # ---- one step
+
+    def pictures(self, parts: list[tuple[dict[str, Tensor], int]]) -> Tensor:
+        """All pictures and frames of a step, in that order: uint8 [N, H, W, 3]."""
+        stills = torch.cat([part["images"] for part, _ in parts])
+        frames = torch.cat([part["clips"] for part, _ in parts]).flatten(0, 1)
+        return torch.cat([stills, frames])
+
+    def disturbed(self, pictures: Tensor) -> Tensor:
+        """A little gain and noise, as of cameras and codecs: float32 [N, H, W, 3] in 0 … 255."""
+        gain = 1 + 0.06 * (torch.rand(len(pictures), 1, 1, 1, device=self.device) - 0.5)
+        level = 6 * torch.rand(len(pictures), 1, 1, 1, device=self.device)
+        return (pictures * gain + level * torch.randn(pictures.shape, device=self.device)).clamp(0, 255)
+
+    def tower_loss(self, parts: list[tuple[dict[str, Tensor], int]]) -> tuple[Tensor, dict[str, Tensor]]:
+        labels = torch.cat(
+            [
+                *(part["image_labels"] for part, _ in parts),
+                *(part["clip_labels"].flatten(0, 1) for part, _ in parts),
+            ]
+        ).long()
+        features = vision_features(self.model, self.disturbed(self.pictures(parts)))
+        loss, right = self.names.loss(features, labels)
+        return loss, {"patch loss": loss.detach(), "patches right": right}
+
+    def answer_loss(
+        self, parts: list[tuple[dict[str, Tensor], int]], keep: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean loss over the tokens of answers (of clips counted half), and the answers right by medium."""
+        total = torch.zeros((), device=self.device)
+        stats = {}
+        features: dict[str, Tensor] = {}
+        if not self.recipe.blind:
+            encoded = vision_features(self.model, self.disturbed(self.pictures(parts)))  # [N, P, C]
+            stills = sum(len(part["images"]) for part, _ in parts)
+            features["image"] = encoded[:stills, None]  # [B, F, P, C]
+            features["clip"] = encoded[stills:].view(-1, FRAMES, *encoded.shape[1:])
+        for medium, share in (("image", 1.0), ("clip", 0.5)):
+            rows = torch.cat([part[medium + "_rows"][:, r] for part, r in parts]).long()  # [B, 6, T]
+            visual = None
+            if not self.recipe.blind:
+                seen = features[medium]
+                if keep < 1:
+                    seen = take(seen, select_marked(self.model, seen.detach(), rows, keep))
+                visual = self.model.model.multi_modal_projector(seen)
+            logits = answer_logits(self.model, visual, rows)
+            loss = F.cross_entropy(logits.float().flatten(0, 1), rows[:, 3].flatten(), ignore_index=NOTHING)
+            total = total + share * loss
+            starts, right = right_answers(logits, rows)
+            stats[f"{medium} loss"] = loss.detach()
+            stats[f"{medium} right"] = (starts & right).sum() / starts.sum()
+        return total, stats
+
+    def autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+
+    def train_step(self, parts: list[tuple[dict[str, Tensor], int]]) -> dict:
+        recipe = self.recipe
+        stage = recipe.stage(self.step)
+        keep = 1.0
+        if stage == "pruned":
+            keep = KEEPS[int(np.random.default_rng([recipe.seed, self.step]).integers(len(KEEPS)))]
+        for group in self.optimiser.param_groups:
+            group["lr"] = recipe.rate_at(self.step)
+        torch.manual_seed(recipe.seed * 1_000_003 + self.step)
+        with self.autocast():
+            loss, stats = self.tower_loss(parts) if stage == "tower" else self.answer_loss(parts, keep)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimiser.step()
+        weight = 1 - min(recipe.average, (1 + self.step) / (20 + self.step))
+        with torch.no_grad():
+            for slow, fast in zip(self.average.parameters(), self.model.parameters(), strict=True):
+                slow.lerp_(fast, weight)
+        self.step += 1
+        return stats
+
+    @torch.no_grad()
+    def validate(self, keep: float = 1.0, rule: str = "rediprune") -> dict[str, float]:
+        """Teacher-forced accuracy of the averaged weights on held-out pictures and clips, per kind."""
+        if self.validation is None:
+            self.validation = self.to_device(
+                chunk(0, self.recipe.seed, 96, 48, split="val", draw_pictures=not self.recipe.blind)
+            )
+        scores = {}
+        for medium in ("image", "clip"):
+            packed = self.validation[medium + "_rows"][:, 1].long()
+            visual = None
+            if not self.recipe.blind:
+                pictures = self.validation[medium + "s"]
+                features = vision_features(self.average, pictures.view(-1, *pictures.shape[-3:]))
+                features = features.view(len(pictures), -1, *features.shape[1:])
+                if keep < 1:
+                    features = take(features, select_marked(self.average, features, packed, keep, rule))
+                visual = self.average.model.multi_modal_projector(features)
+            starts, right = right_answers(answer_logits(self.average, visual, packed), packed)
+            kind = packed[:, 4][starts]
+            good = right[starts].float()
+            scores |= {KINDS[k]: float(good[kind == k].mean()) for k in kind.unique().tolist()}
+            scores[medium] = float(good[kind != KINDS.index("describe")].mean())
+        return scores
+
+    def progress(self, kept: list[dict[str, Tensor]], seconds: float) -> None:
+        """One line of progress, kept for the curves."""
+        line: dict = {"step": self.step}
+        line |= {name: float(torch.stack([k[name] for k in kept if name in k]).mean()) for name in kept[-1]}
+        if self.recipe.stage(self.step - 1) != "tower":
+            line["val"] = self.validate()
+        self.history.append(line)
+        shown = "  ".join(f"{k} {v:.3f}" for k, v in line.items() if isinstance(v, float))
+        kinds = " ".join(f"{k} {v:.2f}" for k, v in line.get("val", {}).items())
+        print(
+            f"{self.step}/{self.recipe.total}  {shown}  {len(kept) / seconds:.1f} steps/s | {kinds}",
+            flush=True,
+        )
+
+    def end_stage(self) -> None:
+        """Keep the whole stage's checkpoint, and say how it stands pruned."""
+        stage = self.recipe.stage(self.step - 1)
+        if stage != "tower" and not self.recipe.blind:
+            save(self.average, self.folder / stage)
+            for rule in ("rediprune", "diversity", "random", "uniform"):
+                scores = self.validate(0.15, rule)
+                print(
+                    f"{stage}, {rule} at 0.15: " + " ".join(f"{k} {v:.2f}" for k, v in scores.items()),
+                    flush=True,
+                )
+        self.save_state()
+
+    def run(self, minutes: float, every: int) -> None:
+        """Train to the end of the recipe or for `minutes`; report `every` steps, save every five reports."""
+        started = last = time.perf_counter()
+        recipe = self.recipe
+        kept: list[dict[str, Tensor]] = []
+        try:
+            for parts in self.batches():
+                kept.append(self.train_step(parts))
+                ended = self.step == recipe.total or recipe.stage(self.step) != recipe.stage(self.step - 1)
+                if self.step % every == 0 or ended:
+                    now = time.perf_counter()
+                    self.progress(kept, now - last)
+                    last, kept = now, []
+                if self.step % (5 * every) == 0:
+                    self.save_state()
+                if ended:
+                    self.end_stage()
+                if time.perf_counter() - started > 60 * minutes:
+                    break
+        except KeyboardInterrupt:
+            print("interrupted: run the same command again to go on")
+        self.save_state()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--folder", type=Path, default=Path("demo-training"), help="state, curves and results go here"
+    )
+    parser.add_argument("--checkpoint", type=Path, default=None, help="where the finished checkpoint goes")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
+    parser.add_argument(
+        "--minutes", type=float, default=1e9, help="stop after this time, with the state saved"
+    )
+    parser.add_argument("--every", type=int, default=200, help="steps between two lines of progress")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the layers (GPU)")
+    parser.add_argument(
+        "--test", type=int, nargs=2, default=None, metavar=("IMAGES", "CLIPS"), help="evaluate after"
+    )
+    for name, default in asdict(Recipe()).items():
+        if isinstance(default, bool):
+            parser.add_argument(f"--{name}", action="store_true")
+        else:
+            parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    args = parser.parse_args()
+    recipe = Recipe(**{name: getattr(args, name) for name in asdict(Recipe())})
+    torch.set_float32_matmul_precision("highest")
+    torch._dynamo.config.recompile_limit = 32
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    print(f"{FRAMES} frames a clip, vocabulary {VOCABULARY}, {asdict(recipe)}", flush=True)
+    trainer = Trainer(recipe, args.folder, args.device, args.workers, args.compile)
+    trainer.run(args.minutes, args.every)
+    if args.checkpoint and trainer.step >= recipe.total:
+        save(trainer.average, args.checkpoint)
+    if args.test:
+        table = report(trainer.average, *args.test)
+        print_table(table)
+        (args.folder / "table.json").write_text(json.dumps(table, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
