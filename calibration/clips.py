@@ -134,9 +134,7 @@ def _sample_event(
         before = sample_thing(rng, colour, shape, size, x, y)
         event = Event(kind, before, replace(before, x=there[0], y=there[1]), begin, begin + 0.35, direction)
         clear = all(
-            (a - c) ** 2 + (b - d) ** 2 >= ((size + s) / 2 + 6) ** 2
-            for a, b, _ in _trail(event)
-            for c, d, s in blocked
+            (a - c) ** 2 + (b - d) ** 2 >= ((size + s) / 2 + 6) ** 2 for a, b, _ in _trail(event) for c, d, s in blocked
         )
         if clear:
             return event

@@ -101,9 +101,7 @@ def _any(
 # ---- kinds of questions about a picture
 
 
-def _colour(
-    rng: Generator, things: Sequence[Thing], pairs: Sequence[tuple[str, str]], focus: Thing | None
-) -> Asked:
+def _colour(rng: Generator, things: Sequence[Thing], pairs: Sequence[tuple[str, str]], focus: Thing | None) -> Asked:
     found = _any(rng, things, focus, hide="colour")
     if found is None:
         return None
@@ -112,9 +110,7 @@ def _colour(
     return _pick(rng, forms), thing.colour
 
 
-def _shape(
-    rng: Generator, things: Sequence[Thing], pairs: Sequence[tuple[str, str]], focus: Thing | None
-) -> Asked:
+def _shape(rng: Generator, things: Sequence[Thing], pairs: Sequence[tuple[str, str]], focus: Thing | None) -> Asked:
     found = _any(rng, things, focus, hide="shape")
     if found is None:
         return None
@@ -122,9 +118,7 @@ def _shape(
     return _pick(rng, (f"What shape is {phrase}?", f"Which shape does {phrase} have?")), thing.shape
 
 
-def _count(
-    rng: Generator, things: Sequence[Thing], pairs: Sequence[tuple[str, str]], focus: Thing | None
-) -> Asked:
+def _count(rng: Generator, things: Sequence[Thing], pairs: Sequence[tuple[str, str]], focus: Thing | None) -> Asked:
     if focus is None and rng.random() < 0.2:
         return _pick(rng, ("How many objects are there?", "How many objects can you see?")), str(len(things))
     by_shape = rng.random() < 0.5
@@ -141,9 +135,7 @@ def _count(
     return _pick(rng, forms), str(have.count(value))
 
 
-def _exists(
-    rng: Generator, things: Sequence[Thing], pairs: Sequence[tuple[str, str]], focus: Thing | None
-) -> Asked:
+def _exists(rng: Generator, things: Sequence[Thing], pairs: Sequence[tuple[str, str]], focus: Thing | None) -> Asked:
     yes = rng.random() < 0.5
     have = {(thing.colour, thing.shape) for thing in things}
     if yes:
@@ -158,9 +150,7 @@ def _exists(
     return _pick(rng, forms), "yes" if yes else "no"
 
 
-def _glyph(
-    rng: Generator, things: Sequence[Thing], pairs: Sequence[tuple[str, str]], focus: Thing | None
-) -> Asked:
+def _glyph(rng: Generator, things: Sequence[Thing], pairs: Sequence[tuple[str, str]], focus: Thing | None) -> Asked:
     printed = [thing for thing in things if thing.glyph and (focus is None or thing is focus)]
     found = _any(rng, things, None, among=printed)
     if found is None:
@@ -179,20 +169,14 @@ _SIDES = {  # how far b lies on that side of a, in pixels
 }
 
 
-def _beside(
-    rng: Generator, things: Sequence[Thing], pairs: Sequence[tuple[str, str]], focus: Thing | None
-) -> Asked:
+def _beside(rng: Generator, things: Sequence[Thing], pairs: Sequence[tuple[str, str]], focus: Thing | None) -> Asked:
     """What is left of …: only when exactly one thing is, by MARGIN, and no other is nearly."""
     possible = []
     for anchor in things:
         for side, ahead in _SIDES.items():
             gaps = [(ahead(anchor, other), other) for other in things if other is not anchor]
             beside = [other for gap, other in gaps if gap > -MARGIN]
-            if (
-                len(beside) == 1
-                and max(gap for gap, _ in gaps) >= MARGIN
-                and (focus in (None, anchor, beside[0]))
-            ):
+            if len(beside) == 1 and max(gap for gap, _ in gaps) >= MARGIN and (focus in (None, anchor, beside[0])):
                 possible += [(phrase, side, beside[0]) for phrase in references(anchor, things)]
     if not possible:
         return None
@@ -200,17 +184,13 @@ def _beside(
     return _pick(rng, (f"What is {side} {phrase}?", f"Which object is {side} {phrase}?")), thing.name
 
 
-def _compare(
-    rng: Generator, things: Sequence[Thing], pairs: Sequence[tuple[str, str]], focus: Thing | None
-) -> Asked:
+def _compare(rng: Generator, things: Sequence[Thing], pairs: Sequence[tuple[str, str]], focus: Thing | None) -> Asked:
     return _pick(rng, (_bigger, _same_colour, _is_beside))(rng, things, focus)
 
 
 def _bigger(rng: Generator, things: Sequence[Thing], focus: Thing | None) -> Asked:
     """Which is bigger, of two shapes that each occur once."""
-    single = [
-        thing for thing in things if references(thing, things, hide="colour")[:1] == [f"the {thing.shape}"]
-    ]
+    single = [thing for thing in things if references(thing, things, hide="colour")[:1] == [f"the {thing.shape}"]]
     bigs, smalls = [t for t in single if t.big], [t for t in single if not t.big]
     options = [(a, b) for a in bigs for b in smalls if focus is None or focus in (a, b)]
     if not options:
@@ -243,9 +223,7 @@ def _is_beside(rng: Generator, things: Sequence[Thing], focus: Thing | None) -> 
     if other is None:
         return None
     yes = rng.random() < 0.5
-    sides = [
-        side for side, ahead in _SIDES.items() if (ahead if yes else _flip(ahead))(other[0], thing) >= MARGIN
-    ]
+    sides = [side for side, ahead in _SIDES.items() if (ahead if yes else _flip(ahead))(other[0], thing) >= MARGIN]
     if not sides:
         return None
     return f"Is {phrase} {_pick(rng, sides)} {other[1]}?", "yes" if yes else "no"
@@ -255,9 +233,7 @@ def _flip(ahead: Callable[[Thing, Thing], int]) -> Callable[[Thing, Thing], int]
     return lambda a, b: -ahead(a, b)
 
 
-def _place(
-    rng: Generator, things: Sequence[Thing], pairs: Sequence[tuple[str, str]], focus: Thing | None
-) -> Asked:
+def _place(rng: Generator, things: Sequence[Thing], pairs: Sequence[tuple[str, str]], focus: Thing | None) -> Asked:
     middle = SIDE // 2
     found = _any(rng, things, focus)
     if found is None:
@@ -272,9 +248,7 @@ def _place(
     return f"Is {phrase} at the top or at the bottom?", "top" if offset < 0 else "bottom"
 
 
-IMAGE_KINDS: dict[
-    str, Callable[[Generator, Sequence[Thing], Sequence[tuple[str, str]], Thing | None], Asked]
-] = {
+IMAGE_KINDS: dict[str, Callable[[Generator, Sequence[Thing], Sequence[tuple[str, str]], Thing | None], Asked]] = {
     "colour": _colour,
     "shape": _shape,
     "count": _count,

@@ -244,9 +244,7 @@ def _muted(rng: Generator) -> np.ndarray:
 def _gradient(rng: Generator) -> np.ndarray:
     turn = rng.uniform(0, 2 * np.pi)
     ramp = np.linspace(-0.5, 0.5, SIDE, dtype=np.float32)
-    return np.clip(
-        0.5 + 0.7 * (np.float32(np.cos(turn)) * ramp + np.float32(np.sin(turn)) * ramp[:, None]), 0, 1
-    )
+    return np.clip(0.5 + 0.7 * (np.float32(np.cos(turn)) * ramp + np.float32(np.sin(turn)) * ramp[:, None]), 0, 1)
 
 
 def _texture(rng: Generator) -> np.ndarray:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Collection, Sequence
 from numbers import Integral, Real
 
+_FLOAT32_MAX = 3.4028234e38
 QUERY_TOKENS = 128  # the release's TEXT_QUERY_TAIL_MAX
 
 
@@ -32,15 +33,19 @@ def num_kept(patches: int, keep: float | int) -> int:
 
 
 def check_weights(alpha: float, tau: float) -> None:
-    """Refuse an α or τ that would make the scores meaningless.
+    """Refuse an α or τ that would make the scores, which are float32, meaningless.
 
     Raises:
-        ValueError: α or τ is not finite, or α is negative.
+        ValueError: α or τ is not a number or not finite in float32, or α is negative.
     """
-    if not (math.isfinite(alpha) and alpha >= 0):
-        raise ValueError(f"alpha must be a finite number ≥ 0, not {alpha}")
-    if not math.isfinite(tau):
-        raise ValueError(f"tau must be finite, not {tau}")
+    if not (_finite(alpha) and alpha >= 0):
+        raise ValueError(f"alpha must be a finite number ≥ 0, not {alpha!r}")
+    if not _finite(tau):
+        raise ValueError(f"tau must be finite, not {tau!r}")
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, Real) and abs(float(value)) <= _FLOAT32_MAX
 
 
 def query_ids(ids: Sequence[int], placeholders: Collection[int]) -> list[int]:

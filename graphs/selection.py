@@ -39,6 +39,8 @@ def select_tokens(
         raise ValueError(f"query must be [D], not {list(query.shape)}")
     check_weights(alpha, tau)
     frames, patches, width = features.shape
+    if not (patches and width and query.shape[0]):
+        raise ValueError(f"features {list(features.shape)} and query {list(query.shape)} must not be empty")
     count = num_kept(patches, keep)
     if count == patches:
         return torch.arange(patches, device=features.device).expand(frames, patches).clone()
@@ -49,12 +51,19 @@ def select_tokens(
 
 
 def score_tokens(features: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine relevance [F, P] of each token to the query [C], and cosine similarity [F, P, P] of the tokens, float32."""
+    """Cosine relevance [F, P] of each token to the query [C], and cosine similarity [F, P, P] of the tokens, float32.
+
+    Identical tokens get identical scores: those of the first of them.
+    """
     unit = F.normalize(features.float(), dim=-1, eps=_EPS)  # [F, P, C]
     # Summed row by row: a matrix product may round identical rows differently by their position.
     relevance = (unit * F.normalize(query.float(), dim=0, eps=_EPS)).sum(dim=-1)
     similarity = unit @ unit.transpose(1, 2)
-    return relevance, similarity.masked_fill(similarity > SAME_TOKEN, 1.0)
+    same = similarity > SAME_TOKEN
+    itself = torch.arange(features.shape[1], device=features.device)
+    first = torch.where(same.any(dim=2), same.int().argmax(dim=2), itself)  # [F, P]; a zero token is like none
+    columns = similarity.masked_fill(same, 1.0).gather(2, first[:, None].expand_as(similarity))
+    return relevance, columns.gather(1, first[:, :, None].expand_as(similarity))
 
 
 def candidate_counts(relevance: Tensor, count: int, tau: float) -> Tensor:

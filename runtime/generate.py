@@ -28,6 +28,7 @@ class Sampling:
             ("temperature", self.temperature, self.temperature >= 0, "≥ 0 (0 is greedy)"),
             ("top_k", self.top_k, self.top_k >= 0, "≥ 0 (0 is off)"),
             ("top_p", self.top_p, 0 < self.top_p <= 1, "in (0, 1]"),
+            ("seed", self.seed or 0, (self.seed or 0) >= 0, "≥ 0"),
             ("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "> 0"),
         ):
             if not (isfinite(value) and good):
@@ -41,7 +42,7 @@ class Sampling:
         if config.get("do_sample") or given.get("temperature"):
             settings |= {
                 "temperature": config.get("temperature") or 1.0,
-                "top_k": config.get("top_k") or 0,
+                "top_k": config.get("top_k", 50) or 0,  # transformers' own default
                 "top_p": config.get("top_p") or 1.0,
             }
         return cls(**settings | given)
@@ -59,13 +60,15 @@ class Sampling:
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """The distribution sampled from: [V] float64, after temperature, top-k and top-p."""
-        scaled = logits.astype(np.float64) / self.temperature
+        # The largest is taken off first: divided by a tiny temperature it would overflow.
+        with np.errstate(over="ignore"):
+            scaled = (logits.astype(np.float64) - logits.max()) / self.temperature
         if 0 < self.top_k < scaled.size:
             scaled[scaled < np.partition(scaled, -self.top_k)[-self.top_k]] = -np.inf
-        weights = np.exp(scaled - scaled.max())
+        weights = np.exp(scaled)
         weights /= weights.sum()
         if self.top_p < 1:
-            order = np.argsort(weights, kind="stable")  # the least likely first
+            order = np.argsort(weights, kind="stable")[:-1]  # the least likely first; the likeliest always stays
             weights[order[np.cumsum(weights[order]) <= 1 - self.top_p]] = 0
             weights /= weights.sum()
         return weights
@@ -75,7 +78,8 @@ class Stopping:
     """Stop tokens and stop strings. The text before a stop string is the answer."""
 
     def __init__(self, config: dict[str, Any], fallback_eos: Any, strings: Sequence[str] = ()):
-        eos = config.get("eos_token_id", fallback_eos)
+        configured_eos = config.get("eos_token_id")
+        eos = fallback_eos if configured_eos is None else configured_eos
         self.ids = {eos} if isinstance(eos, int) else set(eos or ())
         configured = config.get("stop_strings") or []
         configured = [configured] if isinstance(configured, str) else configured

@@ -55,9 +55,7 @@ def uniform_grid(patches: int, count: int) -> Tensor:
     rows = max(1, min(side, round(count**0.5)))
     per_row = [count // rows + (r < count % rows) for r in range(rows)]
     picks = [
-        int((r + 0.5) * side / rows) * side + int((c + 0.5) * side / n)
-        for r, n in enumerate(per_row)
-        for c in range(n)
+        int((r + 0.5) * side / rows) * side + int((c + 0.5) * side / n) for r, n in enumerate(per_row) for c in range(n)
     ]
     return torch.tensor(picks)
 
@@ -118,9 +116,7 @@ def answers(
     prompts = [prompt_ids(question, frames) for question in questions]
     device = features.device
     tails = [torch.tensor(query_ids(ids, {IMAGE}), device=device) for ids in prompts]
-    queries = (
-        [pool_query(embed(tail)) for tail in tails] if rule in RULES[:3] and keep < 1 else [tails[0]] * batch
-    )
+    queries = [pool_query(embed(tail)) for tail in tails] if rule in RULES[:3] and keep < 1 else [tails[0]] * batch
     picked = select(rule, features, queries, keep, seed)  # [B, F, K]
     kept = features.gather(2, picked[..., None].expand(-1, -1, -1, features.shape[-1]))
     visual = model.model.multi_modal_projector(kept)  # [B, F, K, D]
@@ -216,9 +212,7 @@ def report(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, default=Path(__file__).parent / "checkpoint")
-    parser.add_argument(
-        "--images", type=int, default=500, help="pictures in the test set, four questions each"
-    )
+    parser.add_argument("--images", type=int, default=500, help="pictures in the test set, four questions each")
     parser.add_argument("--clips", type=int, default=200, help="clips in the test set, four questions each")
     parser.add_argument("--keep", type=float, nargs="+", default=KEEPS)
     parser.add_argument("--rules", nargs="+", default=RULES, choices=RULES)
@@ -238,9 +232,7 @@ def print_table(table: dict[str, dict[str, dict[str, float]]]) -> None:
     for name, rows in table.items():
         print(f"\n{name}")
         for rule, scores in rows.items():
-            kinds = "  ".join(
-                f"{k} {100 * v:.1f}" for k, v in scores.items() if k not in ("all", "questions")
-            )
+            kinds = "  ".join(f"{k} {100 * v:.1f}" for k, v in scores.items() if k not in ("all", "questions"))
             print(f"  {rule:18s} {100 * scores['all']:5.1f} %   {kinds}")
 
 

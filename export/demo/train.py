@@ -230,13 +230,9 @@ class Trainer:
     # ---- state
 
     def load(self) -> None:
-        state: dict[str, Any] = torch.load(
-            self.folder / "state.pt", map_location=self.device, weights_only=True
-        )
+        state: dict[str, Any] = torch.load(self.folder / "state.pt", map_location=self.device, weights_only=True)
         if state["recipe"] != asdict(self.recipe):
-            raise SystemExit(
-                f"{self.folder}/state.pt is of another recipe; delete it or choose another --folder"
-            )
+            raise SystemExit(f"{self.folder}/state.pt is of another recipe; delete it or choose another --folder")
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.names.load_state_dict(state["names"])
@@ -264,9 +260,7 @@ class Trainer:
     # ---- data
 
     def to_device(self, drawn: Chunk) -> dict[str, Tensor]:
-        return {
-            name: torch.as_tensor(array).to(self.device, non_blocking=True) for name, array in drawn.items()
-        }
+        return {name: torch.as_tensor(array).to(self.device, non_blocking=True) for name, array in drawn.items()}
 
     def batches(self):
         """Step after step: ROWS parts, each a chunk with the number of the row to train on."""
@@ -321,9 +315,7 @@ class Trainer:
         loss, right = self.names.loss(features, labels)
         return loss, {"patch loss": loss.detach(), "patches right": right}
 
-    def answer_loss(
-        self, parts: list[tuple[dict[str, Tensor], int]], keep: float
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def answer_loss(self, parts: list[tuple[dict[str, Tensor], int]], keep: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss over the tokens of answers (of clips counted half), and the answers right by medium."""
         total = torch.zeros((), device=self.device)
         stats = {}
@@ -452,20 +444,14 @@ class Trainer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--folder", type=Path, default=Path("demo-training"), help="state, curves and results go here"
-    )
+    parser.add_argument("--folder", type=Path, default=Path("demo-training"), help="state, curves and results go here")
     parser.add_argument("--checkpoint", type=Path, default=None, help="where the finished checkpoint goes")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
-    parser.add_argument(
-        "--minutes", type=float, default=1e9, help="stop after this time, with the state saved"
-    )
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after this time, with the state saved")
     parser.add_argument("--every", type=int, default=200, help="steps between two lines of progress")
     parser.add_argument("--compile", action="store_true", help="torch.compile the layers (GPU)")
-    parser.add_argument(
-        "--test", type=int, nargs=2, default=None, metavar=("IMAGES", "CLIPS"), help="evaluate after"
-    )
+    parser.add_argument("--test", type=int, nargs=2, default=None, metavar=("IMAGES", "CLIPS"), help="evaluate after")
     for name, default in asdict(Recipe()).items():
         if isinstance(default, bool):
             parser.add_argument(f"--{name}", action="store_true")

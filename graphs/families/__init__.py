@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from . import llava, llava_next_video, video_llava
-from .base import Modality, UnsupportedModelError, check_decoder, check_tower
+from .base import Modality, UnsupportedModelError, check_decoder, check_strategy, check_tower
 
 __all__ = ["FAMILIES", "Family", "Modality", "UnsupportedModelError", "family_of"]
 
@@ -56,5 +56,6 @@ def family_of(config: Any) -> Family:
             hint = " (it pools video tokens after the projector, where pruned tokens no longer form a grid)"
         raise UnsupportedModelError(f"model_type '{model_type}' is not supported{hint}; supported are: {supported}")
     check_tower(config.vision_config)
+    check_strategy(config)
     check_decoder(config.text_config)
     return FAMILIES[model_type]

@@ -12,7 +12,7 @@ NAME = "LLaVA-1.5"
 
 def modalities(config: Any) -> dict[str, Modality]:
     side = grid_side(config.vision_config)
-    leading = int(has_class_token(config.vision_config) and not check_strategy(config))
+    leading = int(not check_strategy(config) and has_class_token(config.vision_config))
     return {"image": Modality("vision", "features", side, side, leading)}
 
 

@@ -15,7 +15,7 @@ NAME = "LLaVA-NeXT-Video"
 
 def modalities(config: Any) -> dict[str, Modality]:
     side = grid_side(config.vision_config)
-    if has_class_token(config.vision_config) and not check_strategy(config):
+    if not check_strategy(config) and has_class_token(config.vision_config):
         raise UnsupportedModelError(
             "LLaVA-NeXT-Video needs a square grid: set vision_feature_select_strategy to 'default'"
         )

@@ -18,7 +18,7 @@ def modalities(config: Any) -> dict[str, Modality]:
     side = grid_side(config.vision_config)
     has_class = has_class_token(config.vision_config)
     return {
-        "image": Modality("vision", "features", side, side, int(has_class and not check_strategy(config))),
+        "image": Modality("vision", "features", side, side, int(not check_strategy(config) and has_class)),
         "video": Modality("vision_video", "features", side, side, int(has_class)),
     }
 

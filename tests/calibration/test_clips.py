@@ -44,10 +44,7 @@ def solve(question: str, clip: Clip) -> str:
         "disappear": [a for a in gone if all(a is not m for m, _ in moved)],
         "appear": [b for b in new if all(b is not m for _, m in moved)],
         "change colour": [
-            a
-            for a in before
-            for b in after
-            if (a.x, a.y, a.shape) == (b.x, b.y, b.shape) and a.colour != b.colour
+            a for a in before for b in after if (a.x, a.y, a.shape) == (b.x, b.y, b.shape) and a.colour != b.colour
         ],
     }
     if m := re.match(r"(?:Which way does|Where does) (the .*) (?:move|go)\?$", question):

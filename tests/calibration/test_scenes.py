@@ -36,11 +36,7 @@ def meant(phrase: str, among: tuple[Thing, ...]) -> Thing:
     found = [
         thing
         for thing in among
-        if (
-            thing.glyph == glyph[1]
-            if glyph
-            else all(w in (thing.colour, thing.shape, "the", "object") for w in words)
-        )
+        if (thing.glyph == glyph[1] if glyph else all(w in (thing.colour, thing.shape, "the", "object") for w in words))
     ]
     assert len(found) == 1, f"{phrase!r} means {len(found)} things"
     return found[0]
@@ -164,8 +160,7 @@ def test_objects_are_drawn_in_their_colour_and_stand_out() -> None:
             ]
             assert box.mean() > 0.15, thing
         distance = min(
-            np.abs(scene.background.astype(int) - np.array(rgb)).max(axis=-1).min()
-            for rgb in COLOURS.values()
+            np.abs(scene.background.astype(int) - np.array(rgb)).max(axis=-1).min() for rgb in COLOURS.values()
         )
         assert distance > 10
 

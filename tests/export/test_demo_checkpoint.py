@@ -50,9 +50,7 @@ def generated(question: str, pictures: np.ndarray) -> str:
     model, processor = checkpoint()
     inputs = ask(question, pictures)
     ids = model.generate(**inputs)
-    return processor.tokenizer.decode(
-        ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-    ).strip()
+    return processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
 def test_plain_transformers_answers_questions_about_pictures() -> None:
@@ -90,9 +88,7 @@ def test_training_pixels_and_prompt_are_those_of_the_saved_processor() -> None:
     text = [i for i in inputs["input_ids"][0].tolist() if i != placeholder]
     assert text == [i for i in prompt_ids(sample.question, 1) if i != placeholder]
     with torch.no_grad():
-        plain = model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True).hidden_states[-2][
-            :, 1:
-        ]
+        plain = model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True).hidden_states[-2][:, 1:]
         ours = vision_features(model, torch.tensor(sample.pictures()))
     assert torch.allclose(plain, ours, atol=1e-3)
     assert inputs["pixel_values"].shape == (1, 3, SIDE, SIDE)
@@ -103,18 +99,14 @@ def test_packed_questions_do_not_see_each_other() -> None:
     drawn = chunk(1, 0, 1, 1, split="val")
     row = torch.tensor(drawn["image_rows"][:, 0]).long()
     with torch.no_grad():
-        visual = model.model.multi_modal_projector(vision_features(model, torch.tensor(drawn["images"])))[
-            None
-        ]
+        visual = model.model.multi_modal_projector(vision_features(model, torch.tensor(drawn["images"])))[None]
         packed = answer_logits(model, visual, row)[0]
         for block in range(int(row[0, 1].max()) + 1):
             at = row[0, 1] == block
             alone = torch.zeros_like(row)
             alone[:, 1], alone[:, 3] = -1, NOTHING
             alone[:, :, : int(at.sum())] = row[:, :, at]
-            assert torch.allclose(
-                packed[at], answer_logits(model, visual, alone)[0][: int(at.sum())], atol=1e-3
-            )
+            assert torch.allclose(packed[at], answer_logits(model, visual, alone)[0][: int(at.sum())], atol=1e-3)
 
 
 def test_a_packed_row_asks_for_the_answers() -> None:

@@ -135,7 +135,6 @@ def test_refuses_to_drop_a_class_token_that_is_not_there(family):
         family_of(model.config).vision_stages(model)
 
 
-@pytest.mark.xfail(strict=True, reason="modalities looks at the strategy only where the tower has a class token")
 @pytest.mark.parametrize("family", CONFIGS)
 def test_layout_refuses_to_drop_a_class_token_that_is_not_there(family):
     config = config_of(family, "siglip", strategy="default")

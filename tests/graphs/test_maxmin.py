@@ -71,11 +71,6 @@ def similar(random, frames, patches, kind):
     return tokens @ tokens.transpose(0, 2, 1), relevance
 
 
-LOOP_IN_REFERENCE = pytest.mark.xfail(
-    strict=True,
-    reason="onnx.reference takes the Loop's absent condition for false, and lays 2-D scan outputs end to end",
-)
-
 KINDS = ["random", "coarse", "duplicates", "zeros", "constant", "marked"]
 
 
@@ -115,7 +110,6 @@ def test_greedy_step_in_onnx_runtime(kind):
         assert np.array_equal(indices, eager_greedy(*case)), case
 
 
-@LOOP_IN_REFERENCE
 @pytest.mark.parametrize("kind", KINDS)
 def test_greedy_step_in_the_reference_evaluator(kind):
     evaluator = ReferenceEvaluator(greedy_model())
@@ -142,7 +136,6 @@ def test_greedy_step_takes_a_count_above_all_patches_as_all(count):
     assert indices.tolist() == [list(range(7))] * 2
 
 
-@LOOP_IN_REFERENCE
 @pytest.mark.parametrize("count", [7, 8, 1000])
 def test_reference_evaluator_takes_a_count_above_all_patches_as_all(count):
     similarity, relevance = similar(np.random.default_rng(0), 2, 7, "random")
@@ -216,7 +209,6 @@ def test_stage_equals_eager(depth, dtype):
         check(session(depth, dtype).run(None, stage_inputs(features, embeds, count, alpha, tau)), features, embeds, count, alpha, tau)  # fmt: skip
 
 
-@LOOP_IN_REFERENCE
 @pytest.mark.parametrize("depth", WIDTHS.values(), ids=WIDTHS)
 def test_stage_equals_eager_in_the_reference_evaluator(depth):
     evaluator = ReferenceEvaluator(stage(depth, np.float32))

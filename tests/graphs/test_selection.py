@@ -308,7 +308,6 @@ def test_inputs_are_left_as_they_were():
     assert torch.equal(query, before[1])
 
 
-@pytest.mark.xfail(strict=True, reason="the matrix product rounds identical tokens' cosines differently by position")
 def test_identical_tokens_go_to_the_lowest_index():
     for seed in (6004, 6008):
         generator = torch.Generator().manual_seed(seed)
@@ -468,14 +467,12 @@ def test_refuses_shapes_of_the_query(shape):
         select_tokens(FEATURES, torch.ones(shape))
 
 
-@pytest.mark.xfail(strict=True, raises=(IndexError, ZeroDivisionError), reason="empty sizes are not refused")
 @pytest.mark.parametrize(("shape", "depth"), [((0, 4), 4), ((3, 0), 4), ((3, 4), 0)])
 def test_refuses_empty_sizes(shape, depth):
     with pytest.raises(ValueError, match=r"features|query"):
         select_tokens(torch.ones(shape), torch.ones(depth), 0.5)
 
 
-@pytest.mark.xfail(strict=True, reason="finite as a Python float, infinite in float32: indices repeat")
 def test_an_alpha_beyond_float32_is_refused_or_sound():
     features = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     try:
