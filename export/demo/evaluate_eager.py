@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from ...calibration.task import Sample, majority, samples
 from ...graphs.keep import num_kept, query_ids
 from ...graphs.query import match_width, pool_query
 from ...graphs.selection import max_min_select, score_tokens
-from .model import BOS, EOS, IMAGE, PAD, tokenizer
+from .model import BOS, EOS, FEATURE_LAYER, IMAGE, PAD, tokenizer
 from .packing import encode
 
 RULES = ("rediprune", "diversity", "relevance", "random", "uniform")
@@ -44,7 +44,7 @@ def tower(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
     """Normalised pixels [N, 3, H, W] → features [N, P, C]; the layer that LLaVA does not read is not run."""
     vision = model.model.vision_tower
     hidden = vision.pre_layrnorm(vision.embeddings(pixels))
-    for layer in vision.encoder.layers[: model.config.vision_feature_layer + 1]:
+    for layer in vision.encoder.layers[: FEATURE_LAYER + 1]:
         hidden = layer(hidden, None)
     return hidden[:, 1:]
 
@@ -138,7 +138,7 @@ def answers(
     for i, embeds in enumerate(spliced):  # left-padded: every answer starts at the same place
         inputs[i, longest - len(embeds) :] = embeds
         mask[i, longest - len(embeds) :] = 1
-    ids = model.generate(
+    ids = model.generate(  # pyright: ignore[reportAttributeAccessIssue]  # its stubs want a quantizer
         inputs_embeds=inputs,
         attention_mask=mask,
         do_sample=False,

@@ -4,11 +4,13 @@ A CLIP tower of 14 × 14 patches whose last but one layer is read, a 2-layer GEL
 with grouped key/value heads, and LLaVA-1.5's prompt. A clip is a prompt with one `<image>` for each frame.
 """
 
+import copy
 from functools import cache
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import nn
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
@@ -27,6 +29,7 @@ from ...calibration.task import samples
 PATCH = 16  # pixels
 TOKENS = (SIDE // PATCH) ** 2  # visual tokens of one picture, P = 196
 WIDTH = 192  # of the tower, C, and of the decoder, D
+FEATURE_LAYER = -2  # the tower's hidden state that is read
 VOCABULARY = 520
 SPECIAL = ("<pad>", "<s>", "</s>", "<image>")
 PAD, BOS, EOS, IMAGE = range(len(SPECIAL))
@@ -78,12 +81,9 @@ def config() -> LlavaConfig:
         text_config=text,
         image_token_index=IMAGE,
         image_seq_length=TOKENS,
-        vision_feature_layer=-2,
+        vision_feature_layer=FEATURE_LAYER,
         vision_feature_select_strategy="default",
         tie_word_embeddings=True,
-        pad_token_id=PAD,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
     )
 
 
@@ -152,9 +152,9 @@ def save(model: LlavaForConditionalGeneration, folder: Path, dtype: torch.dtype 
     model.generation_config = GenerationConfig(
         do_sample=False, max_new_tokens=32, pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS
     )
-    before = next(model.parameters()).dtype
-    model.to(dtype).save_pretrained(folder)
-    model.to(before)
+    half = copy.deepcopy(model)
+    nn.Module.to(half, dtype)
+    half.save_pretrained(folder)
     whole = processor()
     whole.save_pretrained(folder)
     whole.image_processor.save_pretrained(folder)  # preprocessor_config.json, where older readers look for it

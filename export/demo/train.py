@@ -203,7 +203,7 @@ class Trainer:
         self.model = new_model(recipe.seed)
         if recipe.start:
             self.model = LlavaForConditionalGeneration.from_pretrained(recipe.start, dtype=torch.float32)
-        self.model.to(self.device)
+        nn.Module.to(self.model, self.device)
         self.average = copy.deepcopy(self.model).eval()
         self.names = PatchNames().to(self.device)
         if compiled:
@@ -369,7 +369,8 @@ class Trainer:
         self.optimiser.step()
         weight = 1 - min(recipe.average, (1 + self.step) / (20 + self.step))
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), weight)
+            for slow, fast in zip(self.average.parameters(), self.model.parameters(), strict=True):
+                slow.lerp_(fast, weight)
         self.step += 1
         return stats
 
