@@ -8,19 +8,20 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-MODEL ?= checkpoints/tiny
-BUNDLE ?= engines/$(notdir $(patsubst %/,%,$(MODEL)))-$(PRECISION)
+MODEL ?= export/demo/checkpoint
+NAME := $(if $(filter export/demo/checkpoint,$(MODEL)),demo,$(notdir $(patsubst %/,%,$(MODEL))))
+BUNDLE ?= engines/$(NAME)-$(PRECISION)
 BACKEND ?= ort
 KEEP ?= 0.15
 PRECISION ?= fp32
-IMAGE ?= tests/media/astronaut.jpg
+IMAGE ?= $(if $(filter demo,$(NAME)),docs/demo/scene.png,tests/media/astronaut.jpg)
 VIDEO ?=
-PROMPT ?= What is in this picture?
+PROMPT ?= $(if $(filter demo,$(NAME)),$(shell cat docs/demo/scene.txt 2>/dev/null),What is in this picture?)
 TORCH ?= torch==2.13.0
 
 MEDIA := $(addprefix --image ,$(IMAGE)) $(addprefix --video ,$(VIDEO))
 
-.PHONY: engine run validate test test-slow bench plugin lint setup clean
+.PHONY: engine run validate test test-slow bench evaluate plugin demo-checkpoint lint setup clean
 
 engine: $(READY) | $(MODEL)
 	$(BIN)/rediprune export $(MODEL) -o $(BUNDLE) --precision $(PRECISION)
@@ -40,6 +41,10 @@ test: lint
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# Accuracy against kept tokens, on the built-in task.
+evaluate: $(READY)
+	$(BIN)/rediprune evaluate $(BUNDLE) --out $(BUNDLE)-scores.jsonl --plot $(BUNDLE)-accuracy.png
 
 # The figures of docs/measurements: CLIP-L/336 + 0.5 B Qwen2 with random weights, about 8 GB of disk and of memory.
 BENCH ?= real
@@ -73,6 +78,10 @@ checkpoints/real: | $(READY)
 
 # Any other MODEL is a folder that must be there, or a hub id.
 $(filter-out checkpoints/tiny checkpoints/real,$(MODEL)):
+
+# Train the demo checkpoint anew: about 12 minutes on a GPU, days on two CPU cores (docs/demo.md).
+demo-checkpoint: $(READY)
+	$(BIN)/python -m rediprune.export.demo.train --checkpoint export/demo/checkpoint
 
 clean:
 	rm -rf engines checkpoints .pytest_cache .ruff_cache

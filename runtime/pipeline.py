@@ -31,7 +31,7 @@ class Answer:
     """An answer and what it took.
 
     Attributes:
-        text: the answer, without special tokens, up to a stop string.
+        text: the answer, without special tokens and leading space, up to a stop string.
         token_ids: generated ids, the stop token included.
         kept: for each image or video [F, K] indices of the kept tokens.
         timings: seconds: preprocess, vision, select, project, embed, prefill, time_to_first_token, decode, total.
@@ -360,7 +360,7 @@ class Pipeline:
                 first = time.perf_counter()
                 answer.timings["time_to_first_token"] = first - started
             ended = token in stopping.ids
-            text = self.processor.decode(answer.token_ids)
+            text = self.processor.decode(answer.token_ids).lstrip()
             cut = stopping.cut(text)
             last = ended or cut is not None or len(answer.token_ids) == max_new_tokens
             answer.text = text if cut is None else cut

@@ -20,7 +20,7 @@ from rediprune.export.demo.evaluate_eager import (
     vision_features,
 )
 from rediprune.export.demo.packing import KINDS, NOTHING, chunk, clip_row, encode, image_row, pack
-from rediprune.export.demo.train import Recipe, answer_logits, select_marked, take
+from rediprune.export.demo.train import Recipe, Trainer, answer_logits, select_marked, take
 from rediprune.graphs.query import pool_query
 from rediprune.graphs.selection import select_tokens
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -166,3 +166,32 @@ def test_the_learning_rate_warms_up_and_decays_in_each_stage() -> None:
     rates = [recipe.rate_at(step) for step in range(recipe.total)]
     assert max(rates) <= recipe.rate and rates[109] < 0.05 * recipe.rate
     assert max(rates[110:]) <= recipe.pruned_rate and rates[-1] < 0.05 * recipe.pruned_rate
+
+
+def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch) -> None:
+    recipe = Recipe(tower_steps=0, steps=4, pruned_steps=0, images=1, clips=1, delay=1, warmup=2, blind=True)
+
+    def trainer(name: str) -> Trainer:
+        return Trainer(recipe, tmp_path / name, "cpu", workers=0, compiled=False)
+
+    monkeypatch.setattr(Trainer, "validate", lambda *_: {})
+    whole = trainer("whole")
+    whole.run(minutes=9, every=10)
+    step = Trainer.train_step
+
+    def interrupted(self: Trainer, parts) -> dict:
+        if self.step == 2:
+            raise KeyboardInterrupt
+        return step(self, parts)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    trainer("parts").run(minutes=9, every=10)
+    monkeypatch.setattr(Trainer, "train_step", step)
+    second = trainer("parts")
+    assert second.step == 2
+    second.run(minutes=9, every=10)
+    assert second.step == whole.step == 4
+    for a, b in zip(whole.average.parameters(), second.average.parameters(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(SystemExit, match="another recipe"):
+        Trainer(Recipe(steps=5, blind=True), tmp_path / "parts", "cpu", workers=0, compiled=False)
