@@ -140,14 +140,19 @@ def validate(
 
 
 def _print_report(console: Console, report: Any) -> None:
-    table = Table("stage", "input", "output", "max abs", "max rel", "1 − cosine", "eager noise", "", title="stages")
+    table = Table("stage", "input", "max abs", "max rel", "1 − cos", "eager noise", "", title="stages")
+    cases: dict[tuple[str, str], list[Any]] = {}
     for row in report.stages:
-        cells = [row.output, f"{row.max_abs:.1e}", f"{row.max_rel:.1e}", f"{1 - row.cosine:.0e}", f"{row.noise:.1e}"]
-        if row.output == "indices":
-            cells = [row.output, row.note or "equal", "", "", ""]
-        elif row.note:
-            cells = [row.note, "", "", "", ""]
-        table.add_row(row.stage, row.case, *cells, _mark(row.passed))
+        cases.setdefault((row.stage, row.case), []).append(row)
+    for (stage, case), rows in cases.items():
+        worst = max(rows, key=lambda row: (not row.passed, row.max_abs))
+        numbers = (worst.max_abs, worst.max_rel, 1 - worst.cosine, worst.noise)
+        cells = ["0" if abs(number) < 1e-15 else f"{number:.0e}" for number in numbers]
+        if worst.note:
+            cells = [worst.note, "", "", ""]
+        elif stage == "select":
+            cells = ["indices equal", "", "", ""]
+        table.add_row(stage, case, *cells, _mark(worst.passed))
     if report.stages:
         console.print(table)
     table = Table("request", "tokens", "ids", "kept sets", "", title="end to end")

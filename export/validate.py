@@ -35,7 +35,7 @@ NOISE_FACTOR = 6.0
 QUESTION = "What is left of the red ball?"
 KEEPS: tuple[float | int, ...] = (1.0, 0.5, 0.15, 1)
 NEW_TOKENS = 12
-_FORMAT = 1  # of the stored reference
+_FORMAT = 2  # of the stored reference
 
 Arrays = dict[str, np.ndarray]
 
@@ -454,7 +454,7 @@ def _feeds(bundle: Bundle, reference: Any, pictures: list[Any]) -> dict[str, lis
             modality.stage,
             [
                 ("picture", {"pixel_values": rounded(pixels[:1])}),
-                ("3 random frames", {"pixel_values": normal(3, 3, size, size)}),
+                ("3 × random", {"pixel_values": normal(3, 3, size, size)}),
             ],
         )
         if kind == "image":
@@ -467,19 +467,19 @@ def _feeds(bundle: Bundle, reference: Any, pictures: list[Any]) -> dict[str, lis
         select.append(
             (f"{len(frames)} × {frames.shape[1]}, K = {count}, τ = {tau:g}", _select_feed(frames, asked, count, tau))
         )
-    select.append((f"1 × {patches}, K = 1", _select_feed(features, asked[-1:], 1, 0.0)))
+    select.append((f"1 of 1 × {patches}", _select_feed(features, asked[-1:], 1, 0.0)))
     feeds["select"] = select
     feeds["project"] = [
         ("picture", {"kept": features[:, ::3].copy()}),
-        ("3 × 5 random tokens", {"kept": normal(3, 5, channels)}),
+        ("3 × 5 random", {"kept": normal(3, 5, channels)}),
     ]
     feeds["embed"] = [
         ("prompt", {"input_ids": np.array([plain])}),
         ("2 × 3 tokens", {"input_ids": random.integers(0, len(processor.tokenizer), (2, 3))}),
     ]
     feeds["language"] = [
-        (f"prefill {len(plain)}, 4 steps", {"prompt": prompt, "steps": steps}),
-        ("prefill 70, 2 steps", {"prompt": normal(1, 70, width) * 0.05, "steps": normal(1, 2, width) * 0.05}),
+        (f"{len(plain)} tokens, 4 steps", {"prompt": prompt, "steps": steps}),
+        ("70 tokens, 2 steps", {"prompt": normal(1, 70, width) * 0.05, "steps": normal(1, 2, width) * 0.05}),
     ]
     return feeds
 
