@@ -111,7 +111,7 @@ def export_bundle(
         for leftover in (*partial.glob("*.done"), partial / "key.json"):
             leftover.unlink()
         _swap(partial, folder)
-    return Bundle.open(folder)
+    return Bundle.open(folder, verify=False)  # every hash in the manifest was just taken
 
 
 def _export_stage(

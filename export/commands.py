@@ -151,7 +151,7 @@ def _print_report(console: Console, report: Any) -> None:
         if worst.note:
             cells = [worst.note, "", "", ""]
         elif stage == "select":
-            cells = ["indices equal", "", "", ""]
+            cells = ["equal", "", "", ""]
         table.add_row(stage, case, *cells, _mark(worst.passed))
     if report.stages:
         console.print(table)

@@ -464,9 +464,8 @@ def _feeds(bundle: Bundle, reference: Any, pictures: list[Any]) -> dict[str, lis
     select = []
     for keep, frames, tau in ((0.5, features, 0.0), (0.15, features, 0.0), (0.25, normal(5, 36, channels), 0.05)):
         count = max(1, round(frames.shape[1] * keep))
-        select.append(
-            (f"{len(frames)} × {frames.shape[1]}, K = {count}, τ = {tau:g}", _select_feed(frames, asked, count, tau))
-        )
+        label = f"{count} of {len(frames)} × {frames.shape[1]}{', τ > 0' * (tau > 0)}"
+        select.append((label, _select_feed(frames, asked, count, tau)))
     select.append((f"1 of 1 × {patches}", _select_feed(features, asked[-1:], 1, 0.0)))
     feeds["select"] = select
     feeds["project"] = [
@@ -478,8 +477,8 @@ def _feeds(bundle: Bundle, reference: Any, pictures: list[Any]) -> dict[str, lis
         ("2 × 3 tokens", {"input_ids": random.integers(0, len(processor.tokenizer), (2, 3))}),
     ]
     feeds["language"] = [
-        (f"{len(plain)} tokens, 4 steps", {"prompt": prompt, "steps": steps}),
-        ("70 tokens, 2 steps", {"prompt": normal(1, 70, width) * 0.05, "steps": normal(1, 2, width) * 0.05}),
+        (f"{len(plain)} tokens + 4", {"prompt": prompt, "steps": steps}),
+        ("70 tokens + 2", {"prompt": normal(1, 70, width) * 0.05, "steps": normal(1, 2, width) * 0.05}),
     ]
     return feeds
 

@@ -178,7 +178,8 @@ class Processor:
         """Token ids of a prompt, with the tokenizer's opening token unless the text begins with it."""
         opening = self.tokenizer.bos_token
         special = opening is None or not text.startswith(str(opening))
-        return self.tokenizer.encode(text, add_special_tokens=special)
+        # `verbose` would warn of prompts beyond the tokenizer's own limit; the pipeline refuses by the model's.
+        return self.tokenizer.encode(text, add_special_tokens=special, verbose=False)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of an answer, without special tokens."""

@@ -1,0 +1,126 @@
+"""Evaluation: datasets checked, rules that do what they say, scores that resume, and a model that really sees."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rediprune.calibration.dataset import write_set
+from rediprune.calibration.evaluate import check_disjoint, evaluate, is_right, read_questions, wilson
+from rediprune.calibration.plot import plot_scores
+from rediprune.calibration.rules import apply_rule, uniform_tokens
+from rediprune.export.bundle import export_bundle
+from rediprune.export.checkpoint import Checkpoint
+from rediprune.export.reference import Reference, Request
+from rediprune.runtime import Pipeline, RedipruneError
+from rediprune.runtime.eager import eager_model
+
+DEMO = Path(__file__).parents[2] / "export" / "demo" / "checkpoint"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_bundle(Checkpoint.open(str(DEMO)), tmp_path_factory.mktemp("demo") / "demo").folder
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_set(tmp_path_factory.mktemp("data"), "test", seed=5, images=12, clips=2)
+
+
+def test_the_demo_sees_and_keeps_seeing_when_pruned(demo: Path, dataset: Path, tmp_path: Path) -> None:
+    """The trained checkpoint, as an engine, answers held-out questions right; random tokens do worse than ours."""
+    questions = read_questions(dataset)
+    scores = evaluate(demo, questions, [1.0, 0.15], ["rediprune", "random", "pool2x2"])
+    accuracy = {(score.rule, score.keep): score.accuracy for score in scores}
+    assert accuracy["rediprune", 1.0] > 0.75
+    assert accuracy["rediprune", 0.15] > 0.75
+    assert accuracy["random", 0.15] < accuracy["rediprune", 0.15]
+    whole, pruned, _, pooled = scores
+    assert whole.visual_tokens == whole.all_tokens > pruned.visual_tokens
+    assert pooled.visual_tokens * 4 == pooled.all_tokens
+    assert pruned.prefill_macs < 0.3 * whole.prefill_macs
+    plot_scores(scores, tmp_path / "plot.png", "test")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.15])
+def test_the_demo_answers_as_in_eager_pytorch(keep: float, demo: Path, dataset: Path) -> None:
+    pipeline = Pipeline.load(demo)
+    reference = Reference(eager_model(pipeline.bundle), pipeline.processor)
+    for question in [q for q in read_questions(dataset) if not q.video][:16]:
+        expected = reference.answer(Request(question.question, [question.media], keep=keep, max_new_tokens=8))
+        answer = pipeline.generate(question.question, [question.media], keep=keep, max_new_tokens=8, temperature=0.0)
+        assert answer.token_ids == expected.token_ids
+
+
+def test_finished_scores_are_not_measured_again(
+    demo: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions = read_questions(dataset)[:3]
+    out = tmp_path / "scores.jsonl"
+    first = evaluate(demo, questions, [1.0, 0.5], ["rediprune"], out=out)
+    with open(out, "a") as file:
+        file.write('{"key": "broken off')
+    monkeypatch.setattr(Pipeline, "generate", lambda *a, **k: (_ for _ in ()).throw(AssertionError("asked again")))
+    assert evaluate(demo, questions, [1.0, 0.5], ["rediprune"], out=out) == first
+    with pytest.raises(AssertionError, match="asked again"):
+        evaluate(demo, questions[:2], [1.0], ["rediprune"], out=out)
+
+
+def test_rules_choose_what_they_say(bundle_of: Callable[[str], Path], photo: Path) -> None:
+    pipeline = Pipeline.load(bundle_of("llava"))
+
+    def kept(rule: str, seed: int = 0) -> np.ndarray:
+        alpha = apply_rule(pipeline, rule, seed)
+        return pipeline.generate("What is red?", [photo], keep=9, alpha=alpha, max_new_tokens=1).kept[0][0]
+
+    sets = {rule: kept(rule) for rule in ("rediprune", "diversity", "relevance", "random", "uniform")}
+    assert len({tuple(indices) for indices in sets.values()}) == 5
+    assert np.array_equal(kept("random"), kept("random")) and not np.array_equal(kept("random"), kept("random", 1))
+    assert np.array_equal(sets["uniform"], uniform_tokens(np.zeros((1, 64, 2)), 9)[0])
+    assert len(set(np.diff(sets["uniform"].reshape(3, 3)[0]))) <= 2  # evenly spaced along a row
+    for indices in sets.values():
+        assert len(set(indices)) == 9 and (np.diff(indices) > 0).all()
+    assert np.array_equal(kept("rediprune"), sets["rediprune"])
+    with pytest.raises(RedipruneError, match="rediprune, diversity"):
+        evaluate(bundle_of("llava"), [], [0.5], ["wishful"])
+
+
+def test_bad_datasets(tmp_path: Path, photo: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    good = {"image": str(photo), "question": "What?", "answer": "a suit"}
+    for line, word in (
+        ("{", "is no JSON"),
+        ("[1]", "no JSON object"),
+        (json.dumps(good | {"image": ""}), "needs an image or a video"),
+        (json.dumps(good | {"video": "b.mp4"}), "both an image and a video"),
+        (json.dumps(good | {"image": "gone.png"}), "'gone.png', which is not there"),
+        (json.dumps(good | {"question": " "}), "has no question"),
+        (json.dumps(good | {"answer": ""}), "has no answer"),
+    ):
+        path.write_text(json.dumps(good) + "\n" + line + "\n")
+        with pytest.raises(RedipruneError, match=word) as error:
+            read_questions(path)
+        assert "line 2" in str(error.value)
+    path.write_text("\n")
+    with pytest.raises(RedipruneError, match="empty"):
+        read_questions(path)
+    with pytest.raises(RedipruneError, match="no dataset"):
+        read_questions(tmp_path / "gone.jsonl")
+
+
+def test_questions_of_the_training_set_are_refused(dataset: Path, tmp_path: Path) -> None:
+    test = read_questions(dataset)
+    other = read_questions(write_set(tmp_path / "other", "train", seed=5, images=3, clips=0))
+    check_disjoint(test, other)
+    with pytest.raises(RedipruneError, match=f"1 of {len(test)} questions"):
+        check_disjoint(test, [*other, test[0]])
+
+
+def test_wilson_interval() -> None:
+    low, high = wilson(8, 10)
+    assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)  # Wilson 1927, as statsmodels has it
+    assert wilson(10, 10)[1] == pytest.approx(1.0)
+    assert is_right(" Purple cross.", "purple cross") and not is_right("purple", "purple cross")
