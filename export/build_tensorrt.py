@@ -23,7 +23,7 @@ from ..runtime.gpu import compute_capability
 from ..runtime.nvinfer import LIBRARIES, find_plugin, load_library
 from .bundle import Progress
 from .memory import available_memory, build_estimate
-from .profiles import Profile, profiles_of, ranges
+from .profiles import Profile, profile_of, ranges
 from .tensorrt_worker import Job, Outcome
 
 # What TensorRT-RTX builds for unless told otherwise, and what it can be told
@@ -91,10 +91,10 @@ def build_tensorrt(
     old = manifest.engines.get(backend)
     engines = EngineSpec(library=library.title, version=version, stages=[], compute_capability=targets)
     build = EngineBuild(engines)
-    profiles = {name: profiles_of(name, spec, sizes) for name, spec in manifest.stages.items()}
+    profiles = {name: profile_of(name, spec, sizes) for name, spec in manifest.stages.items()}
     for stage, wanted in profiles.items():
         if old is not None and not force and _is_current(bundle, backend, stage, wanted, engines, old):
-            _keep(engines, old, backend, stage, wanted)
+            _keep(engines, old, backend, stage)
             size = bundle.path(EngineSpec.file(backend, stage)).stat().st_size
             build.stages[stage] = StageBuild(0.0, 0, size, reused=True)
             report(stage, "up to date", 1.0)
@@ -108,7 +108,7 @@ def build_tensorrt(
             stage,
             str(bundle.path(spec.file)),
             str(partial),
-            list(profiles[stage].values()),
+            profiles[stage],
             targets if backend == "tensorrt-rtx" else [],
             plugin if stage == "select" else None,
             str(place / "timing.cache") if backend == "tensorrt" else None,
@@ -123,7 +123,7 @@ def build_tensorrt(
             partial.unlink(missing_ok=True)
         engines.stages.append(stage)
         engines.precision[stage] = outcome.precision or spec.precision  # a stage that only copies has no other
-        engines.profile |= dict(zip(profiles[stage], outcome.profiles, strict=True))
+        engines.profile[stage] = outcome.profile
         engines.source_sha256[stage] = spec.sha256
         engines.files[file] = sha
         build.stages[stage] = StageBuild(time.perf_counter() - began, outcome.peak_memory, outcome.size)
@@ -135,7 +135,7 @@ def build_tensorrt(
 
 def _targets(backend: str, targets: list[str]) -> list[str]:
     if backend == "tensorrt":
-        present = compute_capability(backend)
+        present = compute_capability(backend, "--backend tensorrt-rtx builds and --backend ort answers")
         if targets and targets != [present]:
             raise RedipruneError(
                 f"TensorRT builds for the GPU present, which is {present}; leave --target out, or cross-compile with "
@@ -148,22 +148,20 @@ def _targets(backend: str, targets: list[str]) -> list[str]:
     return sorted(set(targets or DEFAULT_TARGETS), key=TARGETS.index)
 
 
-def _is_current(
-    bundle: Bundle, backend: str, stage: str, wanted: dict[str, Profile], new: EngineSpec, old: EngineSpec
-) -> bool:
+def _is_current(bundle: Bundle, backend: str, stage: str, wanted: Profile, new: EngineSpec, old: EngineSpec) -> bool:
     try:
         bundle.check_engine(backend, stage)
     except RedipruneError:
         return False
     same = old.version == new.version and old.compute_capability == new.compute_capability
-    return same and all(old.profile.get(name) == profile for name, profile in wanted.items())
+    return same and old.profile.get(stage) == wanted
 
 
-def _keep(engines: EngineSpec, old: EngineSpec, backend: str, stage: str, wanted: dict[str, Profile]) -> None:
+def _keep(engines: EngineSpec, old: EngineSpec, backend: str, stage: str) -> None:
     file = EngineSpec.file(backend, stage)
     engines.stages.append(stage)
     engines.precision[stage] = old.precision[stage]
-    engines.profile |= wanted
+    engines.profile[stage] = old.profile[stage]
     engines.source_sha256[stage] = old.source_sha256[stage]
     engines.files[file] = old.files[file]
 

@@ -80,7 +80,9 @@ def export(
 
 def build(
     bundle: BundleArgument,
-    backend: Annotated[str, typer.Option(help="ort, tensorrt (for the GPU here) or tensorrt-rtx (needs none).")] = "ort",
+    backend: Annotated[
+        str, typer.Option(help="ort, tensorrt (for the GPU here) or tensorrt-rtx (needs none).")
+    ] = "ort",
     target: Annotated[
         list[str] | None, typer.Option(help="GPUs to build for, e.g. sm_80,sm_89,sm_120; tensorrt-rtx only.")
     ] = None,

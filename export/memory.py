@@ -6,7 +6,7 @@ from pathlib import Path
 # The library itself, and copies of the weights while it parses, optimises and writes (measured,
 # docs/measurements/tensorrt-rtx-build.md).
 _BASE = 400 << 20
-_COPIES = 4.0
+_COPIES = 3.5
 
 
 def build_estimate(weights: int) -> int:

@@ -30,7 +30,7 @@ class Job:
         module: "tensorrt" or "tensorrt_rtx".
         stage: its name.
         graph, engine: the ONNX file, and the file to write.
-        profiles: one or more.
+        profile: least, usual and greatest sizes of its inputs.
         targets: compute capabilities to cross-compile for, "sm_89"; none is the library's default.
         plugin: library with the plugin `MaxMinSelect`; without it the node's function body is built.
         timing_cache: file kept between builds, where the library times anything.
@@ -40,7 +40,7 @@ class Job:
     stage: str
     graph: str
     engine: str
-    profiles: list[Profile]
+    profile: Profile
     targets: list[str]
     plugin: str | None = None
     timing_cache: str | None = None
@@ -48,10 +48,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of it: precisions of the heavy operations, the profiles as the library took them, bytes."""
+    """What came of it: precisions of the heavy operations, the profile as the library took it, bytes."""
 
     precision: str
-    profiles: list[Profile]
+    profile: Profile
     peak_memory: int
     size: int
 
@@ -83,7 +83,7 @@ def build_engine(job: Job, tell: Any) -> Outcome:
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # names the ONNX nodes of each built layer
     config.clear_flag(trt.BuilderFlag.TF32)  # on by default, and then "fp32" products keep 10 bits of mantissa
-    taken = [_add_profile(builder, config, network, profile) for profile in job.profiles]
+    taken = _add_profile(builder, config, network, job.profile)
     if job.targets:
         config.num_compute_capabilities = len(job.targets)
         for i, target in enumerate(job.targets):
@@ -108,17 +108,16 @@ def build_engine(job: Job, tell: Any) -> Outcome:
 def _prepared(job: Job) -> bytes:
     """The graph as this build wants it, its weights untouched in their own file.
 
-    - A dimension that every profile fixes becomes static: KV_CACHE_UPDATE takes no other cache length
+    - A dimension that the profile fixes becomes static: KV_CACHE_UPDATE takes no other cache length
       (https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/operators/KVCacheUpdate.html).
     - With the plugin the function's body goes: the parser prefers a body to a plugin
       (onnx/onnx-tensorrt, ModelImporter.cpp, "Importing as a local function").
     """
     model = onnx.load(job.graph, load_external_data=False)
-    shapes = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input}
     fixed = {}
-    for name, dims in shapes.items():
-        for axis, dim in enumerate(dims):
-            sizes = {profile[name][i][axis] for profile in job.profiles for i in range(3)} if dim.dim_param else ()
+    for value in model.graph.input:
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            sizes = {shape[axis] for shape in job.profile[value.name]} if dim.dim_param else ()
             if len(sizes) == 1:
                 fixed[dim.dim_param] = sizes.pop()
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):

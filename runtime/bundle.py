@@ -103,8 +103,7 @@ class DecoderSpec(_Strict):
 class EngineSpec(_Strict):
     """Engines of one backend: the library that built them, what they were built for, and their files.
 
-    A profile is, for each input, its least, usual and greatest shape; for `num_keep`, a shape input, its value.
-    `language.decode` is the language stage's second profile, for a single token.
+    A stage's profile is, for each input, its least, usual and greatest shape; for `num_keep`, a shape input, its value.
     """
 
     library: str

@@ -9,13 +9,13 @@ _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 
 
-def compute_capability(backend: str) -> str:
+def compute_capability(backend: str, instead: str = "--backend ort answers on the CPU") -> str:
     """The first GPU's compute capability, e.g. "sm_89".
 
     Raises:
-        RedipruneError: there is no driver or no GPU; says that `backend` needs one, and what works without.
+        RedipruneError: there is no driver or no GPU; says that `backend` needs one, and what works `instead`.
     """
-    without = "without one, --backend ort answers on the CPU"
+    without = f"without one, {instead}"
     try:
         driver = ctypes.CDLL(_LIBRARY)
     except OSError as error:
