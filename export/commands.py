@@ -134,7 +134,9 @@ def _build_ort(bundle: Path, with_sizes: bool, as_json: bool) -> None:
 
 def validate(
     bundle: BundleArgument,
-    backend: Annotated[str, typer.Option(help="What runs the stages: ort or eager.")] = "ort",
+    backend: Annotated[
+        str, typer.Option(help="What runs the stages: ort, ort-cuda, tensorrt, tensorrt-rtx or eager.")
+    ] = "ort",
     stage: Annotated[list[str] | None, typer.Option(help="Only this stage; repeat.")] = None,
     eager: Annotated[list[str] | None, typer.Option(help="Run this stage eagerly end to end; repeat.")] = None,
     image: Annotated[Path | None, typer.Option(help="Ask about this image.")] = None,

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 import onnx
 
 from ..runtime.errors import RedipruneError
-from ..runtime.nvinfer import load_plugin
+from ..runtime.nvinfer import load_plugin, make_log, one_line
 from .precisions import asked_precisions, built_precisions, check_precisions
 from .profiles import Profile
 
@@ -63,7 +63,7 @@ def build_engine(job: Job, tell: Any) -> Outcome:
         RedipruneError: the graph is refused, the build fails or gives other precisions than asked.
     """
     trt = import_module(job.module)
-    log = _log(trt)
+    log = make_log(trt, lambda message: message.startswith("Layers:"))
     if job.plugin is not None:
         load_plugin(trt, job.plugin)
     try:
@@ -77,7 +77,7 @@ def build_engine(job: Job, tell: Any) -> Outcome:
     if not parser.parse(_prepared(job), job.graph):
         reasons = [parser.get_error(i) for i in range(parser.num_errors)]
         where = "; ".join(f"node {e.node_name()} ({e.node_operator()}): {e.desc()}" for e in reasons) or log.reason
-        raise RedipruneError(f"the graph is refused: {_one_line(where)}")
+        raise RedipruneError(f"the graph is refused: {one_line(where)}")
     _allow_decomposition(trt, network)
 
     config = builder.create_builder_config()
@@ -100,7 +100,7 @@ def build_engine(job: Job, tell: Any) -> Outcome:
         os.fsync(file.fileno())
     if cache is not None:
         Path(str(job.timing_cache)).write_bytes(memoryview(cache.serialize()))
-    layers = log.layers or _inspected(trt, log, job.engine)
+    layers = "".join(log.kept) or _inspected(trt, log, job.engine)
     precision = check_precisions(job.stage, asked, built_precisions(layers))
     return Outcome(precision, taken, peak_memory(), os.path.getsize(job.engine))
 
@@ -178,28 +178,6 @@ def _inspected(trt: Any, log: Any, engine: str) -> str:
     return loaded.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.ONELINE)
 
 
-def _log(trt: Any) -> Any:
-    class Log(trt.ILogger):
-        """Keeps what is wanted later of the library's messages: errors, and the list of layers."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.layers = ""
-
-        @property
-        def reason(self) -> str:
-            return _one_line(self.errors[0]) if self.errors else "no reason given"
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.Severity.ERROR:
-                self.errors.append(message)
-            elif message.startswith("Layers:"):
-                self.layers += message
-
-    return Log()
-
-
 def _progress_monitor(trt: Any, tell: Any) -> Any:
     class Monitor(trt.IProgressMonitor):
         """Nested phases as one fraction."""
@@ -251,10 +229,6 @@ def peak_memory() -> int:
         return int(re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[0]) * 1024
     except (OSError, IndexError):
         return 0
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:600]
 
 
 def main() -> None:

@@ -52,7 +52,9 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Of sampling.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="A string that ends the answer; repeat for several.")] = None,
     show: Annotated[Path | None, typer.Option(help="Write a picture of the kept patches here (PNG).")] = None,
-    backend: Annotated[str, typer.Option(help="What runs the stages: ort or eager.")] = "ort",
+    backend: Annotated[
+        str, typer.Option(help="What runs the stages: ort, ort-cuda, tensorrt, tensorrt-rtx or eager.")
+    ] = "ort",
     eager: Annotated[list[str] | None, typer.Option(help="Run this stage in eager PyTorch; repeat.")] = None,
     threads: Annotated[int, typer.Option(help="Threads per stage; 0 leaves it to the backend.")] = 0,
     chat: Annotated[bool, typer.Option("--chat/--raw", help="Use the chat template, or the prompt as it is.")] = True,

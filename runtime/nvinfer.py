@@ -1,6 +1,7 @@
 """The two packages of NVIDIA's nvinfer: TensorRT and TensorRT-RTX. They share one Python API."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -10,16 +11,17 @@ from .errors import RedipruneError
 
 @dataclass(frozen=True)
 class Library:
-    """One of the packages: its module, what it is called, and whether it takes plugins and times kernels."""
+    """One of the packages: its module, what it is called, whether it takes plugins, whether it makes CUDA graphs itself."""
 
     module: str
     title: str
     plugins: bool
+    own_graphs: bool
 
 
 LIBRARIES = {
-    "tensorrt": Library("tensorrt", "TensorRT", plugins=True),
-    "tensorrt-rtx": Library("tensorrt_rtx", "TensorRT-RTX", plugins=False),
+    "tensorrt": Library("tensorrt", "TensorRT", plugins=True, own_graphs=False),
+    "tensorrt-rtx": Library("tensorrt_rtx", "TensorRT-RTX", plugins=False, own_graphs=True),
 }
 
 
@@ -45,6 +47,32 @@ def load_library(backend: str) -> Any:
         ) from error
 
 
+def make_log(module: Any, wanted: Callable[[str], bool] = lambda message: False) -> Any:
+    """A logger that prints nothing: `reason` is its first error in one line, `kept` the other messages wanted."""
+
+    class Log(module.ILogger):
+        def __init__(self) -> None:
+            module.ILogger.__init__(self)
+            self.errors: list[str] = []
+            self.kept: list[str] = []
+
+        @property
+        def reason(self) -> str:
+            return one_line(self.errors[0]) if self.errors else "no reason given"
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity in (module.ILogger.Severity.INTERNAL_ERROR, module.ILogger.Severity.ERROR):
+                self.errors.append(msg)
+            elif wanted(msg):
+                self.kept.append(msg)
+
+    return Log()
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())[:600]
+
+
 def find_plugin(backend: str) -> str | None:
     """The library of the selection plugin, where the backend takes plugins and one was built, or None.
 
@@ -59,7 +87,7 @@ def find_plugin(backend: str) -> str | None:
         return str(find_plugin())
     except PluginMissing as error:
         if os.environ.get(VARIABLE):
-            raise RedipruneError(str(error)) from error
+            raise RedipruneError(one_line(str(error))) from error
         return None
 
 
@@ -74,4 +102,4 @@ def load_plugin(module: Any, library: str) -> None:
     try:
         load_plugin(library, module)
     except PluginMissing as error:
-        raise RedipruneError(str(error)) from error
+        raise RedipruneError(one_line(str(error))) from error

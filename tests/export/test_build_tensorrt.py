@@ -130,7 +130,7 @@ def test_bad_profiles_are_refused_before_anything_is_built(bundle, profile, says
 def test_targets_are_those_of_the_library(bundle):
     names = {name.replace("SM", "sm_") for name in trt.ComputeCapability.__members__ if name.startswith("SM")}
     assert names == set(TARGETS)
-    with pytest.raises(RedipruneError, match="sm_90.*sm_80, sm_86"):
+    with pytest.raises(RedipruneError, match=r"sm_90.*sm_80, sm_86"):
         build_tensorrt(bundle, RTX, targets=["sm_90"])
 
 
@@ -154,7 +154,7 @@ def test_a_builder_that_dies_is_one_line(bundle):
             children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
             os.kill(int(children[-1]), signal.SIGABRT)
 
-    with pytest.raises(RedipruneError, match="died while building 'vision'.*SIGABRT.*--backend ort") as caught:
+    with pytest.raises(RedipruneError, match=r"died while building 'vision'.*SIGABRT.*--backend ort") as caught:
         build_tensorrt(bundle, RTX, profile=SMALL, progress=abort)
     assert "\n" not in str(caught.value)
     assert files(bundle) == set()
@@ -171,7 +171,7 @@ def test_a_graph_that_is_refused_names_the_node(bundle):
     onnx.save(model, path)
     opened.manifest.stages["project"].files["onnx/project.onnx"] = file_sha256(path)
     opened.write_manifest()
-    with pytest.raises(RedipruneError, match="cannot build 'project'.*NoSuchOperator"):
+    with pytest.raises(RedipruneError, match=r"cannot build 'project'.*NoSuchOperator"):
         build_tensorrt(bundle, RTX, profile=SMALL)
     assert files(bundle) == {"vision.engine", "select.engine"}
 
