@@ -38,7 +38,8 @@ def ranges(manifest: Manifest, overrides: Iterable[str] = ()) -> dict[str, Range
     given = dict(_parse(text) for text in overrides)
     decoder = manifest.decoder
     patches = max(spec.patches for spec in manifest.modalities.values())
-    cache = given.get("cache", (min(decoder.max_positions, LONGEST_CACHE),) * 3)
+    length = min(decoder.max_positions, LONGEST_CACHE)
+    cache = given.get("cache", (length, length, length))
     most = given.get("patches", (1, patches, patches))
     found: dict[str, Range] = {
         "frames": (1, 8, 32),

@@ -94,10 +94,12 @@ def build_engine(job: Job, tell: Any) -> Outcome:
     config.progress_monitor = _progress_monitor(trt, tell)
     asked = asked_precisions(network)
     with open(job.engine, "wb") as file:
-        if not builder.build_serialized_network_to_stream(network, config, _stream_writer(trt, file)):
-            raise RedipruneError(f"the engine cannot be built: {log.reason}")
+        done = builder.build_serialized_network_to_stream(network, config, _stream_writer(trt, file))
         file.flush()
         os.fsync(file.fileno())
+    if not done:  # also where the builder that started this process is gone, and nobody else tidies up
+        os.unlink(job.engine)
+        raise RedipruneError(f"the engine cannot be built: {log.reason}")
     if cache is not None:
         Path(str(job.timing_cache)).write_bytes(memoryview(cache.serialize()))
     layers = "".join(log.kept) or _inspected(trt, log, job.engine)

@@ -174,7 +174,11 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
         table.add_row(name, _ports(stage.inputs), _ports(stage.outputs), stage.precision, f"{size / 1e6:.2f} MB")
     console.print(table)
     for backend, engine in manifest.engines.items():
-        console.print(f"engines: {backend} with {engine.library} {engine.version}, stages {', '.join(engine.stages)}")
+        for stage in engine.stages if engine.files else ():
+            opened.check_engine(backend, stage)
+        targets = f" for {', '.join(engine.compute_capability)}" if engine.compute_capability else ""
+        stages = ", ".join(f"{stage} {engine.precision.get(stage, '')}".strip() for stage in engine.stages)
+        console.print(f"engines: {backend} with {engine.library} {engine.version}{targets}; {stages}", highlight=False)
     console.print("all files are as they were when the bundle was made")
 
 

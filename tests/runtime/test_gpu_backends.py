@@ -18,7 +18,7 @@ from rediprune.runtime import Pipeline, RedipruneError, device, kernel, tensorrt
 from rediprune.runtime.bundle import Bundle, EngineSpec, file_sha256
 
 sys.path.insert(0, str(Path(__file__).parent))
-import fake_gpu  # noqa: E402
+import fake_gpu
 
 QUESTION = "What is left of the red ball?"
 PICTURE = Path(__file__).parents[1] / "media" / "coffee.jpg"
@@ -119,6 +119,7 @@ def test_caches_are_reused_and_requests_may_interleave(bundle, gpu):
         for ours, theirs in pairs:
             step = embeds(tokens)
             assert np.array_equal(ours.step(step), theirs.step(step))
+    assert gpu.graphs == []  # the other request's calls lie between any two
     del pairs, ours, theirs
     assert len(language.idle) == 2
     before = len(gpu.blocks)
