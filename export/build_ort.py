@@ -30,7 +30,7 @@ def build_ort(folder: str | Path, progress: Progress | None = None) -> EngineSpe
         version=version("onnxruntime"),
         stages=list(stages),
         precision={name: stage.precision for name, stage in stages.items()},
-        source_sha256={name: stage.files[stage.file] for name, stage in stages.items()},
+        source_sha256={name: stage.sha256 for name, stage in stages.items()},
     )
     bundle.manifest.engines["ort"] = engine
     bundle.write_manifest()

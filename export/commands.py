@@ -32,7 +32,12 @@ def add(app: typer.Typer) -> None:
     rediprune export path/to/llava-1.5-7b-hf -o engines/llava\n
     rediprune export llava-hf/llava-1.5-7b-hf -o engines/llava --precision fp16""",
     )(_needs_extra(export))
-    app.command("build", epilog="Example:\n\n    rediprune build engines/llava --backend ort")(_needs_extra(build))
+    app.command(
+        "build",
+        epilog="""Examples:\n
+    rediprune build engines/llava --backend ort\n
+    rediprune build engines/llava --backend tensorrt-rtx --target sm_89,sm_120 --profile kept=1:64:576""",
+    )(_needs_extra(build))
     app.command(
         "validate",
         epilog="""Examples:\n
@@ -90,14 +95,50 @@ def export(
 
 def build(
     bundle: BundleArgument,
-    backend: Annotated[str, typer.Option(help="ort.")] = "ort",
+    backend: Annotated[
+        str, typer.Option(help="ort, tensorrt (for the GPU here) or tensorrt-rtx (needs none).")
+    ] = "ort",
+    target: Annotated[
+        list[str] | None, typer.Option(help="GPUs to build for, e.g. sm_80,sm_89,sm_120; tensorrt-rtx only.")
+    ] = None,
+    profile: Annotated[
+        list[str] | None, typer.Option(help="Sizes an engine takes, e.g. kept=1:64:576 or cache=2048; repeat.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build finished engines again.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Load and run every stage on a backend, and note in the manifest what it was built with."""
+    """Build a bundle's stages for a backend, and note in the manifest what they were built with."""
+    if backend == "ort":
+        _build_ort(bundle, bool(target or profile), as_json)
+        return
+    if backend not in ("tensorrt", "tensorrt-rtx"):
+        raise RedipruneError(f"backend '{backend}' is not one that is built; choose ort, tensorrt or tensorrt-rtx")
+    from .build_tensorrt import build_tensorrt
+
+    targets = [name.strip() for text in target or () for name in text.split(",")]
+    with _progress(as_json) as report:
+        made = build_tensorrt(bundle, backend, targets=targets, profile=profile or (), force=force, progress=report)
+    if as_json:
+        print(json.dumps(made.document()))
+        return
+    console, engines = Console(), made.engines
+    table = Table("stage", "precision", "seconds", "peak memory", "size")
+    for name, stage in made.stages.items():
+        took = ["up to date", ""] if stage.reused else [f"{stage.seconds:.1f}", f"{stage.peak_memory / 1e9:.2f} GB"]
+        table.add_row(name, engines.precision[name], *took, f"{stage.size / 1e6:.1f} MB")
+    console.print(table)
+    console.print(
+        f"{bundle}: {engines.library} {engines.version} for {', '.join(engines.compute_capability)}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _build_ort(bundle: Path, with_sizes: bool, as_json: bool) -> None:
     from .build_ort import build_ort
 
-    if backend != "ort":
-        raise RedipruneError(f"backend '{backend}' cannot be built here; choose ort")
+    if with_sizes:
+        raise RedipruneError("--target and --profile are for tensorrt and tensorrt-rtx; ort takes every size")
     with _progress(as_json) as report:
         engine = build_ort(bundle, report)
     if as_json:
@@ -108,7 +149,9 @@ def build(
 
 def validate(
     bundle: BundleArgument,
-    backend: Annotated[str, typer.Option(help="What runs the stages: ort or eager.")] = "ort",
+    backend: Annotated[
+        str, typer.Option(help="What runs the stages: ort, ort-cuda, tensorrt, tensorrt-rtx or eager.")
+    ] = "ort",
     stage: Annotated[list[str] | None, typer.Option(help="Only this stage; repeat.")] = None,
     eager: Annotated[list[str] | None, typer.Option(help="Run this stage eagerly end to end; repeat.")] = None,
     image: Annotated[Path | None, typer.Option(help="Ask about this image.")] = None,

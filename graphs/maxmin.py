@@ -1,7 +1,8 @@
 """The selection as ONNX: the greedy step as the function `rediprune::MaxMinSelect`, and the whole `select` stage.
 
-Written as ONNX text, in standard operators only, so that what an engine computes can be read here. Where a plugin of
-the function's name is registered (TensorRT) it takes the node; everywhere else the function body runs.
+Written as ONNX text, in standard operators only, so that what an engine computes can be read here. Where the plugin of
+the function's name is registered (TensorRT) it takes the node, whose attributes are for it; everywhere else the function
+body runs.
 """
 
 import numpy as np
@@ -143,7 +144,8 @@ select (TYPE[F, P, CHANNELS] features, TYPE[L, DEPTH] text_embeds, int64 num_kee
     is_candidate = Less (rank, candidates)
     eligible = Where (is_candidate, relevance, low)
 
-    indices = rediprune.MaxMinSelect (similarity, eligible, num_keep, alpha)
+    indices = rediprune.MaxMinSelect <plugin_namespace = "rediprune", plugin_version = "1",
+        tensorrt_plugin_shape_input_indices = [2]> (similarity, eligible, num_keep, alpha)
     pointers = Unsqueeze (indices, last_axis)
     kept = GatherND <batch_dims = 1> (features, pointers)
 }

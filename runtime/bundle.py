@@ -12,6 +12,7 @@ import json
 import os
 import shlex
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
@@ -66,6 +67,11 @@ class StageSpec(_Strict):
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
 
+    @property
+    def sha256(self) -> str:
+        """One hash over the graph and its weights: an engine is up to date while it stays the same."""
+        return hashlib.sha256(json.dumps(sorted(self.files.items())).encode()).hexdigest()
+
 
 class ModalitySpec(_Strict):
     """How an image or a video becomes visual tokens; P = leading + rows · columns."""
@@ -95,16 +101,23 @@ class DecoderSpec(_Strict):
 
 
 class EngineSpec(_Strict):
-    """Engines of one backend: the library that built them, what they were built for, and their files."""
+    """Engines of one backend: the library that built them, what they were built for, and their files.
+
+    A stage's profile is, for each input, its least, usual and greatest shape; for `num_keep`, a shape input, its value.
+    """
 
     library: str
     version: str
     stages: list[str]
     precision: dict[str, str] = {}
-    compute_capability: list[str] = []
+    compute_capability: list[str] = []  # "sm_89"
     profile: dict[str, dict[str, list[list[int]]]] = {}
-    source_sha256: dict[str, str] = {}  # stage → sha256 of the graph it was built from
+    source_sha256: dict[str, str] = {}  # stage → `StageSpec.sha256` of what it was built from
     files: dict[RelativePath, str] = {}
+
+    @staticmethod
+    def file(backend: str, stage: str) -> str:
+        return f"engines/{backend}/{stage}.engine"
 
 
 class KeepDefaults(_Strict):
@@ -208,11 +221,38 @@ class Bundle:
         return self.folder / relative
 
     def expected_files(self) -> dict[str, str]:
-        """Every file the manifest names, with its sha256."""
+        """Every file that every backend needs, with its sha256; engines are held to theirs by `check_engine`."""
         files = dict(self.manifest.files)
-        for part in (*self.manifest.stages.values(), *self.manifest.engines.values()):
-            files.update(part.files)
+        for stage in self.manifest.stages.values():
+            files.update(stage.files)
         return files
+
+    def build_command(self, backend: str) -> str:
+        """The command that makes this bundle's engines anew."""
+        return shlex.join(["rediprune", "build", str(self.folder), "--backend", backend, "--force"])
+
+    def check_engine(self, backend: str, stage: str, hashes: bool = True) -> EngineSpec:
+        """The engines of a backend, after checking one stage's.
+
+        Raises:
+            RedipruneError: it was not built, was built from another graph, or its file is missing or has changed.
+        """
+        engine, name = self.manifest.engines.get(backend), EngineSpec.file(backend, stage)
+        if engine is None or stage not in engine.stages:
+            raise RedipruneError(
+                f"bundle '{self.folder}' has no {backend} engine of '{stage}'; build it with: {self.build_command(backend)}"
+            )
+        path = self.path(name)
+        reason = None
+        if engine.source_sha256.get(stage) != self.manifest.stages[stage].sha256:
+            reason = "was built from another graph than the bundle's"
+        elif not path.is_file():
+            reason = "is missing"
+        elif hashes and not self._is_as_made(path, name, engine.files.get(name, "")):
+            reason = "is truncated or was replaced"
+        if reason is not None:
+            raise RedipruneError(f"engine '{path}' {reason}; build it again with: {self.build_command(backend)}")
+        return engine
 
     def check_files(self, hashes: bool = True) -> None:
         """Compare the folder with the manifest.
@@ -220,8 +260,6 @@ class Bundle:
         Raises:
             RedipruneError: a file is missing, leads outside the bundle, or has other contents than when it was made.
         """
-        known = self._verified()
-        now: dict[str, list[object]] = {}
         rebuild = self.manifest.rebuild_command(self.folder)
         for name, sha in self.expected_files().items():
             path = self.path(name)
@@ -229,20 +267,29 @@ class Bundle:
                 raise RedipruneError(f"bundle '{self.folder}' lacks '{name}'; make it again with: {rebuild}")
             if not path.resolve().is_relative_to(self.folder.resolve()):
                 raise RedipruneError(f"'{path}' is a link that leads outside the bundle; make it again with: {rebuild}")
-            stat = path.stat()
-            stamp: list[object] = [stat.st_size, stat.st_mtime_ns, sha]
-            if hashes and known.get(name) != stamp and file_sha256(path) != sha:
+            if hashes and not self._is_as_made(path, name, sha):
                 raise RedipruneError(f"'{path}' is damaged or was replaced; make the bundle again with: {rebuild}")
-            now[name] = stamp
-        if hashes and now != known:
-            with suppress(OSError):  # a read-only bundle is hashed at every load
-                self.path(_VERIFIED).write_text(json.dumps(now), encoding="utf-8")
 
+    def _is_as_made(self, path: Path, name: str, sha: str) -> bool:
+        """Whether a file has this hash. One found right is noted, and not hashed again until its size or time changes."""
+        stat = path.stat()
+        stamp: list[object] = [stat.st_size, stat.st_mtime_ns, sha]
+        if self._verified.get(name) == stamp:
+            return True
+        if file_sha256(path) != sha:
+            return False
+        self._verified[name] = stamp
+        with suppress(OSError):  # a read-only bundle is hashed at every load
+            self.path(_VERIFIED).write_text(json.dumps(self._verified), encoding="utf-8")
+        return True
+
+    @cached_property
     def _verified(self) -> dict[str, list[object]]:
         try:
-            return json.loads(self.path(_VERIFIED).read_text(encoding="utf-8"))
+            found = json.loads(self.path(_VERIFIED).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
+        return found if isinstance(found, dict) else {}
 
     def write_manifest(self) -> None:
         """Seal and write the manifest, whole or not at all."""

@@ -53,7 +53,9 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Of sampling.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="A string that ends the answer; repeat for several.")] = None,
     show: Annotated[Path | None, typer.Option(help="Write a picture of the kept patches here (PNG).")] = None,
-    backend: Annotated[str, typer.Option(help="What runs the stages: ort or eager.")] = "ort",
+    backend: Annotated[
+        str, typer.Option(help="What runs the stages: ort, ort-cuda, tensorrt, tensorrt-rtx or eager.")
+    ] = "ort",
     eager: Annotated[list[str] | None, typer.Option(help="Run this stage in eager PyTorch; repeat.")] = None,
     threads: Annotated[int, typer.Option(help="Threads per stage; 0 leaves it to the backend.")] = 0,
     chat: Annotated[bool, typer.Option("--chat/--raw", help="Use the chat template, or the prompt as it is.")] = True,
@@ -182,7 +184,11 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
         table.add_row(name, _ports(stage.inputs), _ports(stage.outputs), stage.precision, f"{size / 1e6:.2f} MB")
     console.print(table)
     for backend, engine in manifest.engines.items():
-        console.print(f"engines: {backend} with {engine.library} {engine.version}, stages {', '.join(engine.stages)}")
+        for stage in engine.stages if engine.files else ():
+            opened.check_engine(backend, stage)
+        targets = f" for {', '.join(engine.compute_capability)}" if engine.compute_capability else ""
+        stages = ", ".join(f"{stage} {engine.precision.get(stage, '')}".strip() for stage in engine.stages)
+        console.print(f"engines: {backend} with {engine.library} {engine.version}{targets}; {stages}", highlight=False)
     console.print("all files are as they were when the bundle was made")
 
 

@@ -86,7 +86,7 @@ class Pipeline:
     def load(
         cls,
         bundle: str | Path,
-        backend: str = "ort",
+        backend: str | Mapping[str, str] = "ort",
         *,
         eager: Collection[str] = (),
         threads: int = 0,
@@ -97,7 +97,9 @@ class Pipeline:
 
         Args:
             bundle: folder.
-            backend: what runs the stages: "ort" (ONNX Runtime on the CPU) or "eager" (PyTorch, the reference).
+            backend: what runs the stages: "ort" (ONNX Runtime on the CPU), "ort-cuda", "tensorrt", "tensorrt-rtx" or
+                "eager" (PyTorch, the reference). A mapping gives each stage its own, `{"vision": "ort", "default":
+                "tensorrt"}`; "default", itself "ort", is for stages not named.
             eager: stages to run in eager PyTorch instead, to find one that drifts.
             threads: for every stage; 0 leaves it to the backend.
             cache_bytes: bound of the feature cache.
@@ -108,14 +110,16 @@ class Pipeline:
         """
         opened = Bundle.open(bundle, verify)
         stages = list(opened.manifest.stages)
-        unknown = sorted(set(eager) - set(stages))
+        chosen = {"default": backend} if isinstance(backend, str) else {"default": "ort", **backend}
+        unknown = sorted({*eager, *chosen} - {*stages, "default"})
         if unknown:
             raise RedipruneError(f"stage '{unknown[0]}' is not one of this bundle's: {', '.join(stages)}")
-        if backend not in BACKENDS:
-            raise RedipruneError(f"backend '{backend}' is not known; choose one of: {', '.join(BACKENDS)}")
+        for name in chosen.values():
+            if name not in BACKENDS:
+                raise RedipruneError(f"backend '{name}' is not known; choose one of: {', '.join(BACKENDS)}")
         if threads < 0 or cache_bytes < 0:
             raise RedipruneError("threads and cache_bytes must be 0 or more")
-        backends = {stage: "eager" if stage in eager else backend for stage in stages}
+        backends = {stage: "eager" if stage in eager else chosen.get(stage, chosen["default"]) for stage in stages}
         return cls(opened, backends, threads, cache_bytes)
 
     def stage(self, name: str) -> StageSession:

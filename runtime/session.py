@@ -13,7 +13,14 @@ from .bundle import Bundle, StageSpec
 from .errors import RedipruneError
 
 # Name → module. A module is imported when its backend is asked for, so that its libraries stay optional.
-BACKENDS = {"ort": ".ort", "eager": ".eager"}
+BACKENDS = {
+    "ort": ".ort",
+    "ort-cuda": ".ort_cuda",
+    "tensorrt": ".tensorrt",
+    "tensorrt-rtx": ".tensorrt_rtx",
+    "kernel": ".kernel",
+    "eager": ".eager",
+}
 
 
 class StageSession(Protocol):
