@@ -19,6 +19,10 @@ VIDEO ?=
 PROMPT ?= $(if $(filter demo,$(NAME)),$(shell cat docs/demo/scene.txt 2>/dev/null),What is in this picture?)
 TORCH ?= torch==2.13.0
 
+# TensorRT-RTX engines are built anywhere but run on a GPU: without one the question goes to ONNX Runtime.
+GPU := $(shell nvidia-smi -L 2>/dev/null)
+RUN_BACKEND := $(if $(GPU),$(BACKEND),$(if $(filter tensorrt%,$(BACKEND)),ort,$(BACKEND)))
+
 MEDIA := $(addprefix --image ,$(IMAGE)) $(addprefix --video ,$(VIDEO))
 
 .PHONY: engine run validate test test-slow bench evaluate plugin demo-checkpoint lint setup clean
@@ -29,12 +33,13 @@ engine: $(READY) | $(MODEL)
 	$(MAKE) --no-print-directory run validate
 
 run: $(READY)
-	$(BIN)/rediprune run $(BUNDLE) $(MEDIA) --prompt "$(PROMPT)" --keep $(KEEP) --backend $(BACKEND) \
+	@$(if $(filter-out $(BACKEND),$(RUN_BACKEND)),echo "no GPU here: asking on $(RUN_BACKEND); engines/$(BACKEND) waits for one")
+	$(BIN)/rediprune run $(BUNDLE) $(MEDIA) --prompt "$(PROMPT)" --keep $(KEEP) --backend $(RUN_BACKEND) \
 		--max-new-tokens 32 $(if $(MEDIA),--show $(BUNDLE)-kept.png)
 	$(if $(MEDIA),@echo "kept patches: $(BUNDLE)-kept.png")
 
 validate: $(READY)
-	$(BIN)/rediprune validate $(BUNDLE) --backend $(BACKEND) $(MEDIA)
+	$(BIN)/rediprune validate $(BUNDLE) --backend $(RUN_BACKEND) $(MEDIA)
 
 test: lint
 	$(BIN)/python -m pytest
