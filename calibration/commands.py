@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ..runtime.cli import BundleArgument, JsonOption
+from ..runtime.cli import BundleArgument, JsonOption, check_picture_path
 from ..runtime.errors import RedipruneError
 
 _KEEPS = "1,0.5,0.25,0.15,0.1,0.05"
@@ -36,8 +36,8 @@ def evaluate(
     keep: Annotated[str, typer.Option(help="Keep ratios, comma separated.")] = _KEEPS,
     rules: Annotated[str, typer.Option(help="Selection rules, comma separated.")] = _RULES,
     backend: Annotated[str, typer.Option(help="What runs the stages.")] = "ort",
-    images: Annotated[int, typer.Option(help="Pictures of the built-in task.")] = 100,
-    clips: Annotated[int, typer.Option(help="Clips of the built-in task.")] = 25,
+    images: Annotated[int, typer.Option(min=0, help="Pictures of the built-in task.")] = 100,
+    clips: Annotated[int, typer.Option(min=0, help="Clips of the built-in task.")] = 25,
     split: Annotated[str, typer.Option(help="Split of the built-in task: test or unseen.")] = "test",
     train: Annotated[Path | None, typer.Option(help="Refuse questions that are in this JSONL too.")] = None,
     frames: Annotated[int, typer.Option(help="Frames of a video.")] = 8,
@@ -58,9 +58,12 @@ def evaluate(
         raise RedipruneError(f"--keep takes ratios in (0, 1], not '{keep}'")
     if plot is not None and find_spec("matplotlib") is None:
         raise RedipruneError("--plot needs matplotlib; install it with: pip install 'rediprune[evaluate]'")
-    for path in (out, plot):
-        if path is not None and not path.parent.is_dir():
-            raise RedipruneError(f"'{path.parent}' is not a folder; make it first")
+    if plot is not None:
+        check_picture_path(plot, "--plot")
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise RedipruneError(f"'{out}' cannot be written; give --out a file in a folder that is there")
+    if split not in ("test", "unseen"):
+        raise RedipruneError(f"--split is test or unseen, not '{split}'")
     with TemporaryDirectory() as made:
         if data is None:
             from .dataset import write_set

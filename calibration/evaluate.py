@@ -74,8 +74,12 @@ def read_questions(path: str | Path) -> list[Question]:
     path = Path(path)
     if not path.is_file():
         raise RedipruneError(f"there is no dataset '{path}'; give a JSONL file of {{image or video, question, answer}}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RedipruneError(f"dataset '{path}' is no text; give a JSONL file") from error
     questions = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
 

@@ -6,6 +6,7 @@ step renames the folder.
 
 import errno
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -68,7 +69,9 @@ def export_bundle(
     if precision not in PRECISIONS:
         raise RedipruneError(f"precision '{precision}' is not one of {', '.join(PRECISIONS)}")
     report = progress or (lambda stage, what, fraction: None)
-    folder = Path(folder)
+    folder = Path(os.path.realpath(folder))
+    if folder == Path.cwd():
+        raise RedipruneError("a bundle cannot take the place of the current folder; give -o a folder in it")
     if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise RedipruneError(f"'{folder}' exists and is not a bundle; choose another folder or remove it")
     skeleton = checkpoint.skeleton(precision)
@@ -82,8 +85,10 @@ def export_bundle(
         "check": check,
     }
     report("checkpoint", "hashed", 1.0)
-    if not force and (current := _current(folder, key)) is not None:
+    if not force and (current := _current(folder, key, checkpoint.folder)) is not None:
         return current
+    if not force:
+        _refuse_another_source(folder, source.name)
 
     partial = folder.parent / f".{folder.name}.partial"
     if force or _read(partial / "key.json") != key:
@@ -201,21 +206,34 @@ def _copy_processor(source: Path, folder: Path) -> dict[str, str]:
     target = folder / "processor"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
-    for pattern in _PROCESSOR_FILES:
-        for file in source.glob(pattern):
-            if not file.name.endswith(".index.json"):
-                shutil.copyfile(file, target / file.name)
+    for file in _processor_files(source):
+        shutil.copyfile(file, target / file.name)
     return {f"processor/{file.name}": file_sha256(file) for file in sorted(target.iterdir())}
 
 
-def _current(folder: Path, key: dict[str, Any]) -> Bundle | None:
+def _processor_files(source: Path) -> list[Path]:
+    found = {file for pattern in _PROCESSOR_FILES for file in source.glob(pattern)}
+    return sorted(file for file in found if not file.name.endswith(".index.json"))
+
+
+def _refuse_another_source(folder: Path, name: str) -> None:
+    raw = _read(folder / MANIFEST) or {}
+    there = raw.get("source", {}).get("name") if isinstance(raw, dict) else None
+    if there is not None and there != name:
+        raise RedipruneError(f"'{folder}' is a bundle of '{there}'; choose another folder, or replace it with --force")
+
+
+def _current(folder: Path, key: dict[str, Any], source: Path) -> Bundle | None:
     """The bundle in `folder`, if it is whole and was made from the same source in the same way."""
     if not (folder / MANIFEST).is_file():
         return None
     try:
-        bundle = Bundle.open(folder)
+        bundle = Bundle.open(folder, remember=False)
     except RedipruneError:
         return None  # damaged: made anew
+    processor = {f"processor/{file.name}": file_sha256(file) for file in _processor_files(source)}
+    if processor != {name: sha for name, sha in bundle.manifest.files.items() if name.startswith("processor/")}:
+        return None
     made = bundle.manifest
     same = made.source.model_dump() == key["source"] and made.precision == key["precision"]
     return bundle if same and made.tool_version == key["tool"] else None

@@ -202,14 +202,26 @@ def _print_report(console: Console, report: Any) -> None:
     for row in report.stories:
         ids = "equal"
         if not row.equal:
-            ids = f"differ from token {row.first_divergence}, logit gap {row.logit_gap:.2g}"
+            ids = "one ends earlier"
+            if row.first_divergence is not None:
+                ids = f"differ from token {row.first_divergence}, logit gap {row.logit_gap:.2g}"
         kept = "equal" if row.jaccard == 1 else f"Jaccard {row.jaccard:.2f}"
         table.add_row(row.case, str(row.tokens), ids, kept, _mark(row.passed))
     if report.stories:
         console.print(table)
     eager = f" with {', '.join(report.eager)} in eager PyTorch" if report.eager else ""
     what = f"{report.bundle} on {report.backend} ({report.precision}){eager}"
-    if report.passed:
+    equal = sum(row.equal for row in report.stories)
+    if report.passed and not report.stories:
+        stages = ", ".join(dict.fromkeys(row.stage for row in report.stages))
+        console.print(f"[green]equal to eager PyTorch[/green] in {stages}: {what}", highlight=False)
+    elif report.passed and report.precision != "fp32":
+        console.print(
+            f"[green]every stage within the rounding of {report.precision}[/green], {equal} of {len(report.stories)} "
+            f"answers identical to eager PyTorch in fp32: {what}",
+            highlight=False,
+        )
+    elif report.passed:
         console.print(f"[green]equal to eager PyTorch[/green]: {what}", highlight=False)
     elif report.failing_stages:
         console.print(f"[red]differs[/red] in {', '.join(report.failing_stages)}: {what}", highlight=False)
@@ -224,7 +236,7 @@ def _mark(passed: bool) -> str:
 def bench(
     bundle: BundleArgument,
     image: Annotated[Path | None, typer.Option(help="Ask about this image.")] = None,
-    runs: Annotated[int, typer.Option(help="Interleaved runs of every contender.")] = 5,
+    runs: Annotated[int, typer.Option(min=1, help="Interleaved runs of every contender.")] = 5,
     threads: Annotated[int, typer.Option(help="Threads of every contender; 0 is all cores.")] = 0,
     keeps: Annotated[str, typer.Option(help="Keep ratios, comma separated.")] = "1,0.25,0.15,0.1",
     out: Annotated[Path | None, typer.Option(help="Write the JSON document here too.")] = None,
@@ -236,6 +248,10 @@ def bench(
         ratios = [float(keep) for keep in keeps.split(",")]
     except ValueError as error:
         raise RedipruneError(f"--keeps takes ratios separated by commas, not '{keeps}'") from error
+    if not all(0 < ratio <= 1 for ratio in ratios):
+        raise RedipruneError(f"--keeps takes ratios in (0, 1], not '{keeps}'")
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise RedipruneError(f"'{out}' cannot be written; give --out a file in a folder that is there")
     document = run(bundle, image, runs, threads, ratios, Console())
     if out is not None:
         out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -10,6 +10,8 @@ import hashlib
 import json
 import os
 import time
+import zipfile
+import zlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -26,6 +28,7 @@ from polygraphy.logger import G_LOGGER
 from ..runtime.bundle import Bundle
 from ..runtime.errors import RedipruneError
 from ..runtime.pipeline import Pipeline
+from ..runtime.preprocess import load_image, load_video
 from ..runtime.session import open_language, open_stage
 from .samples import sample_clip, sample_picture
 
@@ -141,11 +144,17 @@ def validate(
     Raises:
         RedipruneError: an unusable bundle, or a stage that is not one of it.
     """
-    bundle = Bundle.open(folder)
+    bundle = Bundle.open(folder, remember=False)
     names = list(bundle.manifest.stages)
     unknown = sorted(set(stages) - set(names))
     if unknown:
         raise RedipruneError(f"stage '{unknown[0]}' is not one of this bundle's: {', '.join(names)}")
+    if image is not None:
+        load_image(image)  # refuses what is no picture
+    if video is not None and "video" not in bundle.manifest.modalities:
+        raise RedipruneError(f"{bundle.manifest.family_name} answers about images only; leave the video out")
+    if video is not None:
+        load_video(video, 1)
     pipeline = Pipeline.load(folder, backend, eager=eager, threads=threads)
     reference = _stored_reference(bundle, image, video, refresh)
     report = Report(str(folder), backend, bundle.manifest.precision, sorted(eager))
@@ -328,7 +337,7 @@ def _stored_reference(bundle: Bundle, image: Any, video: Any, refresh: bool) -> 
     if path.is_file() and not refresh:
         try:
             return _load_reference(path, pictures, clips)
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             path.unlink()  # damaged: made anew
     made = _make_reference(bundle, pictures, clips)
     path.parent.mkdir(exist_ok=True)
@@ -423,7 +432,6 @@ def _feeds(bundle: Bundle, reference: Any, pictures: list[Any]) -> dict[str, lis
     import torch
 
     from ..graphs.keep import query_ids
-    from ..runtime.preprocess import load_image
     from ..runtime.prompt import render_prompt
 
     random = np.random.default_rng(0)

@@ -176,13 +176,14 @@ class Bundle:
         self.manifest = manifest
 
     @classmethod
-    def open(cls, folder: str | Path, verify: bool = True) -> "Bundle":
+    def open(cls, folder: str | Path, verify: bool = True, remember: bool = True) -> "Bundle":
         """Read and check a bundle.
 
         Args:
             folder: the bundle.
             verify: compare every file with its hash. A file found right is not hashed again until its size or time
                 changes.
+            remember: trust what was found right before; False hashes everything again.
 
         Raises:
             RedipruneError: not a bundle, another schema version, an edited manifest, a missing or changed file.
@@ -214,7 +215,7 @@ class Bundle:
                 f"'{path}' was changed after the bundle was made; make it again with: {manifest.rebuild_command(folder)}"
             )
         bundle = cls(folder, manifest)
-        bundle.check_files(hashes=verify)
+        bundle.check_files(hashes=verify, remember=remember)
         return bundle
 
     def path(self, relative: str) -> Path:
@@ -254,12 +255,14 @@ class Bundle:
             raise RedipruneError(f"engine '{path}' {reason}; build it again with: {self.build_command(backend)}")
         return engine
 
-    def check_files(self, hashes: bool = True) -> None:
+    def check_files(self, hashes: bool = True, remember: bool = True) -> None:
         """Compare the folder with the manifest.
 
         Raises:
             RedipruneError: a file is missing, leads outside the bundle, or has other contents than when it was made.
         """
+        if not remember:
+            self._verified.clear()
         rebuild = self.manifest.rebuild_command(self.folder)
         for name, sha in self.expected_files().items():
             path = self.path(name)

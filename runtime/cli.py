@@ -69,13 +69,14 @@ def run(
     if keep is not None and count is not None:
         raise RedipruneError("give --keep (a ratio) or --count (a number of tokens), not both")
     if keep is not None and keep > 1:
-        raise RedipruneError(f"--keep is a ratio in (0, 1]; for {keep:g} tokens per frame give --count {keep:.0f}")
+        hint = f"; for {keep:.0f} tokens per frame give --count {keep:.0f}" if keep < 1e6 else ""
+        raise RedipruneError(f"--keep is a ratio in (0, 1]{hint}")
     if len(prompt) > 1 and not chat:
         raise RedipruneError("several turns need the chat template; leave --raw out")
     if show is not None and not (image or video):
         raise RedipruneError("--show draws kept patches, and there is no image or video; give --image or --video")
-    if show is not None and not show.parent.is_dir():
-        raise RedipruneError(f"'{show.parent}' is not a folder; make it, or give --show another path")
+    if show is not None:
+        check_picture_path(show, "--show")
     pipeline = Pipeline.load(bundle, backend, eager=eager or (), threads=threads)
     images, videos = list(image or ()), list(video or ())
     answers = []
@@ -113,7 +114,7 @@ def run(
         dialogue = [*dialogue, {"role": "assistant", "content": [{"type": "text", "text": answer.text}]}]
         if not as_json:
             print()
-            Console(stderr=True).print(_summary(answer), style="dim", highlight=False)
+            Console(stderr=True, soft_wrap=True).print(_summary(answer), style="dim", highlight=False)
     if show is not None:
         from .show import draw_answer
 
@@ -121,6 +122,14 @@ def run(
     if as_json:
         documents = [_document(answer) for answer in answers]
         print(json.dumps(documents[0] if len(documents) == 1 else documents))
+
+
+def check_picture_path(path: Path, option: str) -> None:
+    """Refuse a path that no picture can be written to, before any work is done for it."""
+    if not path.parent.is_dir():
+        raise RedipruneError(f"'{path.parent}' is not a folder; make it, or give {option} another path")
+    if path.is_dir() or path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise RedipruneError(f"{option} takes a file ending in .png, .jpg or .webp, not '{path}'")
 
 
 def _hide_torch() -> None:
@@ -160,7 +169,7 @@ def _document(answer: Any) -> dict[str, Any]:
 @app.command(epilog="Example:\n\n    rediprune inspect engines/demo")
 def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     """Print what a bundle holds, after checking every file against its hash."""
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(bundle, remember=False)
     manifest = opened.manifest
     if as_json:
         print(manifest.model_dump_json(indent=2))

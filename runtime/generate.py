@@ -53,7 +53,8 @@ class Sampling:
             ids = np.unique(np.asarray(seen, np.int64))
             logits = logits.copy()
             score = logits[ids]
-            logits[ids] = np.where(score < 0, score * self.repetition_penalty, score / self.repetition_penalty)
+            with np.errstate(over="ignore"):
+                logits[ids] = np.where(score < 0, score * self.repetition_penalty, score / self.repetition_penalty)
         if self.temperature == 0:
             return int(logits.argmax())
         return int(random.choice(logits.size, p=self.probabilities(logits)))

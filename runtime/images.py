@@ -95,6 +95,8 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
             f"{name} is a strip of {width} × {height} pixels: crop it to at most {MAX_RATIO} times its width"
         )
     image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # 16-bit grey: Pillow would cut it off at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

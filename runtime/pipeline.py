@@ -3,6 +3,7 @@
 pixels → features → indices → kept → projected → spliced → prefill → decode, one after another.
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -117,6 +118,11 @@ class Pipeline:
         for name in chosen.values():
             if name not in BACKENDS:
                 raise RedipruneError(f"backend '{name}' is not known; choose one of: {', '.join(BACKENDS)}")
+        most = 4 * (os.cpu_count() or 1)
+        if threads > most:
+            raise RedipruneError(
+                f"threads must be at most {most} on this machine, not {threads}; 0 leaves it to the backend"
+            )
         if threads < 0 or cache_bytes < 0:
             raise RedipruneError("threads and cache_bytes must be 0 or more")
         backends = {stage: "eager" if stage in eager else chosen.get(stage, chosen["default"]) for stage in stages}
@@ -198,7 +204,8 @@ class Pipeline:
             raise RedipruneError(f"frames must be at least 1, not {frames}")
         with _as_user_error():
             check_weights(alpha, tau)
-            num_kept(1 << 30, keep)  # its range; the count is held against each frame's tokens below
+            if not (isinstance(keep, int) and keep > 0):  # a count is held against each frame's tokens below
+                num_kept(1, keep)
         sampling = Sampling.from_config(
             self.processor.generation,
             temperature=temperature,
@@ -405,8 +412,8 @@ def _as_user_error() -> Iterator[None]:
 
 
 def _unfinished(text: str) -> int:
-    """1 if the text ends in the middle of a character that takes several tokens."""
-    return int(text.endswith("\ufffd"))
+    """How many characters at the end are not whole yet: one that takes several tokens decodes to U+FFFD meanwhile."""
+    return len(text) - len(text.rstrip("\ufffd"))
 
 
 def peak_memory() -> int:

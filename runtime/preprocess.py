@@ -177,6 +177,12 @@ class Processor:
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, with the tokenizer's opening token unless the text begins with it."""
         opening = self.tokenizer.bos_token
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise RedipruneError(
+                "the prompt is not valid Unicode; check the encoding it was typed or stored in"
+            ) from error
         special = opening is None or not text.startswith(str(opening))
         # `verbose` would warn of prompts beyond the tokenizer's own limit; the pipeline refuses by the model's.
         return self.tokenizer.encode(text, add_special_tokens=special, verbose=False)

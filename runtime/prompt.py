@@ -25,7 +25,7 @@ def render_prompt(processor: Processor, prompt: Prompt, images: int, videos: int
         RedipruneError: an empty prompt, or placeholders that are not as many as the images and videos.
     """
     messages = question(processor, prompt, images, videos) if isinstance(prompt, str) else list(prompt)
-    if not messages:
+    if not messages or (isinstance(prompt, str) and not prompt.strip()):
         raise RedipruneError("the prompt is empty; ask a question")
     if processor.template is None:
         text = "\n".join(_plain(processor, message) for message in messages)

@@ -119,6 +119,22 @@ def test_too_small_a_disk_is_told_before_anything_is_traced(
     assert not names
 
 
+def test_changed_processor_files_and_another_checkpoint(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = export_bundle(Checkpoint.open(str(checkpoint)), tmp_path / "bundle", check=False)
+    config = checkpoint / "generation_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"stop_strings": ["##"]}))
+    export_bundle(Checkpoint.open(str(checkpoint)), tmp_path / "bundle", check=False)
+    assert "##" in bundle.path("processor/generation_config.json").read_text()
+    other = shutil.copytree(checkpoint, tmp_path / "other")
+    with pytest.raises(RedipruneError, match=r"is a bundle of .*--force"):
+        export_bundle(Checkpoint.open(str(other)), tmp_path / "bundle")
+    monkeypatch.chdir(tmp_path / "other")
+    with pytest.raises(RedipruneError, match="current folder"):
+        export_bundle(Checkpoint.open(str(checkpoint)), ".")
+
+
 def test_a_folder_that_is_something_else_is_not_touched(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.txt").write_text("mine")

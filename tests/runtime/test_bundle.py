@@ -78,6 +78,12 @@ def test_changed_missing_and_linked_files(bundle: Path, tmp_path: Path) -> None:
         Bundle.open(bundle)
     data.write_bytes(good)
     Bundle.open(bundle)
+    stat = data.stat()
+    data.write_bytes(good[:-4] + b"\0\0\0\1")  # damaged on disk: size and time are as they were
+    os.utime(data, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    Bundle.open(bundle)
+    with pytest.raises(RedipruneError, match="damaged"):
+        Bundle.open(bundle, remember=False)
     data.unlink()
     with pytest.raises(RedipruneError, match=r"lacks 'onnx/vision\.onnx\.data'"):
         Bundle.open(bundle)

@@ -135,6 +135,23 @@ def test_streaming_gives_the_answer_in_pieces(pipeline_of: Callable[[str], Pipel
     assert "".join(pieces) == stream.answer.text == whole.text
 
 
+def test_streaming_holds_back_unfinished_characters(
+    bundle_of: Callable[[str], Path], photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A character of several tokens decodes to as many U+FFFD as it has bytes so far (byte fallback)."""
+    pipeline = Pipeline.load(bundle_of("llava"))
+    spoken = "a 你 🦊."
+    steps = [spoken.encode()[: n + 1] for n in range(len(spoken.encode()))]
+
+    def decode(ids: list[int]) -> str:
+        whole = steps[len(ids) - 1].decode("utf-8", "ignore")
+        return whole + "\ufffd" * (len(steps[len(ids) - 1]) - len(whole.encode()))
+
+    monkeypatch.setattr(pipeline.processor, "decode", decode)
+    stream = pipeline.stream("What is this?", [photo], max_new_tokens=len(steps), temperature=0.0)
+    assert "".join(stream) == stream.answer.text == spoken
+
+
 def test_stop_strings_end_the_answer(pipeline_of: Callable[[str], Pipeline], photo: Path) -> None:
     pipeline = pipeline_of("llava")
     whole = pipeline.generate(QUESTION, [photo], max_new_tokens=12, temperature=0.0)
