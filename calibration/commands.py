@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ..runtime.cli import BundleArgument, JsonOption, check_picture_path
+from ..runtime.cli import BundleArgument, JsonOption, check_output_file, check_picture_path
 from ..runtime.errors import RedipruneError
 
 _KEEPS = "1,0.5,0.25,0.15,0.1,0.05"
@@ -60,8 +60,8 @@ def evaluate(
         raise RedipruneError("--plot needs matplotlib; install it with: pip install 'rediprune[evaluate]'")
     if plot is not None:
         check_picture_path(plot, "--plot")
-    if out is not None and (out.is_dir() or not out.parent.is_dir()):
-        raise RedipruneError(f"'{out}' cannot be written; give --out a file in a folder that is there")
+    if out is not None:
+        check_output_file(out, "--out")
     if split not in ("test", "unseen"):
         raise RedipruneError(f"--split is test or unseen, not '{split}'")
     with TemporaryDirectory() as made:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ..runtime.cli import BundleArgument, JsonOption
+from ..runtime.cli import BundleArgument, JsonOption, check_output_file
 from ..runtime.errors import RedipruneError
 
 _NEEDED = ("torch", "accelerate", "onnx", "onnx_ir", "onnxscript", "polygraphy", "safetensors")
@@ -250,8 +250,8 @@ def bench(
         raise RedipruneError(f"--keeps takes ratios separated by commas, not '{keeps}'") from error
     if not all(0 < ratio <= 1 for ratio in ratios):
         raise RedipruneError(f"--keeps takes ratios in (0, 1], not '{keeps}'")
-    if out is not None and (out.is_dir() or not out.parent.is_dir()):
-        raise RedipruneError(f"'{out}' cannot be written; give --out a file in a folder that is there")
+    if out is not None:
+        check_output_file(out, "--out")
     document = run(bundle, image, runs, threads, ratios, Console())
     if out is not None:
         out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

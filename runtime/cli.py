@@ -132,6 +132,12 @@ def check_picture_path(path: Path, option: str) -> None:
         raise RedipruneError(f"{option} takes a file ending in .png, .jpg or .webp, not '{path}'")
 
 
+def check_output_file(path: Path, option: str) -> None:
+    """Refuse a path that no file can be written to, before any work is done for it."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise RedipruneError(f"'{path}' cannot be written; give {option} a file in a folder that is there")
+
+
 def _hide_torch() -> None:
     """Keep transformers from importing torch where it is installed: seconds at start-up for what is not used here."""
     sys.modules.setdefault("torch", None)  # pyright: ignore[reportArgumentType]
