@@ -1,15 +1,11 @@
 """Checkpoint → bundle: every stage traced, bound to its weights, checked and saved; the bundle complete or absent.
 
-Work is done in `.<name>.partial` beside the bundle. A stage finished there is not redone by the next run; the last
-step renames the folder.
+Work is done beside the bundle (`runtime.staging`): a stage finished there is not redone by the next run.
 """
 
-import errno
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,6 +28,7 @@ from ..runtime.bundle import (
     file_sha256,
 )
 from ..runtime.errors import RedipruneError
+from ..runtime.staging import Staging, check_room, check_target, making
 from .check import check_stage
 from .checkpoint import Checkpoint, Skeleton
 from .trace import trace
@@ -69,11 +66,7 @@ def export_bundle(
     if precision not in PRECISIONS:
         raise RedipruneError(f"precision '{precision}' is not one of {', '.join(PRECISIONS)}")
     report = progress or (lambda stage, what, fraction: None)
-    folder = Path(os.path.realpath(folder))
-    if folder == Path.cwd():
-        raise RedipruneError("a bundle cannot take the place of the current folder; give -o a folder in it")
-    if folder.exists() and not (folder / MANIFEST).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RedipruneError(f"'{folder}' exists and is not a bundle; choose another folder or remove it")
+    folder = check_target(folder)
     skeleton = checkpoint.skeleton(precision)
     weights = skeleton.weights
     report("checkpoint", "hashing the weights", 0.0)
@@ -90,32 +83,26 @@ def export_bundle(
     if not force:
         _refuse_another_source(folder, source.name)
 
-    partial = folder.parent / f".{folder.name}.partial"
-    if force or _read(partial / "key.json") != key:
-        shutil.rmtree(partial, ignore_errors=True)
-    with _disk_errors(folder):
-        (partial / "onnx").mkdir(parents=True, exist_ok=True)
-        (partial / "key.json").write_text(json.dumps(key), encoding="utf-8")
-        todo = [stage for stage in skeleton.stages if not (partial / f"{stage.name}.done").is_file()]
-        _check_room(partial, sum(skeleton.parameter_bytes(stage) for stage in todo))
-        specs = {}
+    with making(folder):
+        staging = Staging(folder, key, force)
+        specs = {stage.name: staging.finished(stage.name) for stage in skeleton.stages}
+        check_room(staging.folder, sum(skeleton.parameter_bytes(s) for s in skeleton.stages if specs[s.name] is None))
+        stages = {}
         for stage in skeleton.stages:
-            done = partial / f"{stage.name}.done"
-            if stage in todo:
-                spec = _export_stage(stage, partial, skeleton, precision, check, report)
-                done.write_text(spec.model_dump_json(), encoding="utf-8")
-            specs[stage.name] = StageSpec.model_validate_json(done.read_text(encoding="utf-8"))
+            spec = specs[stage.name]
+            if spec is None:
+                spec = _export_stage(stage, staging.folder, skeleton, precision, check, report)
+                staging.finish(stage.name, spec)
+            stages[stage.name] = spec
             report(stage.name, "done", 1.0)
-        manifest = _manifest(skeleton, source, precision, specs)
-        manifest.files = _copy_processor(checkpoint.folder, partial)
+        manifest = _manifest(skeleton, source, precision, stages)
+        manifest.files = _copy_processor(checkpoint.folder, staging.folder)
         if skeleton.newline is not None:
-            np.save(partial / _NEWLINE, weights.of(skeleton.newline).load().to(skeleton.dtype).numpy())
+            newline = staging.folder / _NEWLINE
+            np.save(newline, weights.of(skeleton.newline).load().to(skeleton.dtype).numpy())
             manifest.newline = _NEWLINE
-            manifest.files[_NEWLINE] = file_sha256(partial / _NEWLINE)
-        Bundle(partial, manifest).write_manifest()
-        for leftover in (*partial.glob("*.done"), partial / "key.json"):
-            leftover.unlink()
-        _swap(partial, folder)
+            manifest.files[_NEWLINE] = file_sha256(newline)
+        staging.publish(manifest)
     return Bundle.open(folder, verify=False)  # every hash in the manifest was just taken
 
 
@@ -244,40 +231,3 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def _check_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    needed += 64 << 20
-    if free < needed:
-        raise RedipruneError(
-            f"the disk of '{folder.parent}' has {free / 1e9:.1f} GB free and the bundle needs {needed / 1e9:.1f} GB; "
-            "free some space or choose another folder"
-        )
-
-
-def _swap(partial: Path, folder: Path) -> None:
-    """Put the finished bundle in place of what is there."""
-    old = folder.parent / f".{folder.name}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-@contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise RedipruneError(
-                f"the disk of '{folder.parent}' is full; free some space or choose another folder, then run the same "
-                "command: finished stages are kept"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM):
-            raise RedipruneError(
-                f"'{folder.parent}' cannot be written to ({error.strerror}); choose another folder"
-            ) from error
-        raise
