@@ -55,7 +55,7 @@ def linear_layers(model: ir.Model) -> list[Linear]:
 def add_constant(model: ir.Model, tensor: ir.TensorProtocol) -> ir.Value:
     """Register a tensor, named, as an initialiser of the graph."""
     value = ir.Value(
-        name=tensor.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor
+        name=tensor.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(_sizes(tensor)), const_value=tensor
     )
     model.graph.register_initializer(value)
     return value
@@ -81,7 +81,7 @@ def _stored(value: ir.Value | None) -> tuple[ir.Value | None, list[ir.Node]]:
 
 
 def _sizes(tensor: ir.TensorProtocol) -> list[int]:
-    return list(ir.Shape(tensor.shape).numpy())
+    return list(tensor.shape.numpy())
 
 
 def _tensor(value: ir.Value | None) -> ir.TensorProtocol:
