@@ -26,12 +26,12 @@ class OrtStage:
 
 
 class OrtLanguage:
-    """The language stage in ONNX Runtime."""
+    """The language stage in ONNX Runtime, its KV caches on a device as ONNX Runtime names it ("cpu", "cuda")."""
 
-    def __init__(self, bundle: Bundle, threads: int):
+    def __init__(self, bundle: Bundle, session: ort.InferenceSession, device: str = "cpu"):
         spec = bundle.manifest.stages["language"]
         self.decoder = bundle.manifest.decoder
-        self.session = _session(bundle, "language", threads)
+        self.session, self.device = session, device
         self.dtype = np.dtype(spec.inputs[0].dtype)
         self.cache_names = [port.name.removeprefix("past.") for port in spec.inputs if port.name.startswith("past.")]
 
@@ -43,19 +43,19 @@ class OrtDecoding:
     """A KV cache that ONNX Runtime writes in place: each tensor is bound as input and as output."""
 
     def __init__(self, language: OrtLanguage, length: int):
-        decoder, dtype = language.decoder, language.dtype
-        self.session, self.dtype = language.session, dtype
-        self.position = 0
-        self.length = length
+        decoder, self.dtype, device = language.decoder, language.dtype, language.device
+        self.session, self.length, self.position = language.session, length, 0
         self.binding = language.session.io_binding()
         shape = (1, decoder.kv_heads, length, decoder.head_width)
-        self.cache = [ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype)) for _ in language.cache_names]
+        self.cache = [
+            ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, self.dtype), device) for _ in language.cache_names
+        ]
         for name, value in zip(language.cache_names, self.cache, strict=True):
             self.binding.bind_ortvalue_input(f"past.{name}", value)
             self.binding.bind_ortvalue_output(f"present.{name}", value)
-        self.logits = np.empty((1, 1, decoder.vocabulary), dtype)
-        self.logits_value = ort.OrtValue.ortvalue_from_numpy(self.logits)
-        self.binding.bind_ortvalue_output("logits", self.logits_value)
+        shape = (1, 1, decoder.vocabulary)
+        self.logits = ort.OrtValue.ortvalue_from_shape_and_type(shape, self.dtype, device)
+        self.binding.bind_ortvalue_output("logits", self.logits)
 
     def step(self, embeds: np.ndarray) -> np.ndarray:
         tokens = embeds.shape[1]
@@ -67,7 +67,7 @@ class OrtDecoding:
         self.binding.bind_cpu_input("write_index", np.array([self.position], np.int64))
         self.session.run_with_iobinding(self.binding)
         self.position += tokens
-        return self.logits_value.numpy()[0, 0].astype(np.float32)
+        return self.logits.numpy()[0, 0].astype(np.float32)
 
 
 def open_stage(bundle: Bundle, stage: str, threads: int) -> OrtStage:
@@ -75,7 +75,7 @@ def open_stage(bundle: Bundle, stage: str, threads: int) -> OrtStage:
 
 
 def open_language(bundle: Bundle, threads: int) -> OrtLanguage:
-    return OrtLanguage(bundle, threads)
+    return OrtLanguage(bundle, _session(bundle, "language", threads))
 
 
 def _session(bundle: Bundle, stage: str, threads: int) -> ort.InferenceSession:

@@ -8,6 +8,7 @@ import onnxruntime as ort
 from .bundle import Bundle
 from .errors import RedipruneError
 from .gpu import compute_capability
+from .ort import OrtLanguage
 from .session import cast_inputs
 
 BACKEND, PROVIDER, DEVICE = "ort-cuda", "CUDAExecutionProvider", "cuda"
@@ -33,54 +34,12 @@ class OrtCudaStage:
         return dict(zip(names, binding.copy_outputs_to_cpu(), strict=True))
 
 
-class OrtCudaLanguage:
-    """The language stage in ONNX Runtime CUDA."""
-
-    def __init__(self, bundle: Bundle):
-        spec = bundle.manifest.stages["language"]
-        self.decoder = bundle.manifest.decoder
-        self.session = _session(bundle, "language")
-        self.dtype = np.dtype(spec.inputs[0].dtype)
-        self.cache_names = [port.name.removeprefix("past.") for port in spec.inputs if port.name.startswith("past.")]
-
-    def start(self, length: int) -> "OrtCudaDecoding":
-        return OrtCudaDecoding(self, length)
-
-
-class OrtCudaDecoding:
-    """A KV cache on the device that ONNX Runtime writes in place: each tensor is bound as input and as output."""
-
-    def __init__(self, language: OrtCudaLanguage, length: int):
-        decoder, self.dtype = language.decoder, language.dtype
-        self.session, self.length, self.position = language.session, length, 0
-        self.binding = self.session.io_binding()
-        empty = np.zeros((1, decoder.kv_heads, length, decoder.head_width), self.dtype)
-        self.cache = [ort.OrtValue.ortvalue_from_numpy(empty, DEVICE, 0) for _ in language.cache_names]
-        for name, value in zip(language.cache_names, self.cache, strict=True):
-            self.binding.bind_ortvalue_input(f"past.{name}", value)
-            self.binding.bind_ortvalue_output(f"present.{name}", value)
-        self.logits = ort.OrtValue.ortvalue_from_numpy(np.empty((1, 1, decoder.vocabulary), self.dtype), DEVICE, 0)
-        self.binding.bind_ortvalue_output("logits", self.logits)
-
-    def step(self, embeds: np.ndarray) -> np.ndarray:
-        tokens = embeds.shape[1]
-        if self.position + tokens > self.length:
-            raise RedipruneError(
-                f"the KV cache has room for {self.length} positions, {self.position + tokens} are needed"
-            )
-        self.binding.bind_cpu_input("inputs_embeds", np.ascontiguousarray(embeds, self.dtype))
-        self.binding.bind_cpu_input("write_index", np.array([self.position], np.int64))
-        self.session.run_with_iobinding(self.binding)
-        self.position += tokens
-        return self.logits.numpy()[0, 0].astype(np.float32)
-
-
 def open_stage(bundle: Bundle, stage: str, threads: int) -> OrtCudaStage:
     return OrtCudaStage(bundle, stage)
 
 
-def open_language(bundle: Bundle, threads: int) -> OrtCudaLanguage:
-    return OrtCudaLanguage(bundle)
+def open_language(bundle: Bundle, threads: int) -> OrtLanguage:
+    return OrtLanguage(bundle, _session(bundle, "language"), DEVICE)
 
 
 def _session(bundle: Bundle, stage: str) -> ort.InferenceSession:
