@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnxruntime as ort
 
+from .arrays import Array
 from .bundle import Bundle
 from .errors import RedipruneError
 from .session import cast_inputs
@@ -20,7 +21,7 @@ class OrtStage:
         self.session = _session(bundle, stage, threads)
         self.outputs = [port.name for port in self.spec.outputs]
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, np.ndarray]:
         values = self.session.run(self.outputs, cast_inputs(self.spec, inputs))
         return dict(zip(self.outputs, (np.asarray(value) for value in values), strict=True))
 
@@ -57,17 +58,21 @@ class OrtDecoding:
         self.logits = ort.OrtValue.ortvalue_from_shape_and_type(shape, self.dtype, device)
         self.binding.bind_ortvalue_output("logits", self.logits)
 
-    def step(self, embeds: np.ndarray) -> np.ndarray:
+    def step(self, embeds: Array) -> np.ndarray:
         tokens = embeds.shape[1]
         if self.position + tokens > self.length:
             raise RedipruneError(
                 f"the KV cache has room for {self.length} positions, {self.position + tokens} are needed"
             )
-        self.binding.bind_cpu_input("inputs_embeds", np.ascontiguousarray(embeds, self.dtype))
+        self.bind("inputs_embeds", embeds)
         self.binding.bind_cpu_input("write_index", np.array([self.position], np.int64))
         self.session.run_with_iobinding(self.binding)
+        self.binding.synchronize_outputs()
         self.position += tokens
         return self.logits.numpy()[0, 0].astype(np.float32)
+
+    def bind(self, name: str, array: Array) -> None:
+        self.binding.bind_cpu_input(name, np.ascontiguousarray(array, self.dtype))
 
 
 def open_stage(bundle: Bundle, stage: str, threads: int) -> OrtStage:

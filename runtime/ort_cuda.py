@@ -1,15 +1,18 @@
-"""ONNX Runtime on the first GPU (onnxruntime-gpu). Inputs and outputs are bound; the KV cache stays on the device."""
+"""ONNX Runtime on the first GPU (onnxruntime-gpu). Arrays and KV cache stay there; it runs on the process's stream."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
+from .arrays import Array
 from .bundle import Bundle
+from .device import DeviceArray, open_stream
 from .errors import RedipruneError
 from .gpu import compute_capability
-from .ort import OrtLanguage
-from .session import cast_inputs
+from .ort import OrtDecoding, OrtLanguage
+from .session import fit_inputs, output_shapes
 
 BACKEND, PROVIDER, DEVICE = "ort-cuda", "CUDAExecutionProvider", "cuda"
 
@@ -22,24 +25,54 @@ class OrtCudaStage:
     def __init__(self, bundle: Bundle, stage: str):
         self.spec = bundle.manifest.stages[stage]
         self.session = _session(bundle, stage)
+        self.stream = open_stream(BACKEND)
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, DeviceArray]:
+        feed = fit_inputs(self.spec, inputs)
+        shapes = output_shapes(self.spec, feed)
         binding = self.session.io_binding()
-        for name, array in cast_inputs(self.spec, inputs).items():
-            binding.bind_cpu_input(name, array)  # ONNX Runtime brings it to where the graph wants it
-        names = [port.name for port in self.spec.outputs]
-        for name in names:
-            binding.bind_output(name, DEVICE)
+        placed = {name: self.stream.place(array) for name, array in feed.items() if array.shape}
+        for name, array in feed.items():
+            if name in placed:
+                _bind(binding.bind_input, name, placed[name])
+            else:  # a scalar may be wanted on the host: ONNX Runtime brings it to where the graph has it
+                binding.bind_cpu_input(name, np.asarray(array))
+        outputs = {port.name: self.stream.empty(shapes[port.name], port.dtype) for port in self.spec.outputs}
+        for name, array in outputs.items():
+            _bind(binding.bind_output, name, array)
         self.session.run_with_iobinding(binding)
-        return dict(zip(names, binding.copy_outputs_to_cpu(), strict=True))
+        self.stream.synchronize()
+        return outputs
+
+
+class OrtCudaLanguage(OrtLanguage):
+    """The language stage in ONNX Runtime CUDA."""
+
+    def start(self, length: int) -> "OrtCudaDecoding":
+        return OrtCudaDecoding(self, length)
+
+
+class OrtCudaDecoding(OrtDecoding):
+    """Its KV cache lies on the GPU; so may the embeddings of a step."""
+
+    def bind(self, name: str, array: Array) -> None:
+        if isinstance(array, DeviceArray) and array.dtype == self.dtype:
+            self.placed = array.stream.place(array)  # bound by its address: held until the next step
+            _bind(self.binding.bind_input, name, self.placed)
+        else:
+            super().bind(name, array)
 
 
 def open_stage(bundle: Bundle, stage: str, threads: int) -> OrtCudaStage:
     return OrtCudaStage(bundle, stage)
 
 
-def open_language(bundle: Bundle, threads: int) -> OrtLanguage:
-    return OrtLanguage(bundle, _session(bundle, "language"), DEVICE)
+def open_language(bundle: Bundle, threads: int) -> OrtCudaLanguage:
+    return OrtCudaLanguage(bundle, _session(bundle, "language"), DEVICE)
+
+
+def _bind(how: Any, name: str, array: DeviceArray) -> None:
+    how(name, DEVICE, 0, array.dtype.type, list(array.shape), array.address)
 
 
 def _session(bundle: Bundle, stage: str) -> ort.InferenceSession:
@@ -60,7 +93,8 @@ def _session(bundle: Bundle, stage: str) -> ort.InferenceSession:
     options.log_severity_level = 3
     path = bundle.path(bundle.manifest.stages[stage].file)
     # Not TF32, the provider's default: float32 products would keep 10 bits of mantissa.
-    providers = [(PROVIDER, {"use_tf32": "0"}), "CPUExecutionProvider"]
+    settings = {"use_tf32": "0", "user_compute_stream": str(open_stream(BACKEND).handle)}
+    providers = [(PROVIDER, settings), "CPUExecutionProvider"]
     try:
         session = ort.InferenceSession(path, options, providers=providers)
     except Exception as error:  # ONNX Runtime raises a type per status, none of them documented
