@@ -20,6 +20,7 @@ from .arrays import Array, concatenate
 from .bundle import Bundle
 from .errors import RedipruneError
 from .generate import Sampling, Stopping
+from .memory import check_memory
 from .preprocess import Processor, image_key, load_image, load_video
 from .prompt import Prompt, check_placeholders, render_prompt
 from .session import BACKENDS, LanguageSession, StageSession, open_language, open_stage
@@ -127,6 +128,11 @@ class Pipeline:
         if threads < 0 or cache_bytes < 0:
             raise RedipruneError("threads and cache_bytes must be 0 or more")
         backends = {stage: "eager" if stage in eager else chosen.get(stage, chosen["default"]) for stage in stages}
+        check_memory(
+            f"'{bundle}' in {opened.manifest.precision}",
+            sum(spec.weight_bytes for name, spec in opened.manifest.stages.items() if backends[name] == "ort"),
+            "quantise the bundle (rediprune calibrate --help)",
+        )
         return cls(opened, backends, threads, cache_bytes)
 
     def stage(self, name: str) -> StageSession:
