@@ -27,10 +27,7 @@ from .memory import build_estimate
 from .profiles import Profile, profile_of, ranges
 from .tensorrt_worker import Job, Outcome
 
-# What TensorRT-RTX builds for unless told otherwise, and what it can be told
-# (https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html).
-DEFAULT_TARGETS = ("sm_80", "sm_86", "sm_89", "sm_120")
-TARGETS = ("sm_75", *DEFAULT_TARGETS, "sm_121")
+DEFAULT_TARGETS = ("sm_80", "sm_86", "sm_89", "sm_120")  # of TensorRT-RTX, unless told otherwise
 
 
 @dataclass
@@ -143,10 +140,11 @@ def _targets(backend: str, targets: list[str]) -> list[str]:
                 "--backend tensorrt-rtx"
             )
         return [present]
-    unknown = [target for target in targets if target not in TARGETS]
+    known = LIBRARIES[backend].targets
+    unknown = [target for target in targets if target not in known]
     if unknown:
-        raise RedipruneError(f"target '{unknown[0]}' is not one that TensorRT-RTX builds for: {', '.join(TARGETS)}")
-    return sorted(set(targets or DEFAULT_TARGETS), key=TARGETS.index)
+        raise RedipruneError(f"target '{unknown[0]}' is not one that TensorRT-RTX builds for: {', '.join(known)}")
+    return sorted(set(targets or DEFAULT_TARGETS), key=known.index)
 
 
 def _is_current(bundle: Bundle, backend: str, stage: str, wanted: Profile, new: EngineSpec, old: EngineSpec) -> bool:

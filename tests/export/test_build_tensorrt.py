@@ -7,13 +7,14 @@ import signal
 from pathlib import Path
 
 import pytest
-from rediprune.export.build_tensorrt import TARGETS, build_tensorrt
+from rediprune.export.build_tensorrt import build_tensorrt
 from rediprune.export.bundle import export_bundle
 from rediprune.export.checkpoint import Checkpoint
 from rediprune.export.checkpoints import make_checkpoint
 from rediprune.export.precisions import Asked, built_precisions, check_precisions
 from rediprune.runtime.bundle import Bundle, EngineSpec, file_sha256
 from rediprune.runtime.errors import RedipruneError
+from rediprune.runtime.nvinfer import RTX_TARGETS
 
 trt = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx: pip install 'rediprune[tensorrt-rtx]'")
 
@@ -129,7 +130,7 @@ def test_bad_profiles_are_refused_before_anything_is_built(bundle, profile, says
 
 def test_targets_are_those_of_the_library(bundle):
     names = {name.replace("SM", "sm_") for name in trt.ComputeCapability.__members__ if name.startswith("SM")}
-    assert names == set(TARGETS)
+    assert names == set(RTX_TARGETS)
     with pytest.raises(RedipruneError, match=r"sm_90.*sm_80, sm_86"):
         build_tensorrt(bundle, RTX, targets=["sm_90"])
 
