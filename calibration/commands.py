@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -148,28 +149,34 @@ def _first_backend(scores: "list[Score]") -> "list[Score]":
 
 
 def _print(console: Console, scores: "list[Score]") -> None:
+    """Two tables for each set: accuracy with what it took, and accuracy by kind of question."""
     several = len({score.backend for score in scores}) > 1
     firsts = _first_backend(scores)
     for name in dict.fromkeys(score.data for score in scores):
         mine = [(score, first) for score, first in zip(scores, firsts, strict=True) if score.data == name]
         kinds = sorted(mine[0][0].asked)
-        table = Table("rule", "keep", "tokens", "accuracy", "95 %", *kinds, "first token", "prefill")
+        table = Table("rule", "keep", "tokens", "%", "95 %", "first token, ms", "prefill, GMAC", box=SIMPLE_HEAD)
         table.title = f"{name}, {len(mine[0][0].replies)} questions"
+        by_kind = Table("rule", "keep", *kinds, box=SIMPLE_HEAD)
         if several:
             table.add_column("backend")
-            table.add_column(f"answers as {scores[0].backend}")
+            table.add_column(f"as {scores[0].backend}")
         for score, first in mine:
             low, high = score.interval()
             agreeing = (score.backend, f"{score.same_answers(first)} of {len(score.replies)}") if several else ()
             table.add_row(
                 score.rule,
                 f"{score.keep:g}",
-                f"{score.visual_tokens:.0f} of {score.all_tokens:.0f}",
-                f"{score.accuracy:.1%}",
-                f"{low:.1%} – {high:.1%}",
-                *(f"{score.right[kind] / score.asked[kind]:.0%}" for kind in kinds),
-                f"{score.first_token * 1e3:.1f} ms",
-                f"{score.prefill_macs / 1e9:.2f} GMAC",
+                f"{score.visual_tokens:.0f}",
+                f"{100 * score.accuracy:.1f}",
+                f"{100 * low:.0f} – {100 * high:.0f}",
+                f"{score.first_token * 1e3:.1f}",
+                f"{score.prefill_macs / 1e9:.2f}",
                 *agreeing,
             )
+            if score is first:
+                shares = (f"{100 * score.right[kind] / score.asked[kind]:.0f}" for kind in kinds)
+                by_kind.add_row(score.rule, f"{score.keep:g}", *shares)
         console.print(table)
+        if len(kinds) > 1:
+            console.print(by_kind)

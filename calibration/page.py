@@ -21,23 +21,24 @@ def write_page(scores: Sequence[Score], path: Path, folder: Path, command: str) 
     """
     bundle = Bundle.open(folder)
     source = bundle.manifest.source
+    name = Path(source.name).name if Path(source.name).is_absolute() else source.name
     picture = path.with_suffix(".png")
     plot_scores(scores, picture, bundle.folder.name)
     backends = list(dict.fromkeys(score.backend for score in scores))
     parts = [
         "# Accuracy against kept tokens",
-        f"Made by\n\n```\n{command}\n```\n\nof a {bundle.manifest.precision} bundle of `{source.name}` (config "
+        f"Made by\n\n```\n{command}\n```\n\nof a {bundle.manifest.precision} bundle of `{name}` (config "
         f"{source.config_sha256[:12]}), {bundle.manifest.family_name}, on `{backends[0]}`.",
         "Answers are greedy and must match word for word. Tokens are those of a request, before and after pruning. "
         "Time to first token is the median, on the machine of the run, for a picture or video not seen before. Prefill "
         "counts multiply-adds of the decoder. Intervals are Wilson's, 95 %.",
         f"![accuracy against tokens and time]({picture.name})",
     ]
-    for name in dict.fromkeys(score.data for score in scores):
-        mine = [score for score in scores if score.data == name and score.backend == backends[0]]
+    for data in dict.fromkeys(score.data for score in scores):
+        mine = [score for score in scores if score.data == data and score.backend == backends[0]]
         asked = ", ".join(f"{kind} {number}" for kind, number in sorted(mine[0].asked.items()))
         parts += [
-            f"## {name}",
+            f"## {data}",
             f"{len(mine[0].replies)} questions ({asked}).",
             _by_rule(mine),
             _losses(mine),
