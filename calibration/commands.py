@@ -13,7 +13,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 
 from ..runtime.cli import BundleArgument, JsonOption, check_output_file, check_picture_path
 from ..runtime.errors import RedipruneError
@@ -157,7 +157,9 @@ def _print(console: Console, scores: "list[Score]") -> None:
         kinds = sorted(mine[0][0].asked)
         table = Table("rule", "keep", "tokens", "%", "95 %", "first token, ms", "prefill, GMAC", box=SIMPLE_HEAD)
         table.title = f"{name}, {len(mine[0][0].replies)} questions"
-        by_kind = Table("rule", "keep", *kinds, box=SIMPLE_HEAD)
+        by_kind = Table(
+            Column("rule", min_width=9), "keep", *(Column(k, overflow="fold") for k in kinds), box=SIMPLE_HEAD
+        )
         if several:
             table.add_column("backend")
             table.add_column(f"as {scores[0].backend}")
