@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ..runtime.cli import BundleArgument, JsonOption, check_output_file
+from ..runtime.cli import BACKEND_HELP, BundleArgument, JsonOption, check_output_file
 from ..runtime.errors import RedipruneError
+from ..runtime.session import runs_on
 
 _NEEDED = ("torch", "accelerate", "onnx", "onnx_ir", "onnxscript", "polygraphy", "safetensors")
 
@@ -36,6 +37,7 @@ def add(app: typer.Typer) -> None:
         "build",
         epilog="""Examples:\n
     rediprune build engines/llava --backend ort\n
+    rediprune build engines/llava --backend openvino\n
     rediprune build engines/llava --backend tensorrt-rtx --target sm_89,sm_120 --profile kept=1:64:576""",
     )(_needs_extra(build))
     app.command(
@@ -96,7 +98,7 @@ def export(
 def build(
     bundle: BundleArgument,
     backend: Annotated[
-        str, typer.Option(help="ort, tensorrt (for the GPU here) or tensorrt-rtx (needs none).")
+        str, typer.Option(help="ort, openvino, tensorrt (for the GPU here) or tensorrt-rtx (needs none).")
     ] = "ort",
     target: Annotated[
         list[str] | None, typer.Option(help="GPUs to build for, e.g. sm_80,sm_89,sm_120; tensorrt-rtx only.")
@@ -108,11 +110,13 @@ def build(
     as_json: JsonOption = False,
 ) -> None:
     """Build a bundle's stages for a backend, and note in the manifest what they were built with."""
-    if backend == "ort":
-        _build_ort(bundle, bool(target or profile), as_json)
+    if backend in ("ort", "openvino"):
+        _build_cpu(bundle, backend, bool(target or profile), as_json)
         return
     if backend not in ("tensorrt", "tensorrt-rtx"):
-        raise RedipruneError(f"backend '{backend}' is not one that is built; choose ort, tensorrt or tensorrt-rtx")
+        raise RedipruneError(
+            f"backend '{backend}' is not one that is built; choose ort, openvino, tensorrt or tensorrt-rtx"
+        )
     from .build_tensorrt import build_tensorrt
 
     targets = [name.strip() for text in target or () for name in text.split(",")]
@@ -134,24 +138,24 @@ def build(
     )
 
 
-def _build_ort(bundle: Path, with_sizes: bool, as_json: bool) -> None:
-    from .build_ort import build_ort
+def _build_cpu(bundle: Path, backend: str, with_sizes: bool, as_json: bool) -> None:
+    from .build_cpu import build_cpu
 
     if with_sizes:
-        raise RedipruneError("--target and --profile are for tensorrt and tensorrt-rtx; ort takes every size")
+        raise RedipruneError(f"--target and --profile are for tensorrt and tensorrt-rtx; {backend} takes every size")
     with _progress(as_json) as report:
-        engine = build_ort(bundle, report)
+        engine = build_cpu(bundle, backend, report)
     if as_json:
         print(engine.model_dump_json())
         return
-    Console().print(f"{bundle}: {len(engine.stages)} stages run on {engine.library} {engine.version}", highlight=False)
+    left = "" if runs_on(backend, "select") == backend else f"; select runs on {runs_on(backend, 'select')}"
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{bundle}: {len(engine.stages)} stages run on {engine.library} {engine.version}{left}")
 
 
 def validate(
     bundle: BundleArgument,
-    backend: Annotated[
-        str, typer.Option(help="What runs the stages: ort, ort-cuda, tensorrt, tensorrt-rtx or eager.")
-    ] = "ort",
+    backend: Annotated[str, typer.Option(help=BACKEND_HELP)] = "ort",
     stage: Annotated[list[str] | None, typer.Option(help="Only this stage; repeat.")] = None,
     eager: Annotated[list[str] | None, typer.Option(help="Run this stage eagerly end to end; repeat.")] = None,
     image: Annotated[Path | None, typer.Option(help="Ask about this image.")] = None,
@@ -210,7 +214,9 @@ def _print_report(console: Console, report: Any) -> None:
     if report.stories:
         console.print(table)
     eager = f" with {', '.join(report.eager)} in eager PyTorch" if report.eager else ""
-    what = f"{report.bundle} on {report.backend} ({report.precision}){eager}"
+    left = {row.stage: runs_on(report.backend, row.stage) for row in report.stages}
+    others = "".join(f", {stage} on {backend}" for stage, backend in left.items() if backend != report.backend)
+    what = f"{report.bundle} on {report.backend}{others} ({report.precision}){eager}"
     equal = sum(row.equal for row in report.stories)
     if report.passed and not report.stories:
         stages = ", ".join(dict.fromkeys(row.stage for row in report.stages))
