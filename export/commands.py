@@ -5,6 +5,8 @@ Heavy packages are imported when a command runs, so that `--help` stays fast.
 
 import functools
 import json
+import shlex
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -47,7 +49,12 @@ def add(app: typer.Typer) -> None:
     rediprune validate engines/llava --stage vision --stage select\n
     rediprune validate engines/llava --eager vision    (does the answer drift without the vision engine?)""",
     )(_needs_extra(validate))
-    app.command("bench", epilog="Example:\n\n    rediprune bench engines/real --image photo.jpg")(_needs_extra(bench))
+    app.command(
+        "bench",
+        epilog="""Examples:\n
+    rediprune bench engines/real --image photo.jpg\n
+    rediprune bench engines/real engines/real-int8 --backends ort,openvino --peers eager,compiled --page bench.md""",
+    )(_needs_extra(bench))
     app.command(
         "new-checkpoint",
         epilog="Example:\n\n    rediprune new-checkpoint checkpoints/tiny --family llava_next_video --decoder qwen2",
@@ -240,15 +247,28 @@ def _mark(passed: bool) -> str:
 
 
 def bench(
-    bundle: BundleArgument,
+    bundle: Annotated[list[Path], typer.Argument(help="Bundles of one checkpoint, e.g. in several precisions.")],
     image: Annotated[Path | None, typer.Option(help="Ask about this image.")] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Interleaved runs of every contender.")] = 5,
-    threads: Annotated[int, typer.Option(help="Threads of every contender; 0 is all cores.")] = 0,
+    video: Annotated[Path | None, typer.Option(help="Ask about this video instead.")] = None,
+    frames: Annotated[int, typer.Option(min=1, help="Frames of the video.")] = 8,
+    runs: Annotated[int, typer.Option(min=1, help="Turns of every contender, each a fresh process.")] = 3,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of every contender; 0 is all cores.")] = 0,
     keeps: Annotated[str, typer.Option(help="Keep ratios, comma separated.")] = "1,0.25,0.15,0.1",
+    backends: Annotated[str, typer.Option(help="Backends of every bundle, comma separated.")] = "ort",
+    peers: Annotated[
+        str,
+        typer.Option(
+            help="Comma separated: eager, eager-bf16, compiled, released, exported, genai, llama.cpp; or none."
+        ),
+    ] = "eager,eager-bf16,released",
+    limit: Annotated[float, typer.Option(help="Seconds a turn may take; a peer that takes longer is left out.")] = 600,
+    grow: Annotated[bool, typer.Option("--grow", help="Measure growth with frames, keep and prompt too.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write the JSON document here too.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Write a page in Markdown with plots here.")] = None,
 ) -> None:
-    """Time the bundle beside eager transformers. The last line is one JSON document."""
-    from .bench import bench as run
+    """Time bundles beside what a user would take instead. The last line is one JSON document."""
+    from .bench.run import bench as run
+    from .bench.table import print_table
 
     try:
         ratios = [float(keep) for keep in keeps.split(",")]
@@ -256,11 +276,31 @@ def bench(
         raise RedipruneError(f"--keeps takes ratios separated by commas, not '{keeps}'") from error
     if not all(0 < ratio <= 1 for ratio in ratios):
         raise RedipruneError(f"--keeps takes ratios in (0, 1], not '{keeps}'")
-    if out is not None:
-        check_output_file(out, "--out")
-    document = run(bundle, image, runs, threads, ratios, Console())
+    if page is not None and find_spec("matplotlib") is None:
+        raise RedipruneError("--page needs matplotlib; install it with: pip install 'rediprune[evaluate]'")
+    for path, option in ((out, "--out"), (page, "--page")):
+        if path is not None:
+            check_output_file(path, option)
+    document = run(
+        bundle,
+        image=image,
+        video=video,
+        frames=frames,
+        keeps=ratios,
+        backends=backends.split(","),
+        peers=[] if peers == "none" else peers.split(","),
+        runs=runs,
+        threads=threads,
+        limit=limit,
+        grow=grow,
+    )
+    print_table(Console(), document)
     if out is not None:
         out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    if page is not None:
+        from .bench.page import write_page
+
+        write_page(document, page, shlex.join(["rediprune", *sys.argv[1:]]))
     print(json.dumps(document))
 
 

@@ -65,7 +65,7 @@ def run(
 ) -> None:
     """Answer a question about images or videos, and say what was kept and what it took."""
     if backend != "eager" and not eager:
-        _hide_torch()
+        hide_torch()
     from .pipeline import Pipeline
 
     if keep is not None and count is not None:
@@ -140,7 +140,7 @@ def check_output_file(path: Path, option: str) -> None:
         raise RedipruneError(f"'{path}' cannot be written; give {option} a file in a folder that is there")
 
 
-def _hide_torch() -> None:
+def hide_torch() -> None:
     """Keep transformers from importing torch where it is installed: seconds at start-up for what is not used here."""
     sys.modules.setdefault("torch", None)  # pyright: ignore[reportArgumentType]
 
