@@ -271,7 +271,8 @@ class Bundle:
         name, engine = EngineSpec.own_graph(backend, stage), self.manifest.engines.get(backend)
         if engine is None or name not in engine.files:
             return self.path(self.manifest.stages[stage].file)
-        self._check_built(backend, stage, name)
+        for file in (name, *(file for file in engine.files if file == f"{name}.data")):
+            self._check_built(backend, stage, file)
         return self.path(name)
 
     def _check_built(self, backend: str, stage: str, name: str, hashes: bool = True) -> None:
