@@ -74,9 +74,9 @@ def bench(
         contenders[f"engine fp32 keep {keep:g}".replace("fp32", bundle.manifest.precision)] = _engine(
             pipeline, picture, keep
         )
-    eager = Eager(single, pipeline)
+    eager = _Eager(single, pipeline)
     contenders["eager fp32 unpruned"] = eager.run(picture, 1.0)
-    contenders["eager bf16 unpruned"] = Eager(half, pipeline).run(picture, 1.0)
+    contenders["eager bf16 unpruned"] = _Eager(half, pipeline).run(picture, 1.0)
     for keep in keeps:
         if keep < 1:
             contenders[f"eager fp32 keep {keep:g}, selection as released"] = eager.run(picture, keep)
@@ -101,7 +101,7 @@ def _engine(pipeline: Pipeline, picture: Any, keep: float) -> Callable[[], Timin
     return run
 
 
-class Eager:
+class _Eager:
     """transformers' modules, timed stage by stage."""
 
     def __init__(self, model: Any, pipeline: Pipeline):
@@ -124,7 +124,7 @@ class Eager:
             took[name], clock = now - clock, now
 
         ids = self.processor.encode(render_prompt(self.processor, QUESTION, 1, 0))
-        pixels = torch.from_numpy(self.processor.pixel_values([picture])).to(model.device, model.dtype)
+        pixels = torch.from_numpy(self.processor.pixel_values([picture])).to(model.dtype)
         lap("preprocess")
         if keep == 1:  # transformers' own path
             visual = inner.get_image_features(pixel_values=pixels).pooler_output
@@ -138,13 +138,13 @@ class Eager:
                 features = features[:, 1:]
             lap("vision")
             tail = query_ids(ids, {self.spec.placeholder})
-            query = pool_query(model.get_input_embeddings()(torch.tensor(tail, device=model.device)))
+            query = pool_query(model.get_input_embeddings()(torch.tensor(tail)))
             indices = select_as_released(features, query, keep)
             kept = torch.stack([frame[chosen] for frame, chosen in zip(features, indices, strict=True)])
             lap("select")
             visual = inner.multi_modal_projector(kept).flatten(0, 1)
             lap("project")
-        embeds = model.get_input_embeddings()(torch.tensor(ids, device=model.device))
+        embeds = model.get_input_embeddings()(torch.tensor(ids))
         at = ids.index(self.spec.placeholder)
         embeds = torch.cat([embeds[:at], visual, embeds[at + 1 :]])[None]
         lap("embed")
