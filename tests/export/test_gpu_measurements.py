@@ -4,7 +4,10 @@ import json
 import sys
 
 import pytest
+import torch
 from rediprune.export import gpu_measurements
+from rediprune.runtime import Pipeline
+from rediprune.runtime.preprocess import load_image
 
 
 def run(monkeypatch, capsys, *arguments):
@@ -27,8 +30,19 @@ def test_what_runs_is_measured_and_what_does_not_is_listed(bundle_of, tmp_path, 
     for row in (row for name, row in rows.items() if name.startswith("ort")):
         assert sum(row[stage] for stage in gpu_measurements.STAGES) > 0 and row["token"] > 0
         assert 0 < row["time_to_first_token"] <= row["slowest"]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    assert {f"eager on {device}, unpruned", f"eager on {device}, keep 0.1 as released"} <= set(rows)
     page = (tmp_path / "page.md").read_text()
     assert "| ort | equal;" in page and "| tensorrt-rtx | does not run here: backend" in page
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.25])
+def test_the_eager_peer_answers_as_the_bundle_does(bundle_of, photo, keep):
+    eager = gpu_measurements.Eager(bundle_of("llava"))
+    eager.first_token(load_image(photo), keep)
+    pipeline = Pipeline.load(bundle_of("llava"))
+    ours = pipeline.generate(gpu_measurements.QUESTION, [photo], keep=keep, max_new_tokens=1, temperature=0.0)
+    assert ours.token_ids == [eager.token]
 
 
 @pytest.mark.parametrize(
