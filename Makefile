@@ -50,9 +50,11 @@ test: lint
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
 
-# Accuracy against kept tokens, on the built-in task.
+# Accuracy against kept tokens, on the built-in task: the tables of docs/evaluation.md, in $(BUNDLE)-accuracy.md.
+# Interrupted, it goes on where it stopped.
 evaluate: $(READY)
-	$(BIN)/rediprune evaluate $(BUNDLE) --out $(BUNDLE)-scores.jsonl --plot $(BUNDLE)-accuracy.png
+	$(BIN)/rediprune evaluate $(BUNDLE) --split test,unseen --threads 1 --out $(BUNDLE)-replies.jsonl \
+		--page $(BUNDLE)-accuracy.md
 
 # The figures of docs/measurements: CLIP-L/336 + 0.5 B Qwen2 with random weights, about 8 GB of disk and of memory.
 BENCH ?= real

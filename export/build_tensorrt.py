@@ -20,9 +20,10 @@ from typing import Any
 from ..runtime.bundle import Bundle, EngineSpec, file_sha256
 from ..runtime.errors import RedipruneError
 from ..runtime.gpu import compute_capability
+from ..runtime.memory import available_memory
 from ..runtime.nvinfer import LIBRARIES, find_plugin, load_library
 from .bundle import Progress
-from .memory import available_memory, build_estimate
+from .memory import build_estimate
 from .profiles import Profile, profile_of, ranges
 from .tensorrt_worker import Job, Outcome
 
@@ -167,8 +168,7 @@ def _keep(engines: EngineSpec, old: EngineSpec, backend: str, stage: str) -> Non
 def _check_memory(bundle: Bundle, todo: list[str]) -> None:
     have = available_memory()
     for stage in todo:
-        weights = sum(bundle.path(file).stat().st_size for file in bundle.manifest.stages[stage].files)
-        needed = build_estimate(weights)
+        needed = build_estimate(bundle.manifest.stages[stage].weight_bytes)
         if have is not None and needed > have:
             raise RedipruneError(
                 f"building '{stage}' takes up to {needed / 1e9:.1f} GB of memory and {have / 1e9:.1f} GB are free; close "

@@ -94,7 +94,7 @@ def _session(bundle: Bundle, stage: str, threads: int) -> ort.InferenceSession:
     options.intra_op_num_threads = threads
     # Stages run one after another; threads of one that spin for work would take the cores from the next.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    path = bundle.path(bundle.manifest.stages[stage].file)
+    path = bundle.graph("ort", stage)
     try:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises a type per status, none of them documented

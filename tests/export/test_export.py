@@ -15,6 +15,7 @@ from rediprune.export.checkpoint import Checkpoint
 from rediprune.export.checkpoints import make_checkpoint
 from rediprune.runtime import Pipeline, RedipruneError
 from rediprune.runtime.bundle import Bundle, file_sha256
+from rediprune.runtime.staging import making
 
 
 @pytest.fixture
@@ -98,6 +99,26 @@ def test_a_broken_off_export_leaves_no_bundle_and_resumes(
     assert not list(tmp_path.glob(".bundle*"))
 
 
+def test_a_stage_whose_file_went_is_made_again(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "_copy_processor", lambda *args: (_ for _ in ()).throw(RuntimeError("broken off")))
+    with pytest.raises(RuntimeError):
+        export_bundle(Checkpoint.open(str(checkpoint)), tmp_path / "bundle")
+    monkeypatch.undo()
+    (tmp_path / ".bundle.partial/onnx/project.onnx").unlink()
+    names = traced(monkeypatch)
+    export_bundle(Checkpoint.open(str(checkpoint)), tmp_path / "bundle")
+    assert names == ["project"]
+
+
+def test_two_exports_to_one_folder_do_not_mix(checkpoint: Path, tmp_path: Path) -> None:
+    with making(tmp_path / "bundle"), pytest.raises(RedipruneError, match="another process is making"):
+        export_bundle(Checkpoint.open(str(checkpoint)), tmp_path / "bundle")
+    export_bundle(Checkpoint.open(str(checkpoint)), tmp_path / "bundle", check=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "checkpoint"]
+
+
 def test_a_failed_export_keeps_the_bundle_there_was(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,7 +134,7 @@ def test_too_small_a_disk_is_told_before_anything_is_traced(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = traced(monkeypatch)
-    monkeypatch.setattr(exporting.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(RedipruneError, match="GB free and the bundle needs"):
         export_bundle(Checkpoint.open(str(checkpoint)), tmp_path / "bundle")
     assert not names
@@ -151,10 +172,11 @@ def test_a_graph_that_is_wrong_fails_its_check(
 
     original = Weights.bind
 
-    def bind(self, model, module, buffers, dtype):
-        original(self, model, module, buffers, dtype)
+    def bind(self, model, module, *rest):
+        used = original(self, model, module, *rest)
         first, second = (model.graph.initializers[f"linear_{n}.bias"] for n in (1, 2))
         first.const_value, second.const_value = second.const_value, first.const_value
+        return used
 
     monkeypatch.setattr(
         Weights,

@@ -1,7 +1,7 @@
 """What a machine has left, as its system and its control groups say."""
 
 import pytest
-from rediprune.export import memory
+from rediprune.runtime import memory
 
 
 @pytest.fixture
