@@ -1,7 +1,8 @@
 # make engine   everything: environment, checkpoint, export, build, one question, the check against eager PyTorch
 # make test     lint, types and tests
 #
-# Variables: MODEL (folder or hub id), BUNDLE, BACKEND, KEEP, PRECISION, IMAGE, VIDEO, PROMPT
+# Variables: MODEL (folder or hub id), BUNDLE, BACKEND, KEEP, PRECISION, IMAGE, VIDEO, PROMPT; COPY=1 exports copies of
+# the weights, converted, instead of references to MODEL's own files: bf16 checkpoints then start faster on CPUs
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -25,10 +26,10 @@ RUN_BACKEND := $(if $(GPU),$(BACKEND),$(if $(filter tensorrt%,$(BACKEND)),ort,$(
 
 MEDIA := $(addprefix --image ,$(IMAGE)) $(addprefix --video ,$(VIDEO))
 
-.PHONY: engine run validate test test-slow bench gpu-measurements evaluate plugin demo-checkpoint lint setup clean
+.PHONY: engine run validate test test-slow bench bench-7b gpu-measurements evaluate plugin demo-checkpoint lint setup clean
 
 engine: $(READY) | $(MODEL)
-	$(BIN)/rediprune export $(MODEL) -o $(BUNDLE) --precision $(PRECISION)
+	$(BIN)/rediprune export $(MODEL) -o $(BUNDLE) --precision $(PRECISION) $(if $(COPY),--copy)
 	$(BIN)/rediprune build $(BUNDLE) --backend $(BACKEND)
 	$(MAKE) --no-print-directory run validate
 
@@ -65,6 +66,11 @@ bench: $(READY) | checkpoints/$(BENCH)
 # The figures that want a GPU (docs/measurements/gpu-sessions.md), of every backend that runs here.
 gpu-measurements: $(READY)
 	$(BIN)/python -m rediprune.export.gpu_measurements $(BUNDLE) --json $(BUNDLE)-gpu.json --markdown $(BUNDLE)-gpu.md
+
+# What exporting a 7B checkpoint takes: 14 GB of disk for made weights, little memory.
+bench-7b: $(READY)
+	$(BIN)/python -m rediprune.export.bench_export --checkpoint checkpoints/7b --bundle engines/7b-$(PRECISION) \
+		--precision $(PRECISION)
 
 # The TensorRT plugin; TENSORRT_ROOT holds include/NvInfer.h.
 plugin:

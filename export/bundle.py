@@ -32,6 +32,7 @@ from ..runtime.bundle import (
 )
 from ..runtime.errors import RedipruneError
 from ..runtime.staging import Staging, check_room, check_target, making
+from .card import write_card
 from .check import COMPARED, check_graph, check_stage
 from .checkpoint import Checkpoint, Skeleton
 from .shards import Hashing, can_link, link
@@ -113,6 +114,7 @@ def export_bundle(
                 np.save(newline, weights.of(skeleton.newline).load().to(skeleton.dtype).numpy())
                 manifest.newline = _NEWLINE
                 manifest.files[_NEWLINE] = file_sha256(newline)
+            write_card(staging.folder, manifest)
             hashing.check_unchanged()
             staging.publish(manifest)
     bundle = Bundle.open(folder, verify=False)

@@ -164,7 +164,8 @@ class Manifest(_Strict):
         return self.model_copy(update={"digest": self._digest()})
 
     def _digest(self) -> str:
-        body = self.model_dump(mode="json", exclude={"digest"})
+        # Without defaults, so that a field added later does not break the seal of bundles made before.
+        body = self.model_dump(mode="json", exclude={"digest"}, exclude_defaults=True)
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
     @property

@@ -35,7 +35,7 @@ def test_manifest_holds_the_contract(bundle: Path, checkpoint_of: Callable[[str]
     for name, sha in Bundle.open(bundle).expected_files().items():
         assert file_sha256(bundle / name) == sha
     on_disk = {str(p.relative_to(bundle)) for p in bundle.rglob("*") if p.is_file()}
-    assert on_disk - {MANIFEST, ".verified.json"} == set(Bundle.open(bundle).expected_files())
+    assert on_disk - {MANIFEST, ".verified.json", "README.md"} == set(Bundle.open(bundle).expected_files())
 
 
 def test_not_a_bundle(tmp_path: Path) -> None:
