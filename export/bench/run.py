@@ -67,6 +67,7 @@ def bench(
         RedipruneError: a bundle, its checkpoint or a name cannot be used.
     """
     threads = threads or os.cpu_count() or 1
+    busy = _load()
     bundles = [Bundle.open(folder) for folder in folders]
     first = bundles[0].manifest
     if any(bundle.manifest.source != first.source for bundle in bundles):
@@ -119,7 +120,7 @@ def bench(
     return {
         "schema": SCHEMA,
         "date": time.strftime("%Y-%m-%d"),
-        "machine": {"processor": _processor(), "threads": threads},
+        "machine": {"processor": _processor(), "threads": threads, "load_before": busy},
         "versions": {name: _version(name) for name in packages if _version(name)}
         | {"python": platform.python_version()},
         "model": {
@@ -160,7 +161,9 @@ def _rows(contender: Contender, turns: list[Document]) -> list[Document]:
     for at, keep in enumerate(contender.keeps):
         taken = [answer for turn in turns for answer in turn["answers"][at]]
         first = [answer["time_to_first_token"] for answer in taken]
-        stages = {key: _median(taken, key) for key in STAGES if key in taken[0]}
+        # Without pruning `select` is a look at the ratio.
+        named = [key for key in STAGES if key in taken[0] and (key != "select" or keep < 1)]
+        stages = {key: _median(taken, key) for key in named}
         row = {
             "contender": contender.name,
             "ours": contender.ours,
@@ -223,6 +226,11 @@ def _version(name: str) -> str:
         return version(name)
     except ImportError:
         return ""
+
+
+def _load() -> float:
+    """Processes that wanted a core in the last minute: above 0, other work takes part in every figure."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
 def _processor() -> str:
