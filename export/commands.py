@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ..runtime.bundle import WEIGHTS
 from ..runtime.cli import BACKEND_HELP, BundleArgument, JsonOption, check_output_file
 from ..runtime.errors import RedipruneError
 from ..runtime.session import runs_on
@@ -79,6 +80,13 @@ def export(
     out: Out,
     precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
     revision: Annotated[str | None, typer.Option(help="Revision of a hub id.")] = None,
+    copy: Annotated[
+        bool,
+        typer.Option(
+            "--copy",
+            help="Write the weights anew as engines read them, instead of referring to the checkpoint's own files.",
+        ),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Redo finished stages too.")] = False,
     check: Annotated[bool, typer.Option("--check/--no-check", help="Run each graph beside PyTorch.")] = True,
     as_json: JsonOption = False,
@@ -88,15 +96,27 @@ def export(
     from .checkpoint import Checkpoint
 
     with _progress(as_json) as report:
-        bundle = export_bundle(Checkpoint.open(checkpoint, revision), out, precision, force, check, report)
+        bundle = export_bundle(Checkpoint.open(checkpoint, revision), out, precision, force, check, report, copy)
     manifest = bundle.manifest
+    linked = {name for name in bundle.expected_files() if name.startswith(f"{WEIGHTS}/")}
+    own = sum(bundle.path(file).stat().st_size for file in bundle.expected_files().keys() - linked)
+    shared = sum(bundle.path(file).stat().st_size for file in linked)
+    uncompared = [] if not check else [name for name, stage in manifest.stages.items() if not stage.compared]
     if as_json:
-        print(json.dumps({"bundle": str(out), "family": manifest.family, "precision": manifest.precision}))
+        document = {"bundle": str(out), "family": manifest.family, "precision": manifest.precision}
+        print(json.dumps(document | {"bytes": own, "linked_bytes": shared, "not_compared": uncompared}))
         return
-    size = sum(bundle.path(file).stat().st_size for file in bundle.expected_files())
-    Console().print(
+    console = Console()
+    if not shared and not copy:
+        console.print("the weights were copied: this place cannot have hard links to the checkpoint's files")
+    if uncompared:
+        console.print(
+            f"not compared with PyTorch, too large: {', '.join(uncompared)} (every graph is valid ONNX)", soft_wrap=True
+        )
+    linked_size = f" and {shared / 1e6:.1f} MB of the checkpoint's own files" if shared else ""
+    console.print(
         f"[bold]{out}[/bold]: {manifest.family_name}, {manifest.precision}, {len(manifest.stages)} stages, "
-        f"{size / 1e6:.1f} MB. Ask it: rediprune run {out} --image photo.jpg --prompt 'What is this?'",
+        f"{own / 1e6:.1f} MB{linked_size}. Ask it: rediprune run {out} --image photo.jpg --prompt 'What is this?'",
         highlight=False,
         soft_wrap=True,
     )
