@@ -79,7 +79,7 @@ def take_turn(
     lines = [line for line in done.stdout.splitlines() if line.strip()]
     if done.returncode or not lines:
         last = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
-        raise TurnError(last[-1][:300])
+        raise TurnError(last[-1].removeprefix(f"{RedipruneError.__module__}.RedipruneError: ")[:300])
     return json.loads(lines[-1])
 
 

@@ -57,14 +57,14 @@ def bench(
         runs: turns of every contender, each a fresh process that answers every request `REPEATS` times.
         threads: of every contender; 0 is all cores.
         new_tokens: to answer with.
-        limit: seconds that a turn may take; a contender that takes longer is left out, and said so.
+        limit: seconds that a turn may take; a contender that takes longer or fails is left out, and said so.
         grow: measure how the first bundle's cost grows, too.
 
     Returns:
         The document: machine, versions, model, ceilings, for every contender and keep medians and spread, speed-ups.
 
     Raises:
-        RedipruneError: a bundle, its checkpoint or a name cannot be used.
+        RedipruneError: a bundle, its checkpoint or a name cannot be used, or no bundle runs on any backend.
     """
     threads = threads or os.cpu_count() or 1
     busy = _load()
@@ -101,10 +101,10 @@ def bench(
                     turns[contender.name].append(take_turn(contender, requests, REPEATS, limit))
                 except TurnError as error:
                     absent[contender.name] = str(error)
-                    if contender.ours:
-                        raise RedipruneError(f"'{contender.name}' fails: {error}") from error
-        grown = growth(contenders[0], bundles[0], request, kind, limit) if grow else None
-    present = [contender for contender in contenders if contender.name not in absent]
+            if all(contender.name in absent for contender in contenders if contender.ours):
+                raise RedipruneError(f"no bundle runs on {', '.join(backends)}: {absent[contenders[0].name]}")
+        present = [contender for contender in contenders if contender.name not in absent]
+        grown = growth(present[0], bundles[0], request, kind, limit) if grow else None
     rows = [row for contender in present for row in _rows(contender, turns[contender.name])]
     skeleton = checkpoint.skeleton("fp32")
     patches = first.modalities[kind].patches

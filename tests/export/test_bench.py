@@ -70,9 +70,18 @@ def test_a_peer_that_fails_or_takes_too_long_is_left_out_with_its_reason(
         return listed, {"compiled": "there is no C++ compiler"}
 
     monkeypatch.setattr("rediprune.export.bench.run.peer_contenders", all_peers)
-    document = bench([bundle_of("llava")], keeps=(0.5,), peers=("eager",), runs=1, threads=1)
-    assert set(document["absent"]) == {"compiled", "eager fp32"} and "float31" in document["absent"]["eager fp32"]
+    document = bench(
+        [bundle_of("llava")], keeps=(0.5,), peers=("eager",), runs=1, threads=1, backends=("ort", "kernel")
+    )
+    assert set(document["absent"]) == {"compiled", "eager fp32", "llava on kernel"}
+    assert "float31" in document["absent"]["eager fp32"]
+    assert document["absent"]["llava on kernel"].startswith("backend 'kernel' runs the stage 'select' only")
     assert [row["contender"] for row in document["rows"]] == ["llava on ort"]
+
+
+def test_where_no_bundle_runs_it_is_an_error(bundle_of: Callable[[str], Path]) -> None:
+    with pytest.raises(RedipruneError, match=r"no bundle runs on kernel: .*'select' only"):
+        bench([bundle_of("llava")], keeps=(0.5,), runs=1, threads=1, backends=("kernel",))
 
 
 def test_bad_requests_are_refused(bundle_of: Callable[[str], Path], clip: Path) -> None:
