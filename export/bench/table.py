@@ -12,7 +12,8 @@ def print_table(console: Console, document: dict[str, Any]) -> None:
     rows = document["rows"]
     base = next((row["time_to_first_token"] for row in rows if not row["ours"]), None)
     table = Table("", *SHOWN, "tokens/s", "start", "memory", "×", title="time to first token, ms")
-    table.columns[0].no_wrap = True
+    for column in table.columns[1:]:
+        column.no_wrap = True
     for row in rows:
         table.add_row(
             f"{row['contender']}, keep {row['keep']:g}",
