@@ -61,7 +61,7 @@ evaluate: $(READY)
 BENCH ?= real
 bench: $(READY) | checkpoints/$(BENCH)
 	$(BIN)/rediprune export checkpoints/$(BENCH) -o engines/$(BENCH)-$(PRECISION) --precision $(PRECISION)
-	$(BIN)/rediprune bench engines/$(BENCH)-$(PRECISION) --image $(IMAGE)
+	$(BIN)/rediprune bench engines/$(BENCH)-$(PRECISION) --image $(IMAGE) --backends ort,openvino --page engines/bench.md
 
 # The figures that want a GPU (docs/measurements/gpu-sessions.md), of every backend that runs here.
 gpu-measurements: $(READY)

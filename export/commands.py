@@ -279,9 +279,7 @@ def bench(
     backends: Annotated[str, typer.Option(help="Backends of every bundle, comma separated.")] = "ort",
     peers: Annotated[
         str,
-        typer.Option(
-            help="Comma separated: eager, eager-bf16, compiled, released, exported, genai, llama.cpp; or none."
-        ),
+        typer.Option(help="Comma separated: eager, eager-bf16, compiled (torch.compile), released; or none."),
     ] = "eager,eager-bf16,released",
     limit: Annotated[float, typer.Option(help="Seconds a turn may take; a peer that takes longer is left out.")] = 600,
     grow: Annotated[bool, typer.Option("--grow", help="Measure growth with frames, keep and prompt too.")] = False,

@@ -1,13 +1,12 @@
 """Who takes part, and the process that each turn is."""
 
 import json
-import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from importlib.util import find_spec
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,6 @@ PEERS = {
     "eager-bf16": "transformers, eager, bfloat16, unpruned",
     "compiled": "transformers under torch.compile, float32, unpruned (needs a C++ compiler)",
     "released": "transformers, eager, float32, pruned by the release's selection loop",
-    "exported": "transformers' own ONNX export and its runner, float32, unpruned",
-    "genai": "openvino.genai's VLM pipeline, float32, unpruned (needs openvino-genai)",
-    "llama.cpp": "llama.cpp, decode only, on a decoder of the same geometry (needs llama-cpp-python and gguf)",
 }
 DEFAULT_PEERS = ("eager", "eager-bf16", "released")
 
@@ -37,7 +33,6 @@ class Contender:
         arguments: of `load`.
         keeps: keep ratios it is asked with; (1.0,) for one that cannot prune.
         disk: bytes on disk. decoder: bytes of weights that decoding a token reads, 0 where not known.
-        python: the interpreter, another environment's where versions clash.
     """
 
     name: str
@@ -46,8 +41,6 @@ class Contender:
     keeps: Sequence[float]
     disk: int
     decoder: int = 0
-    python: str = sys.executable
-    environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def ours(self) -> bool:
@@ -66,7 +59,6 @@ def take_turn(
     Raises:
         TurnError: the process failed, or took longer than `limit` seconds.
     """
-    turn = ["-m", f"{__package__}.turn"] if contender.module.startswith(f"{__package__}.") else [str(TURN)]
     job = {
         "arguments": contender.arguments,
         "requests": list(requests),
@@ -76,23 +68,19 @@ def take_turn(
     }
     try:
         done = subprocess.run(
-            [contender.python, *turn, contender.module],
+            [sys.executable, "-m", f"{__package__}.turn", contender.module],
             input=json.dumps(job),
             capture_output=True,
             text=True,
             timeout=limit,
-            env=os.environ | contender.environment,
         )
     except subprocess.TimeoutExpired as error:
         raise TurnError(f"took longer than {limit:.0f} s") from error
     lines = [line for line in done.stdout.splitlines() if line.strip()]
     if done.returncode or not lines:
         last = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
-        raise TurnError(last[-1][:300])
+        raise TurnError(last[-1].removeprefix(f"{RedipruneError.__module__}.RedipruneError: ")[:300])
     return json.loads(lines[-1])
-
-
-TURN = Path(__file__).with_name("turn.py")
 
 
 def our_contenders(
@@ -141,9 +129,8 @@ def peer_contenders(
         found.append(Contender(name, f"{__package__}.eager", arguments, keeps, disk))
 
     for name in names:
-        reason = _missing(name)
-        if reason:
-            absent[name] = reason
+        if name == "compiled" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+            absent[name] = "there is no C++ compiler"
         elif name == "eager":
             eager("eager fp32", "float32")
         elif name == "eager-bf16":
@@ -153,9 +140,3 @@ def peer_contenders(
         elif name == "released" and pruned:
             eager("eager fp32, selection as released", "float32", pruned)
     return found, absent
-
-
-def _missing(name: str) -> str:
-    needed = {"genai": ("openvino_genai",), "llama.cpp": ("llama_cpp", "gguf")}.get(name, ())
-    lacking = [package for package in needed if find_spec(package) is None]
-    return f"{', '.join(lacking)} not installed" if lacking else ""

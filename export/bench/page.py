@@ -38,7 +38,8 @@ def _page(document: dict[str, Any], command: str, pictures: list[Path]) -> str:
         f"Written on {document['date']} by\n\n    {command}",
         f"{machine['processor']}, {machine['threads']} threads; {versions}. {model['parameters'] / 1e6:.0f} M parameters, "
         f"{frames} of {model['visual_tokens']} visual tokens, {model['prompt_tokens']} text tokens. Contenders take turns, "
-        f"each turn in a process of its own; medians of {document['runs']} answers in {document['turns']} turns.",
+        f"each turn in a process of its own; medians of {document['runs']} answers in {document['turns']} turns. "
+        f"Load of the machine before (processes wanting a core): {machine['load_before']:.1f}.",
         "## Time to first token, seconds\n\n" + _first_token(document),
         "\n".join(f"![{picture.stem}]({picture.name})" for picture in pictures),
         "## Speed-ups\n\n" + _speed_ups(document),

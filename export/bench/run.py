@@ -57,16 +57,17 @@ def bench(
         runs: turns of every contender, each a fresh process that answers every request `REPEATS` times.
         threads: of every contender; 0 is all cores.
         new_tokens: to answer with.
-        limit: seconds that a turn may take; a contender that takes longer is left out, and said so.
+        limit: seconds that a turn may take; a contender that takes longer or fails is left out, and said so.
         grow: measure how the first bundle's cost grows, too.
 
     Returns:
         The document: machine, versions, model, ceilings, for every contender and keep medians and spread, speed-ups.
 
     Raises:
-        RedipruneError: a bundle, its checkpoint or a name cannot be used.
+        RedipruneError: a bundle, its checkpoint or a name cannot be used, or no bundle runs on any backend.
     """
     threads = threads or os.cpu_count() or 1
+    busy = _load()
     bundles = [Bundle.open(folder) for folder in folders]
     first = bundles[0].manifest
     if any(bundle.manifest.source != first.source for bundle in bundles):
@@ -100,10 +101,10 @@ def bench(
                     turns[contender.name].append(take_turn(contender, requests, REPEATS, limit))
                 except TurnError as error:
                     absent[contender.name] = str(error)
-                    if contender.ours:
-                        raise RedipruneError(f"'{contender.name}' fails: {error}") from error
-        grown = growth(contenders[0], bundles[0], request, kind, limit) if grow else None
-    present = [contender for contender in contenders if contender.name not in absent]
+            if all(contender.name in absent for contender in contenders if contender.ours):
+                raise RedipruneError(f"no bundle runs on {', '.join(backends)}: {absent[contenders[0].name]}")
+        present = [contender for contender in contenders if contender.name not in absent]
+        grown = growth(present[0], bundles[0], request, kind, limit) if grow else None
     rows = [row for contender in present for row in _rows(contender, turns[contender.name])]
     skeleton = checkpoint.skeleton("fp32")
     patches = first.modalities[kind].patches
@@ -119,7 +120,7 @@ def bench(
     return {
         "schema": SCHEMA,
         "date": time.strftime("%Y-%m-%d"),
-        "machine": {"processor": _processor(), "threads": threads},
+        "machine": {"processor": _processor(), "threads": threads, "load_before": busy},
         "versions": {name: _version(name) for name in packages if _version(name)}
         | {"python": platform.python_version()},
         "model": {
@@ -160,7 +161,9 @@ def _rows(contender: Contender, turns: list[Document]) -> list[Document]:
     for at, keep in enumerate(contender.keeps):
         taken = [answer for turn in turns for answer in turn["answers"][at]]
         first = [answer["time_to_first_token"] for answer in taken]
-        stages = {key: _median(taken, key) for key in STAGES if key in taken[0]}
+        # Without pruning `select` is a look at the ratio.
+        named = [key for key in STAGES if key in taken[0] and (key != "select" or keep < 1)]
+        stages = {key: _median(taken, key) for key in named}
         row = {
             "contender": contender.name,
             "ours": contender.ours,
@@ -223,6 +226,11 @@ def _version(name: str) -> str:
         return version(name)
     except ImportError:
         return ""
+
+
+def _load() -> float:
+    """Processes that wanted a core in the last minute: above 0, other work takes part in every figure."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
 def _processor() -> str:

@@ -2,25 +2,26 @@
 
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-SHOWN = ("total", "vision", "select", "prefill")
+SHOWN = ("vision", "select", "prefill")
 
 
 def print_table(console: Console, document: dict[str, Any]) -> None:
     rows = document["rows"]
     base = next((row["time_to_first_token"] for row in rows if not row["ours"]), None)
-    table = Table("", *SHOWN, "tokens/s", "start", "memory", "×", title="time to first token, ms")
-    table.columns[0].no_wrap = True
+    table = Table("", "first token", *SHOWN, "token/s", "GB", "×", title="seconds to the first token", box=SIMPLE)
+    for column in table.columns[1:]:
+        column.no_wrap = True
     for row in rows:
         table.add_row(
             f"{row['contender']}, keep {row['keep']:g}",
-            f"{row['time_to_first_token'] * 1e3:.0f}",
-            *(f"{row['stages'][key] * 1e3:.1f}" if row["stages"].get(key) else "" for key in SHOWN[1:]),
+            f"{row['time_to_first_token']:.3f}",
+            *(f"{row['stages'][key]:.3f}" if row["stages"].get(key) else "" for key in SHOWN),
             f"{row['tokens_per_second']:.1f}" if "tokens_per_second" in row else "",
-            f"{row['start_up']:.1f} s",
-            f"{row['peak_memory_bytes'] / 1e9:.1f} GB",
+            f"{row['peak_memory_bytes'] / 1e9:.1f}",
             f"{base / row['time_to_first_token']:.2f}" if base else "",
         )
     console.print(table)

@@ -1,9 +1,8 @@
 """One turn of a contender, in a process of its own: start, a first answer, then every request so many times.
 
-    python turn.py MODULE < JOB      MODULE has `load(**arguments)`, which returns `ask(request) → seconds`
+    python -m rediprune.export.bench.turn MODULE < JOB    MODULE has `load(**arguments)`, which returns `ask(request)`
 
-Nothing but the standard library is imported here, so that a contender may live in another environment (the module is
-then found beside this file). The last line on stdout is one JSON document.
+A contender imports what it needs itself, so that its start-up is its own. The last line on stdout is one JSON document.
 """
 
 import gc

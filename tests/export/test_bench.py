@@ -1,7 +1,6 @@
 """The bench over tiny bundles: what it measures and what it says; never how fast anything is."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,31 +67,21 @@ def test_a_peer_that_fails_or_takes_too_long_is_left_out_with_its_reason(
         contenders.take_turn(listed[0], [request], 1, 60)
 
     def all_peers(*_):
-        return listed, {"genai": "openvino_genai not installed"}
+        return listed, {"compiled": "there is no C++ compiler"}
 
     monkeypatch.setattr("rediprune.export.bench.run.peer_contenders", all_peers)
-    document = bench([bundle_of("llava")], keeps=(0.5,), peers=("eager",), runs=1, threads=1)
-    assert set(document["absent"]) == {"genai", "eager fp32"} and "float31" in document["absent"]["eager fp32"]
+    document = bench(
+        [bundle_of("llava")], keeps=(0.5,), peers=("eager",), runs=1, threads=1, backends=("ort", "kernel")
+    )
+    assert set(document["absent"]) == {"compiled", "eager fp32", "llava on kernel"}
+    assert "float31" in document["absent"]["eager fp32"]
+    assert document["absent"]["llava on kernel"].startswith("backend 'kernel' runs the stage 'select' only")
     assert [row["contender"] for row in document["rows"]] == ["llava on ort"]
 
 
-def test_a_turn_may_run_in_another_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A contender beside `turn.py` needs nothing of this project."""
-    folder = tmp_path / "elsewhere"
-    folder.mkdir()
-    (folder / "turn.py").write_text(contenders.TURN.read_text())
-    (folder / "other.py").write_text(
-        "import sys\n"
-        "def load(answer):\n"
-        "    assert 'rediprune' not in sys.modules\n"
-        "    return lambda request: {'time_to_first_token': answer + request['keep']}\n"
-    )
-    monkeypatch.setattr(contenders, "TURN", folder / "turn.py")
-    other = contenders.Contender("other", "other", {"answer": 1}, (1.0,), 0, python=sys.executable)
-    requests = [{"keep": keep, "new_tokens": 1} for keep in (1.0, 0.5)]
-    turn = contenders.take_turn(other, requests, 2, 60)
-    assert turn["answers"] == [[{"time_to_first_token": 2.0}] * 2, [{"time_to_first_token": 1.5}] * 2]
-    assert turn["first"] == {"time_to_first_token": 1.5} and turn["start_up"] > 0
+def test_where_no_bundle_runs_it_is_an_error(bundle_of: Callable[[str], Path]) -> None:
+    with pytest.raises(RedipruneError, match=r"no bundle runs on kernel: .*'select' only"):
+        bench([bundle_of("llava")], keeps=(0.5,), runs=1, threads=1, backends=("kernel",))
 
 
 def test_bad_requests_are_refused(bundle_of: Callable[[str], Path], clip: Path) -> None:
