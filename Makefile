@@ -25,20 +25,23 @@ RUN_BACKEND := $(if $(GPU),$(BACKEND),$(if $(filter tensorrt%,$(BACKEND)),ort,$(
 
 MEDIA := $(addprefix --image ,$(IMAGE)) $(addprefix --video ,$(VIDEO))
 
-.PHONY: engine run validate test test-slow bench evaluate plugin demo-checkpoint lint setup clean
+.PHONY: engine run validate test test-slow bench gpu-measurements evaluate plugin demo-checkpoint lint setup clean
 
 engine: $(READY) | $(MODEL)
 	$(BIN)/rediprune export $(MODEL) -o $(BUNDLE) --precision $(PRECISION)
 	$(BIN)/rediprune build $(BUNDLE) --backend $(BACKEND)
 	$(MAKE) --no-print-directory run validate
 
+NO_GPU = $(if $(filter-out $(BACKEND),$(RUN_BACKEND)),@echo "no GPU here: $@ on $(RUN_BACKEND); engines/$(BACKEND) waits for one")
+
 run: $(READY)
-	@$(if $(filter-out $(BACKEND),$(RUN_BACKEND)),echo "no GPU here: asking on $(RUN_BACKEND); engines/$(BACKEND) waits for one")
+	$(NO_GPU)
 	$(BIN)/rediprune run $(BUNDLE) $(MEDIA) --prompt "$(PROMPT)" --keep $(KEEP) --backend $(RUN_BACKEND) \
 		--max-new-tokens 32 $(if $(MEDIA),--show $(BUNDLE)-kept.png)
 	$(if $(MEDIA),@echo "kept patches: $(BUNDLE)-kept.png")
 
 validate: $(READY)
+	$(NO_GPU)
 	$(BIN)/rediprune validate $(BUNDLE) --backend $(RUN_BACKEND) $(MEDIA)
 
 test: lint
@@ -47,15 +50,21 @@ test: lint
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
 
-# Accuracy against kept tokens, on the built-in task.
+# Accuracy against kept tokens, on the built-in task: the tables of docs/evaluation.md, in $(BUNDLE)-accuracy.md.
+# Interrupted, it goes on where it stopped.
 evaluate: $(READY)
-	$(BIN)/rediprune evaluate $(BUNDLE) --out $(BUNDLE)-scores.jsonl --plot $(BUNDLE)-accuracy.png
+	$(BIN)/rediprune evaluate $(BUNDLE) --split test,unseen --threads 1 --out $(BUNDLE)-replies.jsonl \
+		--page $(BUNDLE)-accuracy.md
 
 # The figures of docs/measurements: CLIP-L/336 + 0.5 B Qwen2 with random weights, about 8 GB of disk and of memory.
 BENCH ?= real
 bench: $(READY) | checkpoints/$(BENCH)
 	$(BIN)/rediprune export checkpoints/$(BENCH) -o engines/$(BENCH)-$(PRECISION) --precision $(PRECISION)
 	$(BIN)/rediprune bench engines/$(BENCH)-$(PRECISION) --image $(IMAGE)
+
+# The figures that want a GPU (docs/measurements/gpu-sessions.md), of every backend that runs here.
+gpu-measurements: $(READY)
+	$(BIN)/python -m rediprune.export.gpu_measurements $(BUNDLE) --json $(BUNDLE)-gpu.json --markdown $(BUNDLE)-gpu.md
 
 # The TensorRT plugin; TENSORRT_ROOT holds include/NvInfer.h.
 plugin:

@@ -20,16 +20,14 @@ from typing import Any
 from ..runtime.bundle import Bundle, EngineSpec, file_sha256
 from ..runtime.errors import RedipruneError
 from ..runtime.gpu import compute_capability
+from ..runtime.memory import available_memory
 from ..runtime.nvinfer import LIBRARIES, find_plugin, load_library
 from .bundle import Progress
-from .memory import available_memory, build_estimate
+from .memory import build_estimate
 from .profiles import Profile, profile_of, ranges
 from .tensorrt_worker import Job, Outcome
 
-# What TensorRT-RTX builds for unless told otherwise, and what it can be told
-# (https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html).
-DEFAULT_TARGETS = ("sm_80", "sm_86", "sm_89", "sm_120")
-TARGETS = ("sm_75", *DEFAULT_TARGETS, "sm_121")
+DEFAULT_TARGETS = ("sm_80", "sm_86", "sm_89", "sm_120")  # of TensorRT-RTX, unless told otherwise
 
 
 @dataclass
@@ -142,10 +140,11 @@ def _targets(backend: str, targets: list[str]) -> list[str]:
                 "--backend tensorrt-rtx"
             )
         return [present]
-    unknown = [target for target in targets if target not in TARGETS]
+    known = LIBRARIES[backend].targets
+    unknown = [target for target in targets if target not in known]
     if unknown:
-        raise RedipruneError(f"target '{unknown[0]}' is not one that TensorRT-RTX builds for: {', '.join(TARGETS)}")
-    return sorted(set(targets or DEFAULT_TARGETS), key=TARGETS.index)
+        raise RedipruneError(f"target '{unknown[0]}' is not one that TensorRT-RTX builds for: {', '.join(known)}")
+    return sorted(set(targets or DEFAULT_TARGETS), key=known.index)
 
 
 def _is_current(bundle: Bundle, backend: str, stage: str, wanted: Profile, new: EngineSpec, old: EngineSpec) -> bool:
@@ -169,8 +168,7 @@ def _keep(engines: EngineSpec, old: EngineSpec, backend: str, stage: str) -> Non
 def _check_memory(bundle: Bundle, todo: list[str]) -> None:
     have = available_memory()
     for stage in todo:
-        weights = sum(bundle.path(file).stat().st_size for file in bundle.manifest.stages[stage].files)
-        needed = build_estimate(weights)
+        needed = build_estimate(bundle.manifest.stages[stage].weight_bytes)
         if have is not None and needed > have:
             raise RedipruneError(
                 f"building '{stage}' takes up to {needed / 1e9:.1f} GB of memory and {have / 1e9:.1f} GB are free; close "

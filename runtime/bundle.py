@@ -2,7 +2,8 @@
 
 <bundle>/
   manifest.json
-  onnx/<stage>.onnx (+ .data)
+  onnx/<stage>.onnx (+ .data), onnx/<stage>.<backend>.onnx
+  onnx/weights/…            the checkpoint's own weight files, hard links, where the graphs refer to them
   engines/<backend>/…
   processor/
 """
@@ -22,6 +23,7 @@ from .errors import RedipruneError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+WEIGHTS = "onnx/weights"
 _VERIFIED = ".verified.json"  # sizes and times of files whose hash was once found right
 
 PRECISIONS = ("fp32", "fp16")
@@ -66,6 +68,8 @@ class StageSpec(_Strict):
     precision: str
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
+    weight_bytes: int = 0  # of its weights in its precision; its files may hold other stages' too
+    compared: bool = False  # with its eager module right after tracing
 
     @property
     def sha256(self) -> str:
@@ -119,6 +123,11 @@ class EngineSpec(_Strict):
     def file(backend: str, stage: str) -> str:
         return f"engines/{backend}/{stage}.engine"
 
+    @staticmethod
+    def own_graph(backend: str, stage: str) -> str:
+        """A graph in a backend's own operators; it lies beside the portable one, as the two share their weights."""
+        return f"onnx/{stage}.{backend}.onnx"
+
 
 class KeepDefaults(_Strict):
     keep: float = 0.15
@@ -162,10 +171,17 @@ class Manifest(_Strict):
     def is_sealed(self) -> bool:
         return self.digest == self._digest()
 
+    @property
+    def refers(self) -> bool:
+        """Whether graphs refer to the checkpoint's own weight files rather than to copies."""
+        return any(name.startswith(f"{WEIGHTS}/") for stage in self.stages.values() for name in stage.files)
+
     def rebuild_command(self, folder: Path) -> str:
         """The command that makes this bundle anew."""
         command = ["rediprune", "export", self.source.name, "-o", str(folder), "--force"]
-        return shlex.join([*command, "--precision", self.precision] if self.precision != "fp32" else command)
+        command += ["--revision", self.source.revision] if self.source.revision else []
+        command += ["--precision", self.precision] if self.precision != "fp32" else []
+        return shlex.join([*command, "--copy"] if not self.refers else command)
 
 
 class Bundle:
@@ -238,13 +254,29 @@ class Bundle:
         Raises:
             RedipruneError: it was not built, was built from another graph, or its file is missing or has changed.
         """
-        engine, name = self.manifest.engines.get(backend), EngineSpec.file(backend, stage)
+        engine = self.manifest.engines.get(backend)
         if engine is None or stage not in engine.stages:
             raise RedipruneError(
                 f"bundle '{self.folder}' has no {backend} engine of '{stage}'; build it with: {self.build_command(backend)}"
             )
-        path = self.path(name)
-        reason = None
+        self._check_built(backend, stage, EngineSpec.file(backend, stage), hashes)
+        return engine
+
+    def graph(self, backend: str, stage: str) -> Path:
+        """A stage's graph: in the backend's own operators where one was built, else the portable one.
+
+        Raises:
+            RedipruneError: the backend's was built from another graph, is missing or has changed.
+        """
+        name, engine = EngineSpec.own_graph(backend, stage), self.manifest.engines.get(backend)
+        if engine is None or name not in engine.files:
+            return self.path(self.manifest.stages[stage].file)
+        for file in (name, *(file for file in engine.files if file == f"{name}.data")):
+            self._check_built(backend, stage, file)
+        return self.path(name)
+
+    def _check_built(self, backend: str, stage: str, name: str, hashes: bool = True) -> None:
+        engine, path, reason = self.manifest.engines[backend], self.path(name), None
         if engine.source_sha256.get(stage) != self.manifest.stages[stage].sha256:
             reason = "was built from another graph than the bundle's"
         elif not path.is_file():
@@ -253,7 +285,6 @@ class Bundle:
             reason = "is truncated or was replaced"
         if reason is not None:
             raise RedipruneError(f"engine '{path}' {reason}; build it again with: {self.build_command(backend)}")
-        return engine
 
     def check_files(self, hashes: bool = True, remember: bool = True) -> None:
         """Compare the folder with the manifest.
@@ -273,6 +304,13 @@ class Bundle:
             if hashes and not self._is_as_made(path, name, sha):
                 raise RedipruneError(f"'{path}' is damaged or was replaced; make the bundle again with: {rebuild}")
 
+    def note_as_made(self) -> None:
+        """Note that every file has its hash, where all were just taken: they are not hashed again until they change."""
+        for name, sha in self.expected_files().items():
+            stat = self.path(name).stat()
+            self._verified[name] = [stat.st_size, stat.st_mtime_ns, sha]
+        self._write_verified()
+
     def _is_as_made(self, path: Path, name: str, sha: str) -> bool:
         """Whether a file has this hash. One found right is noted, and not hashed again until its size or time changes."""
         stat = path.stat()
@@ -282,9 +320,12 @@ class Bundle:
         if file_sha256(path) != sha:
             return False
         self._verified[name] = stamp
+        self._write_verified()
+        return True
+
+    def _write_verified(self) -> None:
         with suppress(OSError):  # a read-only bundle is hashed at every load
             self.path(_VERIFIED).write_text(json.dumps(self._verified), encoding="utf-8")
-        return True
 
     @cached_property
     def _verified(self) -> dict[str, list[object]]:

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from .arrays import Array
 from .bundle import Bundle, file_sha256
 from .errors import RedipruneError
+from .memory import check_memory
 
 
 class EagerStage:
@@ -25,7 +27,7 @@ class EagerStage:
         self.spec = bundle.manifest.stages[stage]
         self.stage = next(s for s in eager_stages(bundle, threads) if s.name == stage)
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, np.ndarray]:
         import torch
 
         values = [_tensor(inputs[port.name]) for port in self.spec.inputs]
@@ -52,7 +54,7 @@ class EagerDecoding:
         self.model = model
         self.cache = DynamicCache(config=model.config.text_config)
 
-    def step(self, embeds: np.ndarray) -> np.ndarray:
+    def step(self, embeds: Array) -> np.ndarray:
         import torch
 
         with torch.inference_mode():
@@ -74,7 +76,8 @@ def eager_model(bundle: Bundle, threads: int = 0) -> Any:
     """The bundle's checkpoint in eager PyTorch, float32.
 
     Raises:
-        RedipruneError: torch is not installed, or the checkpoint is gone or no longer the one the bundle was made from.
+        RedipruneError: torch is not installed, the checkpoint is gone or no longer the one the bundle was made from, or
+            there is too little memory for it.
     """
     try:
         import torch
@@ -92,7 +95,8 @@ def eager_model(bundle: Bundle, threads: int = 0) -> Any:
         )
     if threads:
         torch.set_num_threads(threads)
-    return _load(folder.resolve())
+    stages = bundle.manifest.stages.values()
+    return _load(folder.resolve(), sum(s.weight_bytes * (2 if s.precision == "fp16" else 1) for s in stages))
 
 
 def eager_stages(bundle: Bundle, threads: int = 0) -> list[Any]:
@@ -104,7 +108,8 @@ def eager_stages(bundle: Bundle, threads: int = 0) -> list[Any]:
 
 
 @lru_cache(maxsize=1)
-def _load(folder: Path) -> Any:
+def _load(folder: Path, weights: int) -> Any:
+    check_memory(f"'{folder}' in eager PyTorch, fp32,", weights, "leave eager PyTorch out")
     import torch
     from transformers import AutoModelForImageTextToText
     from transformers.utils import logging
@@ -124,7 +129,7 @@ def _hub_folder(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def _tensor(array: np.ndarray) -> Any:
+def _tensor(array: Array) -> Any:
     import torch
 
     tensor = torch.from_numpy(np.ascontiguousarray(array))

@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 
 from ..graphs.keep import check_weights, num_kept, query_ids
+from .arrays import Array, concatenate
 from .bundle import Bundle
 from .errors import RedipruneError
 from .generate import Sampling, Stopping
+from .memory import check_memory
 from .preprocess import Processor, image_key, load_image, load_video
 from .prompt import Prompt, check_placeholders, render_prompt
-from .session import BACKENDS, LanguageSession, StageSession, open_language, open_stage
+from .session import BACKENDS, LanguageSession, StageSession, open_language, open_stage, runs_on
 from .visuals import FeatureCache, Visual, splice
 
 DEFAULT_FRAMES = 8
@@ -98,8 +100,8 @@ class Pipeline:
 
         Args:
             bundle: folder.
-            backend: what runs the stages: "ort" (ONNX Runtime on the CPU), "ort-cuda", "tensorrt", "tensorrt-rtx" or
-                "eager" (PyTorch, the reference). A mapping gives each stage its own, `{"vision": "ort", "default":
+            backend: what runs the stages: "ort" (ONNX Runtime on the CPU), "openvino" (`select` stays on "ort"),
+                "openvino-bf16", "ort-cuda", "tensorrt", "tensorrt-rtx" or "eager" (PyTorch, the reference). A mapping gives each stage its own, `{"vision": "ort", "default":
                 "tensorrt"}`; "default", itself "ort", is for stages not named.
             eager: stages to run in eager PyTorch instead, to find one that drifts.
             threads: for every stage; 0 leaves it to the backend.
@@ -125,7 +127,13 @@ class Pipeline:
             )
         if threads < 0 or cache_bytes < 0:
             raise RedipruneError("threads and cache_bytes must be 0 or more")
-        backends = {stage: "eager" if stage in eager else chosen.get(stage, chosen["default"]) for stage in stages}
+        asked = {stage: "eager" if stage in eager else chosen.get(stage, chosen["default"]) for stage in stages}
+        backends = {stage: runs_on(backend, stage) for stage, backend in asked.items()}
+        check_memory(
+            f"'{bundle}' in {opened.manifest.precision}",
+            sum(spec.weight_bytes for name, spec in opened.manifest.stages.items() if backends[name] == "ort"),
+            "quantise the bundle (rediprune calibrate --help)",
+        )
         return cls(opened, backends, threads, cache_bytes)
 
     def stage(self, name: str) -> StageSession:
@@ -250,7 +258,7 @@ class Pipeline:
         prune_tiles: bool,
         chat: bool,
         answer: Answer,
-    ) -> tuple[np.ndarray, list[int]]:
+    ) -> tuple[Array, list[int]]:
         """The whole prompt as embeddings [S', D], and its token ids."""
         modalities = self.bundle.manifest.modalities
         for kind, given in (("image", images), ("video", videos)):
@@ -280,9 +288,9 @@ class Pipeline:
         plain = [0 if token in placeholders else token for token in ids]  # a placeholder's own embedding is not used
         with clock("embed"):
             embeds = self.stage("embed").run({"input_ids": np.array([plain])})["embeds"][0]
-            tail = np.zeros((1, embeds.shape[1]), embeds.dtype)
-            if question:
-                tail = embeds[len(ids) - len(question) :]
+            tail = embeds[len(ids) - len(question) :]
+            if not question:
+                tail = np.zeros((1, embeds.shape[1]), embeds.dtype)
         spliced = []
         for visual in visuals:
             pruned = not visual.spec.tiled or prune_tiles
@@ -292,7 +300,7 @@ class Pipeline:
                 projected = self.stage("project").run({"kept": kept})["visual_embeds"]
             tokens = visual.sequence(projected, self.newline)
             spliced.append((visual.spec.placeholder, tokens))
-            answer.kept_tokens += len(tokens)
+            answer.kept_tokens += tokens.shape[0]
             answer.visual_tokens += visual.total
         answer.kept = [visual.kept for visual in visuals]
         answer.visuals = visuals
@@ -313,7 +321,7 @@ class Pipeline:
             with clock("vision"):
                 session = self.stage(spec.stage)
                 step = session.batch
-                features = np.concatenate(
+                features = concatenate(
                     [
                         session.run({"pixel_values": pixels[at : at + step]})[spec.output]
                         for at in range(0, len(pixels), step)
@@ -324,7 +332,7 @@ class Pipeline:
         everything = np.tile(np.arange(features.shape[1]), (features.shape[0], 1))
         return Visual(kind, pictures, spec, features, layout, everything)
 
-    def _select(self, visual: Visual, question: np.ndarray, keep: float | int, alpha: float, tau: float) -> np.ndarray:
+    def _select(self, visual: Visual, question: Array, keep: float | int, alpha: float, tau: float) -> Array:
         """Prune a visual: sets its `kept` and returns the kept features [F,K,C]."""
         patches = visual.features.shape[1]
         with _as_user_error():
@@ -332,8 +340,9 @@ class Pipeline:
         if count == patches:
             return visual.features
         if self.chooser is not None:
-            visual.kept = self.chooser(visual.features, count)
-            return np.take_along_axis(visual.features, visual.kept[:, :, None], axis=1)
+            features = np.asarray(visual.features)
+            visual.kept = self.chooser(features, count)
+            return np.take_along_axis(features, visual.kept[:, :, None], axis=1)
         outputs = self.stage("select").run(
             {
                 "features": visual.features,
@@ -343,12 +352,12 @@ class Pipeline:
                 "tau": np.array(tau),
             }
         )
-        visual.kept = outputs["indices"]
+        visual.kept = np.asarray(outputs["indices"])
         return outputs["kept"]
 
     def _decode(
         self,
-        embeds: np.ndarray,
+        embeds: Array,
         ids: list[int],
         max_new_tokens: int,
         sampling: Sampling,
@@ -359,9 +368,9 @@ class Pipeline:
         """Prefill, then token after token; yields text as soon as it is certain."""
         clock = _Clock(answer.timings)
         random = np.random.default_rng(sampling.seed)
-        decoding = self.language.start(len(embeds) + max_new_tokens)
+        decoding = self.language.start(embeds.shape[0] + max_new_tokens)
         with clock("prefill"):
-            logits = decoding.step(embeds[None])
+            logits = decoding.step(embeds.reshape(1, *embeds.shape))
         shown = 0
         first = time.perf_counter()
         while True:
