@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from ..runtime.errors import RedipruneError
+
 # What may stand between a stored weight and its product: zero-copy graphs convert and turn it there.
 _VIEWS = ("Cast", "Transpose")
 
@@ -16,6 +18,8 @@ class Linear:
 
     name: str  # the parameter's, without ".weight": "decoder.layers.0.mlp.down_proj"
     node: ir.Node  # the MatMul
+    stored: ir.TensorProtocol  # W, or its transpose, as the graph holds it
+    turned: bool
 
     @property
     def input(self) -> ir.Value:
@@ -26,18 +30,38 @@ class Linear:
     @property
     def shape(self) -> tuple[int, int]:
         """(in, out)"""
-        stored, views = _stored(self.node.inputs[1])
-        rows, columns = _sizes(_tensor(stored))
-        turned = sum(view.op_type == "Transpose" for view in views) % 2
-        return (columns, rows) if turned else (rows, columns)
+        rows, columns = _sizes(self.stored)
+        return (columns, rows) if self.turned else (rows, columns)
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """In which the product is computed."""
+        matrix = self.node.inputs[1]
+        assert matrix is not None
+        return matrix.dtype or self.stored.dtype
 
     def weight(self) -> np.ndarray:
-        """W [in, out] float32, read now."""
-        stored, views = _stored(self.node.inputs[1])
-        matrix = _tensor(stored).numpy().astype(np.float32)
-        for view in views:
-            matrix = matrix.T if view.op_type == "Transpose" else matrix
-        return np.ascontiguousarray(matrix)
+        """W [in, out] float32, read now. The node may have got another weight since."""
+        matrix = self.stored.numpy()
+        weight = (matrix.T if self.turned else matrix).astype(np.float32, order="C")
+        if isinstance(self.stored, ir.ExternalTensor):
+            del matrix
+            self.stored.release()  # the pages of a mapped file would count as this process's memory
+        return weight
+
+    def finite_weight(self) -> np.ndarray:
+        """`weight()`.
+
+        Raises:
+            RedipruneError: it holds an infinity or NaN, which no scale can represent.
+        """
+        weight = self.weight()
+        if not np.isfinite(weight.sum(dtype=np.float64)):
+            raise RedipruneError(
+                f"the weight of layer '{self.name}' has infinite or NaN entries and cannot be quantised; "
+                "export the bundle again from an undamaged checkpoint"
+            )
+        return weight
 
 
 def linear_layers(model: ir.Model) -> list[Linear]:
@@ -46,9 +70,10 @@ def linear_layers(model: ir.Model) -> list[Linear]:
     for node in model.graph:
         if node.op_type != "MatMul" or node.domain:
             continue
-        stored, _ = _stored(node.inputs[1])
-        if stored is not None and len(_tensor(stored).shape) == 2:
-            layers.append(Linear(str(stored.name).removesuffix(".T").removesuffix(".weight"), node))
+        value, turned = _behind(node.inputs[1])
+        if value is not None and value.const_value is not None and len(value.const_value.shape) == 2:
+            name = str(value.name).removesuffix(".T").removesuffix(".weight")
+            layers.append(Linear(name, node, value.const_value, turned))
     return layers
 
 
@@ -68,22 +93,17 @@ def lazy_constant(
     return add_constant(model, ir.LazyTensor(compute, dtype=dtype, shape=ir.Shape(shape), name=name))
 
 
-def _stored(value: ir.Value | None) -> tuple[ir.Value | None, list[ir.Node]]:
-    """The initialiser behind a value, with the views between in the order they are applied; None if it is computed."""
-    views: list[ir.Node] = []
+def _behind(value: ir.Value | None) -> tuple[ir.Value | None, bool]:
+    """The initialiser behind a value, and whether the views between transpose it; None if it is computed."""
+    turned = False
     while value is not None and value.const_value is None:
         node = value.producer()
         if node is None or node.op_type not in _VIEWS:
-            return None, []
-        views.insert(0, node)
+            return None, False
+        turned ^= node.op_type == "Transpose"
         value = node.inputs[0]
-    return value, views
+    return value, turned
 
 
 def _sizes(tensor: ir.TensorProtocol) -> list[int]:
     return list(tensor.shape.numpy())
-
-
-def _tensor(value: ir.Value | None) -> ir.TensorProtocol:
-    assert value is not None and value.const_value is not None
-    return value.const_value

@@ -4,6 +4,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..runtime.bundle import Bundle, EngineSpec
+from ..runtime.errors import RedipruneError
 from ..runtime.ort import OrtStage
 from ..runtime.session import open_language
 from .bundle import Progress
@@ -17,6 +18,9 @@ def build_ort(folder: str | Path, progress: Progress | None = None) -> EngineSpe
     """
     report = progress or (lambda stage, what, fraction: None)
     bundle = Bundle.open(folder)
+    made = bundle.manifest.calibration
+    if made is not None and (refusal := made.refusal("ort")) is not None:
+        raise RedipruneError(refusal)
     stages = bundle.manifest.stages
     for name in stages:
         report(name, "loading", 0.0)

@@ -81,7 +81,7 @@ def build_tensorrt(
     bundle = Bundle.open(folder)
     manifest = bundle.manifest
     sizes = ranges(manifest, profile)
-    targets = _targets(backend, list(targets))
+    targets = _targets(bundle, backend, list(targets))
     library = LIBRARIES[backend]
     version = load_library(backend).__version__
     plugin = find_plugin(backend)
@@ -133,7 +133,9 @@ def build_tensorrt(
     return build
 
 
-def _targets(backend: str, targets: list[str]) -> list[str]:
+def _targets(bundle: Bundle, backend: str, targets: list[str]) -> list[str]:
+    """The GPUs to build for: those asked for, or else the usual ones that take what the bundle holds."""
+    made = bundle.manifest.calibration
     if backend == "tensorrt":
         present = compute_capability(backend, "--backend tensorrt-rtx builds and --backend ort answers")
         if targets and targets != [present]:
@@ -141,11 +143,16 @@ def _targets(backend: str, targets: list[str]) -> list[str]:
                 f"TensorRT builds for the GPU present, which is {present}; leave --target out, or cross-compile with "
                 "--backend tensorrt-rtx"
             )
-        return [present]
-    unknown = [target for target in targets if target not in TARGETS]
-    if unknown:
-        raise RedipruneError(f"target '{unknown[0]}' is not one that TensorRT-RTX builds for: {', '.join(TARGETS)}")
-    return sorted(set(targets or DEFAULT_TARGETS), key=TARGETS.index)
+        chosen = [present]
+    else:
+        unknown = [target for target in targets if target not in TARGETS]
+        if unknown:
+            raise RedipruneError(f"target '{unknown[0]}' is not one that TensorRT-RTX builds for: {', '.join(TARGETS)}")
+        usual = [target for target in DEFAULT_TARGETS if made is None or made.refusal(backend, [target]) is None]
+        chosen = sorted(set(targets or usual), key=TARGETS.index)
+    if made is not None and (refusal := made.refusal(backend, chosen)) is not None:
+        raise RedipruneError(refusal)
+    return chosen
 
 
 def _is_current(bundle: Bundle, backend: str, stage: str, wanted: Profile, new: EngineSpec, old: EngineSpec) -> bool:

@@ -31,28 +31,28 @@ def add(app: typer.Typer) -> None:
         epilog="""Examples:\n
     rediprune export path/to/llava-1.5-7b-hf -o engines/llava\n
     rediprune export llava-hf/llava-1.5-7b-hf -o engines/llava --precision fp16""",
-    )(_needs_extra(export))
+    )(needs_extra(export))
     app.command(
         "build",
         epilog="""Examples:\n
     rediprune build engines/llava --backend ort\n
     rediprune build engines/llava --backend tensorrt-rtx --target sm_89,sm_120 --profile kept=1:64:576""",
-    )(_needs_extra(build))
+    )(needs_extra(build))
     app.command(
         "validate",
         epilog="""Examples:\n
     rediprune validate engines/llava\n
     rediprune validate engines/llava --stage vision --stage select\n
     rediprune validate engines/llava --eager vision    (does the answer drift without the vision engine?)""",
-    )(_needs_extra(validate))
-    app.command("bench", epilog="Example:\n\n    rediprune bench engines/real --image photo.jpg")(_needs_extra(bench))
+    )(needs_extra(validate))
+    app.command("bench", epilog="Example:\n\n    rediprune bench engines/real --image photo.jpg")(needs_extra(bench))
     app.command(
         "new-checkpoint",
         epilog="Example:\n\n    rediprune new-checkpoint checkpoints/tiny --family llava_next_video --decoder qwen2",
-    )(_needs_extra(new_checkpoint))
+    )(needs_extra(new_checkpoint))
 
 
-def _needs_extra(command: Callable[..., None]) -> Callable[..., None]:
+def needs_extra(command: Callable[..., None]) -> Callable[..., None]:
     """Say what to install, where the packages of the extra are missing."""
 
     @functools.wraps(command)
@@ -78,7 +78,7 @@ def export(
     from .bundle import export_bundle
     from .checkpoint import Checkpoint
 
-    with _progress(as_json) as report:
+    with stage_progress(as_json) as report:
         bundle = export_bundle(Checkpoint.open(checkpoint, revision), out, precision, force, check, report)
     manifest = bundle.manifest
     if as_json:
@@ -116,7 +116,7 @@ def build(
     from .build_tensorrt import build_tensorrt
 
     targets = [name.strip() for text in target or () for name in text.split(",")]
-    with _progress(as_json) as report:
+    with stage_progress(as_json) as report:
         made = build_tensorrt(bundle, backend, targets=targets, profile=profile or (), force=force, progress=report)
     if as_json:
         print(json.dumps(made.document()))
@@ -139,7 +139,7 @@ def _build_ort(bundle: Path, with_sizes: bool, as_json: bool) -> None:
 
     if with_sizes:
         raise RedipruneError("--target and --profile are for tensorrt and tensorrt-rtx; ort takes every size")
-    with _progress(as_json) as report:
+    with stage_progress(as_json) as report:
         engine = build_ort(bundle, report)
     if as_json:
         print(engine.model_dump_json())
@@ -287,7 +287,7 @@ def _waiting(what: str, silent: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _progress(silent: bool) -> Iterator[Any]:
+def stage_progress(silent: bool) -> Iterator[Any]:
     """A bar per stage, on stderr."""
     columns = (
         TextColumn("{task.fields[stage]:<12}"),

@@ -1,0 +1,321 @@
+"""What flows into the linear layers of a bundle, seen on samples: the ground of every static scale.
+
+The bundle answers the samples on ONNX Runtime, its graphs extended by outputs for the layers' inputs. Of each input are
+kept the largest magnitude per channel, over every token, and a few whole rows per run, from which percentiles, entropy
+and errors are computed at leisure. So what is held does not grow with the number of samples.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ..runtime.bundle import Bundle, TensorSpec
+from ..runtime.errors import RedipruneError
+from ..runtime.ort import OrtDecoding, OrtLanguage, OrtStage
+from ..runtime.pipeline import Pipeline
+from ..runtime.session import Decoding
+from ..runtime.video import load_video
+from .evaluate import Question
+from .graph import load_graph
+from .layers import linear_layers
+
+KEEPS = (1.0, 0.15)  # what the language stage sees: all visual tokens, and few
+NEW_TOKENS = 5  # the prefill and four decoded tokens
+FRAMES = 8
+_ROWS = 256  # rows kept per input from all prefills (or frames) together; each decoded token gives one more
+_AT_ONCE = 1 << 30  # bytes of extra outputs in one run
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass
+class Activation:
+    """An input of linear layers over all samples: largest |x| per channel [C], and sampled rows [R, C]."""
+
+    largest: np.ndarray
+    rows: np.ndarray
+
+
+@dataclass
+class Held:
+    """What a stage got and gave for a held-out sample; for `language` prompt [1,S,D], steps [1,N,D], logits [N+1,V]."""
+
+    feed: Arrays
+    outputs: Arrays
+
+
+@dataclass
+class Statistics:
+    """A stage's activations, by name of the graph's value, and its held-out cases."""
+
+    activations: dict[str, Activation]
+    held: list[Held]
+
+    def save(self, path: Path) -> None:
+        arrays: Arrays = {}
+        for name, seen in self.activations.items():
+            arrays |= {f"largest/{name}": seen.largest, f"rows/{name}": seen.rows}
+        for at, case in enumerate(self.held):
+            arrays |= {f"feed/{at}/{name}": array for name, array in case.feed.items()}
+            arrays |= {f"outputs/{at}/{name}": array for name, array in case.outputs.items()}
+        temporary = path.with_name(path.name + ".new")
+        with open(temporary, "wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Statistics":
+        """Raises OSError or ValueError where the file is missing or damaged."""
+        with np.load(path) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+
+        def part(prefix: str) -> Arrays:
+            return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+        rows = part("rows/")
+        activations = {name: Activation(largest, rows[name]) for name, largest in part("largest/").items()}
+        cases = sorted({int(name.split("/")[1]) for name in arrays if name.startswith("feed/")})
+        return cls(activations, [Held(part(f"feed/{at}/"), part(f"outputs/{at}/")) for at in cases])
+
+
+def collect(
+    bundle: Bundle,
+    stages: Sequence[str],
+    samples: Sequence[Question],
+    held_out: Sequence[Question],
+    scratch: Path,
+    threads: int = 0,
+    progress: Callable[[str, float], None] | None = None,
+) -> dict[str, Statistics]:
+    """Show a bundle samples and keep what its linear layers get.
+
+    Args:
+        bundle: in fp32 or fp16.
+        stages: whose layers.
+        samples, held_out: what to show; of the latter only what goes in and out of the stages is kept.
+        scratch: a folder on the bundle's disk, for the extended graphs.
+        threads: of ONNX Runtime.
+        progress: told what is done and which fraction of it.
+
+    Raises:
+        RedipruneError: a value that is not finite, with the layer it goes into.
+    """
+    pipeline = Pipeline(bundle, dict.fromkeys(bundle.manifest.stages, "ort"), threads, 1 << 30)
+    seen = {stage: _Seen(stage, max(1, _ROWS // len(samples))) for stage in stages}
+    groups = _groups(bundle, stages)
+    total = len(groups) * len(samples) + len(held_out)
+    at = 0
+    for group in groups:
+        for stage, names in group.items():
+            tapped = tap(bundle, stage, names, scratch)
+            if stage == "language":
+                _install(pipeline, stage, _TappedLanguage(tapped, threads, names, seen[stage].take))
+            else:
+                _install(pipeline, stage, _TappedStage(OrtStage(tapped, stage, threads), names, seen[stage].take))
+        for number, sample in enumerate(samples):
+            if progress is not None:
+                progress(f"sample {number + 1} of {len(samples)}", at / total)
+            try:
+                _ask(pipeline, sample, number)
+            except _NotFinite as error:
+                raise RedipruneError(
+                    f"{error} for '{sample.media.name}'; the model overflows there: leave the sample out, or calibrate "
+                    "a bundle exported in fp32"
+                ) from error
+            at += 1
+        for stage in group:
+            _uninstall(pipeline, stage)
+    held: dict[str, list[Held]] = {stage: [] for stage in stages}
+    for stage in stages:
+        _install(
+            pipeline, stage, _Copying(pipeline.language if stage == "language" else pipeline.stage(stage), held[stage])
+        )
+    for number, sample in enumerate(held_out):
+        if progress is not None:
+            progress(f"held-out sample {number + 1} of {len(held_out)}", at / total)
+        _ask(pipeline, sample, number)
+        at += 1
+    for cases in held.values():  # frames of a clip are many alike
+        del cases[2 * len(held_out) :]
+    return {stage: Statistics(seen[stage].activations(), held[stage]) for stage in stages}
+
+
+def tap(bundle: Bundle, stage: str, names: Iterable[str], scratch: Path) -> Bundle:
+    """The bundle with values of a stage's graph as further outputs. The graph lies in `scratch`, its weights linked."""
+    spec = bundle.manifest.stages[stage]
+    model = ir.load(bundle.path(spec.file))  # as stored: with relative paths
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    added = [values[name] for name in names if name in values]  # an input of the stage is at hand anyway
+    model.graph.outputs.extend(value for value in added if value not in model.graph.outputs)
+    (scratch / spec.file).parent.mkdir(parents=True, exist_ok=True)
+    for name in spec.files:
+        if name != spec.file:
+            link(bundle.path(name), scratch / name)
+    ir.save(model, scratch / spec.file)
+    extra = [TensorSpec(name=str(value.name), dtype=spec.inputs[0].dtype, shape=[]) for value in added]
+    tapped = spec.model_copy(update={"outputs": [*spec.outputs, *extra]})
+    return Bundle(scratch, bundle.manifest.model_copy(update={"stages": {**bundle.manifest.stages, stage: tapped}}))
+
+
+def link(source: Path, target: Path) -> None:
+    """A second name for a file, or a copy where the disk is another or knows no links."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+class _NotFinite(Exception):
+    pass
+
+
+class _Seen:
+    """Gathers a stage's activations."""
+
+    def __init__(self, stage: str, rows: int):
+        self.stage = stage
+        self.count = rows
+        self.random = np.random.default_rng(0)
+        self.largest: Arrays = {}
+        self.rows: dict[str, list[np.ndarray]] = {}
+
+    def take(self, name: str, value: np.ndarray) -> None:
+        flat = value.reshape(-1, value.shape[-1])
+        largest = np.abs(flat).max(axis=0).astype(np.float32)
+        if not np.isfinite(largest).all():
+            raise _NotFinite(f"'{name}', which goes into linear layers of '{self.stage}', is not finite")
+        self.largest[name] = np.maximum(self.largest[name], largest) if name in self.largest else largest
+        count = min(self.count, len(flat))
+        chosen = self.random.choice(len(flat), count, replace=False, shuffle=False)
+        self.rows.setdefault(name, []).append(flat[chosen].astype(np.float32))
+
+    def activations(self) -> dict[str, Activation]:
+        return {name: Activation(self.largest[name], np.concatenate(rows)) for name, rows in self.rows.items()}
+
+
+class _TappedStage:
+    """A stage whose extra outputs, and inputs that are asked for, go to `take`."""
+
+    batch = 1
+
+    def __init__(self, session: OrtStage, names: Sequence[str], take: Callable[[str, np.ndarray], None]):
+        self.session, self.names, self.take = session, names, take
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        outputs = self.session.run(inputs)
+        for name in self.names:
+            self.take(name, outputs.pop(name) if name in outputs else inputs[name])
+        return outputs
+
+
+class _TappedLanguage(OrtLanguage):
+    def __init__(self, bundle: Bundle, threads: int, names: Sequence[str], take: Callable[[str, np.ndarray], None]):
+        super().__init__(bundle, threads)
+        self.names, self.take = names, take
+
+    def start(self, length: int) -> OrtDecoding:
+        return _TappedDecoding(self, length)
+
+
+class _TappedDecoding(OrtDecoding):
+    def __init__(self, language: _TappedLanguage, length: int):
+        super().__init__(language, length)
+        self.tapped = language
+
+    def step(self, embeds: np.ndarray) -> np.ndarray:
+        for name in self.tapped.names:  # anew for each step, whose number of tokens is another
+            self.binding.bind_output(name, "cpu")
+        logits = super().step(embeds)
+        names, values = self.tapped.names, self.binding.get_outputs()
+        for name, value in zip(names, values[len(values) - len(names) :], strict=True):
+            self.tapped.take(name, value.numpy())
+        return logits
+
+
+class _Copying:
+    """A session, of a stage or of the language model, that keeps what goes in and out."""
+
+    batch = 1
+
+    def __init__(self, session: Any, kept: list[Held]):
+        self.session, self.kept = session, kept
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        outputs = self.session.run(inputs)
+        self.kept.append(Held(dict(inputs), outputs))
+        return outputs
+
+    def start(self, length: int) -> "_CopyingDecoding":
+        return _CopyingDecoding(self.session.start(length), self.kept)
+
+
+class _CopyingDecoding:
+    def __init__(self, decoding: Decoding, kept: list[Held]):
+        self.decoding, self.kept = decoding, kept
+        self.case: Held | None = None
+
+    def step(self, embeds: np.ndarray) -> np.ndarray:
+        logits = self.decoding.step(embeds)
+        if self.case is None:
+            feed = {"prompt": embeds, "steps": embeds[:, :0]}
+            self.case = Held(feed, {"logits": logits[None]})
+            self.kept.append(self.case)
+        else:
+            self.case.feed["steps"] = np.concatenate([self.case.feed["steps"], embeds], axis=1)
+            self.case.outputs["logits"] = np.concatenate([self.case.outputs["logits"], logits[None]])
+        return logits
+
+
+def _install(pipeline: Pipeline, stage: str, session: Any) -> None:
+    if stage == "language":
+        pipeline.language = session
+    else:
+        pipeline.sessions[stage] = session
+
+
+def _uninstall(pipeline: Pipeline, stage: str) -> None:
+    if stage == "language":
+        del pipeline.language
+    else:
+        del pipeline.sessions[stage]
+
+
+def _ask(pipeline: Pipeline, sample: Question, number: int) -> None:
+    whole = sample.video and "video" in pipeline.bundle.manifest.modalities
+    images = [] if whole else load_video(sample.media, FRAMES) if sample.video else [sample.media]
+    pipeline.generate(
+        sample.question,
+        images,
+        [sample.media] if whole else [],
+        frames=FRAMES,
+        keep=KEEPS[number % len(KEEPS)],
+        max_new_tokens=NEW_TOKENS,
+        temperature=0.0,
+    )
+
+
+def _groups(bundle: Bundle, stages: Sequence[str]) -> list[dict[str, list[str]]]:
+    """Stage → inputs of its layers, in portions whose values in one run together stay small."""
+    manifest = bundle.manifest
+    frames = FRAMES if "video" in manifest.modalities else 1
+    patches = max(modality.patches for modality in manifest.modalities.values())
+    groups: list[dict[str, list[str]]] = [{}]
+    size = 0
+    for stage in stages:
+        widths = {str(layer.input.name): layer.shape[0] for layer in linear_layers(load_graph(bundle, stage))}
+        tokens = patches * frames if stage == "language" else patches
+        for name, width in widths.items():
+            needed = 4 * tokens * width
+            if size + needed > _AT_ONCE and groups[-1]:
+                groups.append({})
+                size = 0
+            groups[-1].setdefault(stage, []).append(name)
+            size += needed
+    return groups
