@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from ..runtime.arrays import Array
 from ..runtime.pipeline import Pipeline
 from ..runtime.session import StageSession
 
@@ -72,8 +73,8 @@ class _PooledProject:
         self.batch = inner.batch
         self.grids = grids  # tokens of a frame → (leading tokens, rows)
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        embeds = self.inner.run(inputs)["visual_embeds"]  # [frames, tokens, width]
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, np.ndarray]:
+        embeds = np.asarray(self.inner.run(inputs)["visual_embeds"])  # [frames, tokens, width]
         frames, tokens, width = embeds.shape
         leading, rows = self.grids[tokens]
         grid = embeds[:, leading:].reshape(frames, rows, -1, width)

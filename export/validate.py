@@ -196,7 +196,7 @@ class _SessionRunner(BaseRunner):
         run = self.session.run if self.open[2] != "language" else partial(_run_language, self.session)
         outputs = run(feed_dict)
         self.inference_time = time.perf_counter() - start
-        return outputs
+        return {name: np.asarray(array) for name, array in outputs.items()}  # some lie on the GPU
 
 
 class _StoredRunner(BaseRunner):

@@ -2,7 +2,7 @@
 
 <bundle>/
   manifest.json
-  onnx/<stage>.onnx (+ .data)
+  onnx/<stage>.onnx (+ .data), onnx/<stage>.<backend>.onnx
   engines/<backend>/…
   processor/
 """
@@ -119,6 +119,11 @@ class EngineSpec(_Strict):
     @staticmethod
     def file(backend: str, stage: str) -> str:
         return f"engines/{backend}/{stage}.engine"
+
+    @staticmethod
+    def own_graph(backend: str, stage: str) -> str:
+        """A graph in a backend's own operators; it lies beside the portable one, as the two share their weights."""
+        return f"onnx/{stage}.{backend}.onnx"
 
 
 class Limit(_Strict):
@@ -304,13 +309,28 @@ class Bundle:
         Raises:
             RedipruneError: it was not built, was built from another graph, or its file is missing or has changed.
         """
-        engine, name = self.manifest.engines.get(backend), EngineSpec.file(backend, stage)
+        engine = self.manifest.engines.get(backend)
         if engine is None or stage not in engine.stages:
             raise RedipruneError(
                 f"bundle '{self.folder}' has no {backend} engine of '{stage}'; build it with: {self.build_command(backend)}"
             )
-        path = self.path(name)
-        reason = None
+        self._check_built(backend, stage, EngineSpec.file(backend, stage), hashes)
+        return engine
+
+    def graph(self, backend: str, stage: str) -> Path:
+        """A stage's graph: in the backend's own operators where one was built, else the portable one.
+
+        Raises:
+            RedipruneError: the backend's was built from another graph, is missing or has changed.
+        """
+        name, engine = EngineSpec.own_graph(backend, stage), self.manifest.engines.get(backend)
+        if engine is None or name not in engine.files:
+            return self.path(self.manifest.stages[stage].file)
+        self._check_built(backend, stage, name)
+        return self.path(name)
+
+    def _check_built(self, backend: str, stage: str, name: str, hashes: bool = True) -> None:
+        engine, path, reason = self.manifest.engines[backend], self.path(name), None
         if engine.source_sha256.get(stage) != self.manifest.stages[stage].sha256:
             reason = "was built from another graph than the bundle's"
         elif not path.is_file():
@@ -319,7 +339,6 @@ class Bundle:
             reason = "is truncated or was replaced"
         if reason is not None:
             raise RedipruneError(f"engine '{path}' {reason}; build it again with: {self.build_command(backend)}")
-        return engine
 
     def check_files(self, hashes: bool = True, remember: bool = True) -> None:
         """Compare the folder with the manifest.

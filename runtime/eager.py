@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .arrays import Array
 from .bundle import Bundle, file_sha256
 from .errors import RedipruneError
 
@@ -25,7 +26,7 @@ class EagerStage:
         self.spec = bundle.manifest.stages[stage]
         self.stage = next(s for s in eager_stages(bundle, threads) if s.name == stage)
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, np.ndarray]:
         import torch
 
         values = [_tensor(inputs[port.name]) for port in self.spec.inputs]
@@ -52,7 +53,7 @@ class EagerDecoding:
         self.model = model
         self.cache = DynamicCache(config=model.config.text_config)
 
-    def step(self, embeds: np.ndarray) -> np.ndarray:
+    def step(self, embeds: Array) -> np.ndarray:
         import torch
 
         with torch.inference_mode():
@@ -124,7 +125,7 @@ def _hub_folder(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def _tensor(array: np.ndarray) -> Any:
+def _tensor(array: Array) -> Any:
     import torch
 
     tensor = torch.from_numpy(np.ascontiguousarray(array))

@@ -7,17 +7,18 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from .arrays import Array
 from .bundle import Bundle
-from .device import Buffers, Stream
+from .device import DeviceArray, open_stream
 from .errors import RedipruneError
 from .gpu import compute_capability
-from .session import cast_inputs
+from .session import fit_inputs
 
 BACKEND = "kernel"
 
 
 class KernelSelect:
-    """The `select` stage: scores and greedy choice on the GPU, the query pooled here."""
+    """The `select` stage: scores, greedy choice and kept tokens on the GPU; only the query is pooled here."""
 
     batch = 8
 
@@ -26,53 +27,59 @@ class KernelSelect:
         from ..graphs.plugin.launcher import GpuUnavailable, load_kernels
 
         self.spec = bundle.manifest.stages["select"]
-        self.stream = Stream(BACKEND)
-        self.buffers = Buffers(self.stream)
+        self.stream = open_stream(BACKEND)
         try:
             self.kernels = load_kernels()
         except GpuUnavailable as error:
             raise RedipruneError(" ".join(str(error).split())) from error
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        feed = cast_inputs(self.spec, inputs)
-        features = feed["features"]
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, DeviceArray]:
+        feed, stream = fit_inputs(self.spec, inputs), self.stream
+        features = stream.place(feed["features"])
         frames, patches, channels = features.shape
-        count, tau = min(int(feed["num_keep"]), patches), float(feed["tau"])
-        query = match_width(pool_query(feed["text_embeds"].astype(np.float32)), channels)
-        tokens = frames * patches * 4
-        space = {"features": features.nbytes, "query": query.nbytes, "norms": tokens, "relevance": tokens}
-        space |= {"similarity": tokens * patches, "indices": frames * count * 8}
-        memory = {name: self.buffers.of(name, size) for name, size in space.items()}
-        at = {name: piece.address for name, piece in memory.items()}
-        self.stream.upload(features, memory["features"])
-        self.stream.upload(query, memory["query"])
+        count, tau = min(int(np.asarray(feed["num_keep"])), patches), float(np.asarray(feed["tau"]))
+        question = np.asarray(feed["text_embeds"], np.float32)  # at most 128 tokens
+        query = stream.place(match_width(pool_query(question), channels))
+        norms, relevance = (stream.empty((frames, patches), np.float32) for _ in range(2))
+        similarity = stream.empty((frames, patches, patches), np.float32)
         self.kernels.score(
-            at["features"],
-            at["query"],
-            at["norms"],
-            at["relevance"],
-            at["similarity"],
+            features.address,
+            query.address,
+            norms.address,
+            relevance.address,
+            similarity.address,
             frames=frames,
             patches=patches,
             channels=channels,
             dtype=str(features.dtype),
-            stream=self.stream.handle,
+            stream=stream.handle,
         )
         if tau > 0:
-            relevance = self.stream.download(memory["relevance"], np.empty((frames, patches), np.float32))
-            self.stream.upload(drop_below(relevance, count, tau), memory["relevance"])
+            relevance = stream.place(drop_below(np.asarray(relevance), count, tau))
+        indices = stream.empty((frames, count), np.int64)
         self.kernels.select(
-            at["similarity"],
-            at["relevance"],
-            at["indices"],
+            similarity.address,
+            relevance.address,
+            indices.address,
             frames=frames,
             patches=patches,
             count=count,
-            alpha=float(feed["alpha"]),
-            stream=self.stream.handle,
+            alpha=float(np.asarray(feed["alpha"])),
+            stream=stream.handle,
         )
-        indices = self.stream.download(memory["indices"], np.empty((frames, count), np.int64))
-        return {"indices": indices, "kept": np.take_along_axis(features, indices[:, :, None], axis=1)}
+        kept = stream.empty((frames, count, channels), features.dtype)
+        self.kernels.gather(
+            features.address,
+            indices.address,
+            kept.address,
+            frames=frames,
+            patches=patches,
+            count=count,
+            row_bytes=channels * features.dtype.itemsize,
+            stream=stream.handle,
+        )
+        stream.synchronize()
+        return {"indices": indices, "kept": kept}
 
 
 def open_stage(bundle: Bundle, stage: str, threads: int) -> KernelSelect:

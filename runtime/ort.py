@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnxruntime as ort
 
+from .arrays import Array
 from .bundle import Bundle
 from .errors import RedipruneError
 from .session import cast_inputs
@@ -20,18 +21,18 @@ class OrtStage:
         self.session = _session(bundle, stage, threads)
         self.outputs = [port.name for port in self.spec.outputs]
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, np.ndarray]:
         values = self.session.run(self.outputs, cast_inputs(self.spec, inputs))
         return dict(zip(self.outputs, (np.asarray(value) for value in values), strict=True))
 
 
 class OrtLanguage:
-    """The language stage in ONNX Runtime."""
+    """The language stage in ONNX Runtime, its KV caches on a device as ONNX Runtime names it ("cpu", "cuda")."""
 
-    def __init__(self, bundle: Bundle, threads: int):
+    def __init__(self, bundle: Bundle, session: ort.InferenceSession, device: str = "cpu"):
         spec = bundle.manifest.stages["language"]
         self.decoder = bundle.manifest.decoder
-        self.session = _session(bundle, "language", threads)
+        self.session, self.device = session, device
         self.dtype = np.dtype(spec.inputs[0].dtype)
         self.cache_names = [port.name.removeprefix("past.") for port in spec.inputs if port.name.startswith("past.")]
 
@@ -43,31 +44,35 @@ class OrtDecoding:
     """A KV cache that ONNX Runtime writes in place: each tensor is bound as input and as output."""
 
     def __init__(self, language: OrtLanguage, length: int):
-        decoder, dtype = language.decoder, language.dtype
-        self.session, self.dtype = language.session, dtype
-        self.position = 0
-        self.length = length
+        decoder, self.dtype, device = language.decoder, language.dtype, language.device
+        self.session, self.length, self.position = language.session, length, 0
         self.binding = language.session.io_binding()
         shape = (1, decoder.kv_heads, length, decoder.head_width)
-        self.cache = [ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype)) for _ in language.cache_names]
+        self.cache = [
+            ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, self.dtype), device) for _ in language.cache_names
+        ]
         for name, value in zip(language.cache_names, self.cache, strict=True):
             self.binding.bind_ortvalue_input(f"past.{name}", value)
             self.binding.bind_ortvalue_output(f"present.{name}", value)
-        self.logits = np.empty((1, 1, decoder.vocabulary), dtype)
-        self.logits_value = ort.OrtValue.ortvalue_from_numpy(self.logits)
-        self.binding.bind_ortvalue_output("logits", self.logits_value)
+        shape = (1, 1, decoder.vocabulary)
+        self.logits = ort.OrtValue.ortvalue_from_shape_and_type(shape, self.dtype, device)
+        self.binding.bind_ortvalue_output("logits", self.logits)
 
-    def step(self, embeds: np.ndarray) -> np.ndarray:
+    def step(self, embeds: Array) -> np.ndarray:
         tokens = embeds.shape[1]
         if self.position + tokens > self.length:
             raise RedipruneError(
                 f"the KV cache has room for {self.length} positions, {self.position + tokens} are needed"
             )
-        self.binding.bind_cpu_input("inputs_embeds", np.ascontiguousarray(embeds, self.dtype))
+        self.bind("inputs_embeds", embeds)
         self.binding.bind_cpu_input("write_index", np.array([self.position], np.int64))
         self.session.run_with_iobinding(self.binding)
+        self.binding.synchronize_outputs()
         self.position += tokens
-        return self.logits_value.numpy()[0, 0].astype(np.float32)
+        return self.logits.numpy()[0, 0].astype(np.float32)
+
+    def bind(self, name: str, array: Array) -> None:
+        self.binding.bind_cpu_input(name, np.ascontiguousarray(array, self.dtype))
 
 
 def open_stage(bundle: Bundle, stage: str, threads: int) -> OrtStage:
@@ -75,7 +80,7 @@ def open_stage(bundle: Bundle, stage: str, threads: int) -> OrtStage:
 
 
 def open_language(bundle: Bundle, threads: int) -> OrtLanguage:
-    return OrtLanguage(bundle, threads)
+    return OrtLanguage(bundle, _session(bundle, "language", threads))
 
 
 def _session(bundle: Bundle, stage: str, threads: int) -> ort.InferenceSession:
@@ -89,7 +94,7 @@ def _session(bundle: Bundle, stage: str, threads: int) -> ort.InferenceSession:
     options.intra_op_num_threads = threads
     # Stages run one after another; threads of one that spin for work would take the cores from the next.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    path = bundle.path(bundle.manifest.stages[stage].file)
+    path = bundle.graph("ort", stage)
     try:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises a type per status, none of them documented

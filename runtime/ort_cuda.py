@@ -1,14 +1,18 @@
-"""ONNX Runtime on the first GPU (onnxruntime-gpu). Inputs and outputs are bound; the KV cache stays on the device."""
+"""ONNX Runtime on the first GPU (onnxruntime-gpu). Arrays and KV cache stay there; it runs on the process's stream."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
+from .arrays import Array
 from .bundle import Bundle
+from .device import DeviceArray, open_stream
 from .errors import RedipruneError
 from .gpu import compute_capability
-from .session import cast_inputs
+from .ort import OrtDecoding, OrtLanguage
+from .session import fit_inputs, output_shapes
 
 BACKEND, PROVIDER, DEVICE = "ort-cuda", "CUDAExecutionProvider", "cuda"
 
@@ -21,58 +25,42 @@ class OrtCudaStage:
     def __init__(self, bundle: Bundle, stage: str):
         self.spec = bundle.manifest.stages[stage]
         self.session = _session(bundle, stage)
+        self.stream = open_stream(BACKEND)
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, DeviceArray]:
+        feed = fit_inputs(self.spec, inputs)
+        shapes = output_shapes(self.spec, feed)
         binding = self.session.io_binding()
-        for name, array in cast_inputs(self.spec, inputs).items():
-            binding.bind_cpu_input(name, array)  # ONNX Runtime brings it to where the graph wants it
-        names = [port.name for port in self.spec.outputs]
-        for name in names:
-            binding.bind_output(name, DEVICE)
+        placed = {name: self.stream.place(array) for name, array in feed.items() if array.shape}
+        for name, array in feed.items():
+            if name in placed:
+                _bind(binding.bind_input, name, placed[name])
+            else:  # a scalar may be wanted on the host: ONNX Runtime brings it to where the graph has it
+                binding.bind_cpu_input(name, np.asarray(array))
+        outputs = {port.name: self.stream.empty(shapes[port.name], port.dtype) for port in self.spec.outputs}
+        for name, array in outputs.items():
+            _bind(binding.bind_output, name, array)
         self.session.run_with_iobinding(binding)
-        return dict(zip(names, binding.copy_outputs_to_cpu(), strict=True))
+        self.stream.synchronize()
+        return outputs
 
 
-class OrtCudaLanguage:
+class OrtCudaLanguage(OrtLanguage):
     """The language stage in ONNX Runtime CUDA."""
-
-    def __init__(self, bundle: Bundle):
-        spec = bundle.manifest.stages["language"]
-        self.decoder = bundle.manifest.decoder
-        self.session = _session(bundle, "language")
-        self.dtype = np.dtype(spec.inputs[0].dtype)
-        self.cache_names = [port.name.removeprefix("past.") for port in spec.inputs if port.name.startswith("past.")]
 
     def start(self, length: int) -> "OrtCudaDecoding":
         return OrtCudaDecoding(self, length)
 
 
-class OrtCudaDecoding:
-    """A KV cache on the device that ONNX Runtime writes in place: each tensor is bound as input and as output."""
+class OrtCudaDecoding(OrtDecoding):
+    """Its KV cache lies on the GPU; so may the embeddings of a step."""
 
-    def __init__(self, language: OrtCudaLanguage, length: int):
-        decoder, self.dtype = language.decoder, language.dtype
-        self.session, self.length, self.position = language.session, length, 0
-        self.binding = self.session.io_binding()
-        empty = np.zeros((1, decoder.kv_heads, length, decoder.head_width), self.dtype)
-        self.cache = [ort.OrtValue.ortvalue_from_numpy(empty, DEVICE, 0) for _ in language.cache_names]
-        for name, value in zip(language.cache_names, self.cache, strict=True):
-            self.binding.bind_ortvalue_input(f"past.{name}", value)
-            self.binding.bind_ortvalue_output(f"present.{name}", value)
-        self.logits = ort.OrtValue.ortvalue_from_numpy(np.empty((1, 1, decoder.vocabulary), self.dtype), DEVICE, 0)
-        self.binding.bind_ortvalue_output("logits", self.logits)
-
-    def step(self, embeds: np.ndarray) -> np.ndarray:
-        tokens = embeds.shape[1]
-        if self.position + tokens > self.length:
-            raise RedipruneError(
-                f"the KV cache has room for {self.length} positions, {self.position + tokens} are needed"
-            )
-        self.binding.bind_cpu_input("inputs_embeds", np.ascontiguousarray(embeds, self.dtype))
-        self.binding.bind_cpu_input("write_index", np.array([self.position], np.int64))
-        self.session.run_with_iobinding(self.binding)
-        self.position += tokens
-        return self.logits.numpy()[0, 0].astype(np.float32)
+    def bind(self, name: str, array: Array) -> None:
+        if isinstance(array, DeviceArray) and array.dtype == self.dtype:
+            self.placed = array.stream.place(array)  # bound by its address: held until the next step
+            _bind(self.binding.bind_input, name, self.placed)
+        else:
+            super().bind(name, array)
 
 
 def open_stage(bundle: Bundle, stage: str, threads: int) -> OrtCudaStage:
@@ -80,7 +68,11 @@ def open_stage(bundle: Bundle, stage: str, threads: int) -> OrtCudaStage:
 
 
 def open_language(bundle: Bundle, threads: int) -> OrtCudaLanguage:
-    return OrtCudaLanguage(bundle)
+    return OrtCudaLanguage(bundle, _session(bundle, "language"), DEVICE)
+
+
+def _bind(how: Any, name: str, array: DeviceArray) -> None:
+    how(name, DEVICE, 0, array.dtype.type, list(array.shape), array.address)
 
 
 def _session(bundle: Bundle, stage: str) -> ort.InferenceSession:
@@ -101,7 +93,8 @@ def _session(bundle: Bundle, stage: str) -> ort.InferenceSession:
     options.log_severity_level = 3
     path = bundle.path(bundle.manifest.stages[stage].file)
     # Not TF32, the provider's default: float32 products would keep 10 bits of mantissa.
-    providers = [(PROVIDER, {"use_tf32": "0"}), "CPUExecutionProvider"]
+    settings = {"use_tf32": "0", "user_compute_stream": str(open_stream(BACKEND).handle)}
+    providers = [(PROVIDER, settings), "CPUExecutionProvider"]
     try:
         session = ort.InferenceSession(path, options, providers=providers)
     except Exception as error:  # ONNX Runtime raises a type per status, none of them documented

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..graphs.keep import check_weights, num_kept, query_ids
+from .arrays import Array, concatenate
 from .bundle import Bundle
 from .errors import RedipruneError
 from .generate import Sampling, Stopping
@@ -254,7 +255,7 @@ class Pipeline:
         prune_tiles: bool,
         chat: bool,
         answer: Answer,
-    ) -> tuple[np.ndarray, list[int]]:
+    ) -> tuple[Array, list[int]]:
         """The whole prompt as embeddings [S', D], and its token ids."""
         modalities = self.bundle.manifest.modalities
         for kind, given in (("image", images), ("video", videos)):
@@ -284,9 +285,9 @@ class Pipeline:
         plain = [0 if token in placeholders else token for token in ids]  # a placeholder's own embedding is not used
         with clock("embed"):
             embeds = self.stage("embed").run({"input_ids": np.array([plain])})["embeds"][0]
-            tail = np.zeros((1, embeds.shape[1]), embeds.dtype)
-            if question:
-                tail = embeds[len(ids) - len(question) :]
+            tail = embeds[len(ids) - len(question) :]
+            if not question:
+                tail = np.zeros((1, embeds.shape[1]), embeds.dtype)
         spliced = []
         for visual in visuals:
             pruned = not visual.spec.tiled or prune_tiles
@@ -296,7 +297,7 @@ class Pipeline:
                 projected = self.stage("project").run({"kept": kept})["visual_embeds"]
             tokens = visual.sequence(projected, self.newline)
             spliced.append((visual.spec.placeholder, tokens))
-            answer.kept_tokens += len(tokens)
+            answer.kept_tokens += tokens.shape[0]
             answer.visual_tokens += visual.total
         answer.kept = [visual.kept for visual in visuals]
         answer.visuals = visuals
@@ -317,7 +318,7 @@ class Pipeline:
             with clock("vision"):
                 session = self.stage(spec.stage)
                 step = session.batch
-                features = np.concatenate(
+                features = concatenate(
                     [
                         session.run({"pixel_values": pixels[at : at + step]})[spec.output]
                         for at in range(0, len(pixels), step)
@@ -328,7 +329,7 @@ class Pipeline:
         everything = np.tile(np.arange(features.shape[1]), (features.shape[0], 1))
         return Visual(kind, pictures, spec, features, layout, everything)
 
-    def _select(self, visual: Visual, question: np.ndarray, keep: float | int, alpha: float, tau: float) -> np.ndarray:
+    def _select(self, visual: Visual, question: Array, keep: float | int, alpha: float, tau: float) -> Array:
         """Prune a visual: sets its `kept` and returns the kept features [F,K,C]."""
         patches = visual.features.shape[1]
         with _as_user_error():
@@ -336,8 +337,9 @@ class Pipeline:
         if count == patches:
             return visual.features
         if self.chooser is not None:
-            visual.kept = self.chooser(visual.features, count)
-            return np.take_along_axis(visual.features, visual.kept[:, :, None], axis=1)
+            features = np.asarray(visual.features)
+            visual.kept = self.chooser(features, count)
+            return np.take_along_axis(features, visual.kept[:, :, None], axis=1)
         outputs = self.stage("select").run(
             {
                 "features": visual.features,
@@ -347,12 +349,12 @@ class Pipeline:
                 "tau": np.array(tau),
             }
         )
-        visual.kept = outputs["indices"]
+        visual.kept = np.asarray(outputs["indices"])
         return outputs["kept"]
 
     def _decode(
         self,
-        embeds: np.ndarray,
+        embeds: Array,
         ids: list[int],
         max_new_tokens: int,
         sampling: Sampling,
@@ -363,9 +365,9 @@ class Pipeline:
         """Prefill, then token after token; yields text as soon as it is certain."""
         clock = _Clock(answer.timings)
         random = np.random.default_rng(sampling.seed)
-        decoding = self.language.start(len(embeds) + max_new_tokens)
+        decoding = self.language.start(embeds.shape[0] + max_new_tokens)
         with clock("prefill"):
-            logits = decoding.step(embeds[None])
+            logits = decoding.step(embeds.reshape(1, *embeds.shape))
         shown = 0
         first = time.perf_counter()
         while True:

@@ -4,19 +4,20 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from .arrays import Array
 from .errors import RedipruneError
 
 Profile = Mapping[str, list[list[int]]]
 
 
-def check_shapes(stage: str, profile: Profile, inputs: Mapping[str, np.ndarray], rebuild: str) -> None:
+def check_shapes(stage: str, profile: Profile, inputs: Mapping[str, Array], rebuild: str) -> None:
     """Refuse inputs that the profile does not cover; for `num_keep` its value counts.
 
     Raises:
         RedipruneError: names the input and its size, prints the profile and the command that builds another.
     """
     for name, (low, _, high) in profile.items():
-        sizes = [int(inputs[name])] if name == "num_keep" else list(inputs[name].shape)
+        sizes = [int(np.asarray(inputs[name]))] if name == "num_keep" else list(inputs[name].shape)
         fits = len(sizes) == len(low) and all(a <= b <= c for a, b, c in zip(low, sizes, high, strict=True))
         if not fits:
             raise RedipruneError(

@@ -1,5 +1,8 @@
 """One interface for every backend: a stage is arrays in, arrays out; the language stage keeps its KV cache.
 
+Arrays lie on the host or on the GPU. A backend takes either: one on the CPU downloads what it gets from the GPU, one on
+the GPU uploads what it gets from the host and leaves its outputs there, in memory of their own.
+
 A backend is a module of this package with two functions, `open_stage` and `open_language`, registered in `BACKENDS`.
 """
 
@@ -9,7 +12,9 @@ from typing import Protocol
 
 import numpy as np
 
+from .arrays import Array
 from .bundle import Bundle, StageSpec
+from .device import DeviceArray
 from .errors import RedipruneError
 
 # Name → module. A module is imported when its backend is asked for, so that its libraries stay optional.
@@ -28,15 +33,15 @@ class StageSession(Protocol):
 
     batch: int  # frames per run that are fastest here
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs by name; inputs are by the manifest's names and dtypes."""
+    def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Outputs by name, computed when it returns; inputs are by the manifest's names and dtypes."""
         ...
 
 
 class Decoding(Protocol):
     """One request's KV cache, filled from position 0."""
 
-    def step(self, embeds: np.ndarray) -> np.ndarray:
+    def step(self, embeds: Array) -> np.ndarray:
         """Append embeds [1,S,D] to the cache; logits [V] float32 of the last position."""
         ...
 
@@ -65,19 +70,26 @@ def _module(backend: str):
     return import_module(BACKENDS[backend], __package__)
 
 
-def cast_inputs(spec: StageSpec, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The stage's inputs in its own dtypes and contiguous, after checking their shapes.
+def cast_inputs(spec: StageSpec, inputs: Mapping[str, Array]) -> dict[str, np.ndarray]:
+    """The stage's inputs on the host, in its own dtypes and contiguous, after checking their shapes.
 
     Raises:
         RedipruneError: an input is missing or has a fixed dimension of another size.
     """
+    return {name: np.asarray(array) for name, array in fit_inputs(spec, inputs).items()}
+
+
+def fit_inputs(spec: StageSpec, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """As `cast_inputs`, but an array on the GPU stays there where it has the right dtype."""
     feed = {}
     for port in spec.inputs:
         if port.name not in inputs:
             raise RedipruneError(
                 f"stage input '{port.name}' is missing; the stage takes {[p.name for p in spec.inputs]}"
             )
-        array = np.asarray(inputs[port.name], dtype=port.dtype, order="C")
+        array = inputs[port.name]
+        if not isinstance(array, DeviceArray) or array.dtype != port.dtype:
+            array = np.asarray(array, dtype=port.dtype, order="C")
         fixed = len(array.shape) == len(port.shape) and all(
             isinstance(want, str) or want == have for want, have in zip(port.shape, array.shape, strict=True)
         )
@@ -87,3 +99,13 @@ def cast_inputs(spec: StageSpec, inputs: Mapping[str, np.ndarray]) -> dict[str, 
             )
         feed[port.name] = array
     return feed
+
+
+def output_shapes(spec: StageSpec, feed: Mapping[str, Array]) -> dict[str, list[int]]:
+    """What a stage will give for these inputs. Kept tokens are asked for by number, and no more than there are patches."""
+    sizes = {}
+    for port in spec.inputs:
+        sizes |= {d: n for d, n in zip(port.shape, feed[port.name].shape, strict=True) if isinstance(d, str)}
+    if "num_keep" in feed:
+        sizes["kept"] = min(int(np.asarray(feed["num_keep"])), sizes["patches"])
+    return {port.name: [sizes[d] if isinstance(d, str) else d for d in port.shape] for port in spec.outputs}

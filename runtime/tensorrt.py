@@ -1,24 +1,24 @@
 """TensorRT and TensorRT-RTX: a bundle's engines on the first GPU.
 
-Device buffers are made once and reused. The KV cache stays on the device, written in place; a decoding step is a CUDA
-graph.
+Arrays stay on the GPU between stages. The KV cache lies there too, written in place and reused by the next request; a
+decoding step is a CUDA graph.
 """
 
 import mmap
 import weakref
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from .bundle import Bundle, EngineSpec, StageSpec
-from .device import Buffers, Memory, Stream
+from .arrays import Array
+from .bundle import Bundle, EngineSpec
+from .device import DeviceArray, open_stream
 from .errors import RedipruneError
 from .gpu import compute_capability
 from .nvinfer import LIBRARIES, find_plugin, load_library, load_plugin, make_log
 from .profile import check_shapes
-from .session import cast_inputs
+from .session import fit_inputs, output_shapes
 
 
 class EngineStage:
@@ -29,24 +29,22 @@ class EngineStage:
         self.engine = Engine(bundle, backend, stage)
         self.batch = self.engine.profile[self.spec.inputs[0].name][1][0]  # frames the engine was tuned for
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        feed = cast_inputs(self.spec, inputs)
-        self.engine.check(feed)
-        for name, array in feed.items():
-            self.engine.bind_input(name, array)
-        sizes = _sizes(self.spec, feed)
-        outputs = {}
-        for port in self.spec.outputs:
-            outputs[port.name] = np.empty([sizes[d] if isinstance(d, str) else d for d in port.shape], port.dtype)
-            self.engine.bind_output(port.name, outputs[port.name].nbytes)
-        self.engine.enqueue()
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, DeviceArray]:
+        engine, feed = self.engine, fit_inputs(self.spec, inputs)
+        engine.check(feed)
+        placed = {name: engine.bind_input(name, array) for name, array in feed.items()}
+        shapes = output_shapes(self.spec, feed)
+        outputs = {port.name: engine.stream.empty(shapes[port.name], port.dtype) for port in self.spec.outputs}
         for name, array in outputs.items():
-            self.engine.download(name, array)
+            engine.bind(name, array.address)
+        engine.enqueue()
+        engine.stream.synchronize()
+        del placed  # held until here
         return outputs
 
 
 class EngineLanguage:
-    """The language stage as an engine."""
+    """The language stage as an engine. What goes in and out of a step lies at fixed addresses, for the CUDA graph."""
 
     def __init__(self, bundle: Bundle, backend: str):
         self.decoder = bundle.manifest.decoder
@@ -55,9 +53,11 @@ class EngineLanguage:
         self.engine = Engine(bundle, backend, "language")
         self.cache_names = [port.name.removeprefix("past.") for port in spec.inputs if port.name.startswith("past.")]
         self.cache_shape = self.engine.profile[f"past.{self.cache_names[0]}"][2]
-        self.most_tokens = self.engine.profile["inputs_embeds"][2][1]
-        self.engine.buffers.of("inputs_embeds", self.most_tokens * self.decoder.width * self.dtype.itemsize)
-        self.idle: list[list[Memory]] = []  # caches of finished requests
+        stream, most = self.engine.stream, self.engine.profile["inputs_embeds"][2][1]
+        self.embeds = stream.empty((most, self.decoder.width), self.dtype)
+        self.write_index = stream.empty((1,), np.int64)
+        self.logits = stream.empty((1, 1, self.decoder.vocabulary), self.dtype)
+        self.idle: list[list[DeviceArray]] = []  # caches of finished requests
         self.graphs = not LIBRARIES[backend].own_graphs
         self.last: object = None  # whose call was the last
 
@@ -70,51 +70,55 @@ class EngineLanguage:
             )
         return EngineDecoding(self, self.idle.pop() if self.idle else self._allocate(), length)
 
-    def _allocate(self) -> list[Memory]:
-        size = int(np.prod(self.cache_shape)) * self.dtype.itemsize
-        return [self.engine.stream.allocate(size) for _ in self.cache_names]
+    def _allocate(self) -> list[DeviceArray]:
+        return [self.engine.stream.empty(self.cache_shape, self.dtype) for _ in self.cache_names]
 
 
 class EngineDecoding:
-    """A KV cache on the device, bound as input and as output of the engine."""
+    """A KV cache on the GPU, bound as input and as output of the engine."""
 
-    def __init__(self, language: EngineLanguage, caches: list[Memory], length: int):
+    def __init__(self, language: EngineLanguage, caches: list[DeviceArray], length: int):
         self.language, self.caches, self.length = language, caches, length
         self.position = 0
         self.me = object()
         self.single_steps = 0  # since the last call of another kind
         self.graph: Callable[[], None] | None = None
-        self.logits = np.empty((1, 1, language.decoder.vocabulary), language.dtype)
-        for memory in caches:  # what is masked is multiplied by 0, and must not be a NaN
-            language.engine.stream.clear(memory)
+        for array in caches:  # what is masked is multiplied by 0, and must not be a NaN
+            language.engine.stream.clear(array)
         weakref.finalize(self, language.idle.append, caches)
 
-    def step(self, embeds: np.ndarray) -> np.ndarray:
-        tokens, most = embeds.shape[1], self.language.most_tokens
+    def step(self, embeds: Array) -> np.ndarray:
+        language, tokens = self.language, embeds.shape[1]
         if self.position + tokens > self.length:
             raise RedipruneError(
                 f"the KV cache has room for {self.length} positions, {self.position + tokens} are needed"
             )
+        if not isinstance(embeds, DeviceArray) or embeds.dtype != language.dtype:
+            embeds = np.ascontiguousarray(embeds, language.dtype)
+        rows, most = embeds.reshape(tokens, language.decoder.width), language.embeds.shape[0]
         for at in range(0, tokens, most):  # a prompt longer than the profile goes in piece by piece
-            self._run(np.ascontiguousarray(embeds[:, at : at + most], self.language.dtype))
-        return self.language.engine.download("logits", self.logits)[0, 0].astype(np.float32)
+            self._run(rows[at : at + most])
+        return np.asarray(language.logits)[0, 0].astype(np.float32)
 
-    def _run(self, embeds: np.ndarray) -> None:
-        language, engine = self.language, self.language.engine
-        engine.bind_input("inputs_embeds", embeds)
-        engine.bind_input("write_index", np.array([self.position], np.int64))
-        engine.bind_output("logits", self.logits.nbytes)
-        for name, memory in zip(language.cache_names, self.caches, strict=True):
-            engine.bind(f"past.{name}", memory, language.cache_shape)
-            engine.bind(f"present.{name}", memory)
-        self.position += embeds.shape[1]
+    def _run(self, rows: Array) -> None:
+        """Append rows [S,D] to the cache."""
+        language, engine, tokens = self.language, self.language.engine, rows.shape[0]
+        engine.stream.copy(rows, language.embeds)
+        engine.stream.copy(np.array([self.position], np.int64), language.write_index)
+        engine.bind("inputs_embeds", language.embeds.address, (1, *rows.shape))
+        engine.bind("write_index", language.write_index.address, (1,))
+        engine.bind("logits", language.logits.address)
+        for name, array in zip(language.cache_names, self.caches, strict=True):
+            engine.bind(f"past.{name}", array.address, array.shape)
+            engine.bind(f"present.{name}", array.address)
+        self.position += tokens
         if not language.graphs:
             engine.enqueue()
             return
-        if embeds.shape[1] > 1 or language.last is not self.me:  # other shapes or buffers were bound since
+        if tokens > 1 or language.last is not self.me:  # other shapes or buffers were bound since
             self.single_steps, self.graph = 0, None
         language.last = self.me
-        self.single_steps += embeds.shape[1] == 1
+        self.single_steps += tokens == 1
         if self.single_steps < 2:  # the first call at a shape may allocate, which no graph can hold
             engine.enqueue()
             return
@@ -131,7 +135,7 @@ class Engine:
         module, spec = _usable(bundle, backend, stage)
         self.profile = spec.profile[stage]
         self.log = make_log(module)
-        self.stream = stream_of(backend)
+        self.stream = open_stream(backend)
         if stage == "select" and (plugin := find_plugin(backend)) is not None:
             load_plugin(module, plugin)
         self.runtime = module.Runtime(self.log)
@@ -144,8 +148,6 @@ class Engine:
         if self.context is None:
             raise RedipruneError(f"engine '{path}' does not start ({self.log.reason}); free memory of the GPU")
         self.host = module.TensorLocation.HOST
-        self.buffers = Buffers(self.stream)
-        self.held: dict[str, np.ndarray] = {}  # what the host side of a copy or a shape input points to
 
     def _context(self, module: Any, own_graphs: bool) -> Any:
         if not own_graphs:
@@ -154,32 +156,26 @@ class Engine:
         config.cuda_graph_strategy = module.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         return self.engine.create_execution_context(config)
 
-    def check(self, feed: Mapping[str, np.ndarray]) -> None:
+    def check(self, feed: Mapping[str, Array]) -> None:
         check_shapes(self.stage, self.profile, feed, self.rebuild)
 
-    def bind_input(self, name: str, array: np.ndarray) -> None:
-        """Bring an array to the device and bind it; a shape input stays on the host."""
-        self.held[name] = array
+    def bind_input(self, name: str, array: Array) -> Array:
+        """Bind an array, brought to the GPU, or to the host for a shape input; hold the result until the call is done."""
         if self.engine.get_tensor_location(name) == self.host:
-            self._done(self.context.set_tensor_address(name, array.ctypes.data))
-            return
-        memory = self.buffers.of(name, array.nbytes)
-        self.stream.upload(array, memory)
-        self.bind(name, memory, array.shape)
+            value = np.asarray(array)
+            self.bind(name, value.ctypes.data)
+            return value
+        placed = self.stream.place(array)
+        self.bind(name, placed.address, placed.shape)
+        return placed
 
-    def bind_output(self, name: str, size: int) -> None:
-        self.bind(name, self.buffers.of(name, size))
-
-    def bind(self, name: str, memory: Memory, shape: Any = None) -> None:
+    def bind(self, name: str, address: int, shape: Sequence[int] | None = None) -> None:
         if shape is not None:
             self._done(self.context.set_input_shape(name, tuple(shape)))
-        self._done(self.context.set_tensor_address(name, memory.address))
+        self._done(self.context.set_tensor_address(name, address))
 
     def enqueue(self) -> None:
         self._done(self.context.execute_async_v3(self.stream.handle))
-
-    def download(self, name: str, array: np.ndarray) -> np.ndarray:
-        return self.stream.download(self.buffers[name], array)
 
     def _done(self, ok: bool) -> None:
         if not ok:
@@ -192,12 +188,6 @@ def open_stage(bundle: Bundle, stage: str, threads: int, backend: str = "tensorr
 
 def open_language(bundle: Bundle, threads: int, backend: str = "tensorrt") -> EngineLanguage:
     return EngineLanguage(bundle, backend)
-
-
-@cache
-def stream_of(backend: str) -> Stream:
-    """The one stream that a backend's stages run on, one after another."""
-    return Stream(backend)
 
 
 def _usable(bundle: Bundle, backend: str, stage: str) -> tuple[Any, EngineSpec]:
@@ -224,13 +214,3 @@ def _usable(bundle: Bundle, backend: str, stage: str) -> tuple[Any, EngineSpec]:
             f"build them again with: {rebuild}{target}"
         )
     return module, spec
-
-
-def _sizes(spec: StageSpec, feed: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Symbol → size in this call. Kept tokens are asked for by number, and no more than there are patches."""
-    sizes = {}
-    for port in spec.inputs:
-        sizes |= {d: n for d, n in zip(port.shape, feed[port.name].shape, strict=True) if isinstance(d, str)}
-    if "num_keep" in feed:
-        sizes["kept"] = min(int(feed["num_keep"]), sizes["patches"])
-    return sizes

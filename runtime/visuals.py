@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from .arrays import Array, concatenate, take
 from .bundle import ModalitySpec
 from .errors import RedipruneError
 
@@ -28,7 +29,7 @@ class Visual:
     kind: str
     frames: list[Image.Image]
     spec: ModalitySpec
-    features: np.ndarray
+    features: Array
     layout: np.ndarray | None
     kept: np.ndarray
 
@@ -37,23 +38,25 @@ class Visual:
         """Visual tokens without pruning, newlines included."""
         return self.features.shape[0] * self.features.shape[1] if self.layout is None else len(self.layout)
 
-    def sequence(self, projected: np.ndarray, newline: np.ndarray | None) -> np.ndarray:
+    def sequence(self, projected: Array, newline: np.ndarray | None) -> Array:
         """The kept tokens in the order the decoder reads them: [N, D] from projected [F, K, D].
 
         Of a layout the dropped patches are left out; newlines stay.
         """
-        flat = projected.reshape(-1, projected.shape[-1])
+        frames, count, width = projected.shape
+        flat = projected.reshape(frames * count, width)
         if self.layout is None:
             return flat
         assert newline is not None
-        frames, patches = self.features.shape[:2]
+        patches = self.features.shape[1]
         row = np.full(frames * patches + 1, NEWLINE, np.int64)  # slot → row of `flat`; the last entry is NEWLINE's own
-        row[(self.kept + np.arange(frames)[:, None] * patches).ravel()] = np.arange(len(flat))
+        row[(self.kept + np.arange(frames)[:, None] * patches).ravel()] = np.arange(frames * count)
         slots = self.layout[(self.layout == NEWLINE) | (row[self.layout] != NEWLINE)]
-        return np.where((slots == NEWLINE)[:, None], newline[None], flat[row[slots]])
+        table = concatenate([flat, newline[None].astype(flat.dtype)])  # the newline is its last row
+        return take(table, np.where(slots == NEWLINE, frames * count, row[slots]))
 
 
-def splice(ids: Sequence[int], embeds: np.ndarray, visuals: Sequence[tuple[int, np.ndarray]]) -> np.ndarray:
+def splice(ids: Sequence[int], embeds: Array, visuals: Sequence[tuple[int, Array]]) -> Array:
     """Put visual embeddings where their placeholders stand: the one place that counts visual tokens in the prompt.
 
     Args:
@@ -71,31 +74,32 @@ def splice(ids: Sequence[int], embeds: np.ndarray, visuals: Sequence[tuple[int, 
     places = [(at, token) for at, token in enumerate(ids) if token in placeholders]
     if [token for _, token in places] != [placeholder for placeholder, _ in visuals]:
         raise RedipruneError("the prompt's placeholders do not match the images and videos in number and order")
-    parts, start = [], 0
+    parts: list[Array] = []
+    start = 0
     for (at, _), (_, tokens) in zip(places, visuals, strict=True):
         parts += [embeds[start:at], tokens]
         start = at + 1
-    return np.concatenate([*parts, embeds[start:]])
+    return concatenate([*parts, embeds[start:]])
 
 
 class FeatureCache:
     """Features of images seen before, so that a second question about one does not encode it again.
 
-    Keyed by image content; the least recently used go when `limit` bytes are exceeded.
+    Keyed by image content; the least recently used go when `limit` bytes are exceeded, on host and GPU together.
     """
 
     def __init__(self, limit: int):
         self.limit = limit
         self.size = 0
-        self._entries: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
+        self._entries: OrderedDict[tuple[str, str], Array] = OrderedDict()
 
-    def get(self, key: tuple[str, str]) -> np.ndarray | None:
+    def get(self, key: tuple[str, str]) -> Array | None:
         if key not in self._entries:
             return None
         self._entries.move_to_end(key)
         return self._entries[key]
 
-    def put(self, key: tuple[str, str], features: np.ndarray) -> None:
+    def put(self, key: tuple[str, str], features: Array) -> None:
         if features.nbytes > self.limit or key in self._entries:
             return
         self._entries[key] = features

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-SOURCES = ("maxmin.cu", "scores.cu")
+SOURCES = ("maxmin.cu", "scores.cu", "gather.cu")
 DTYPES = ("float16", "bfloat16", "float32")
 MAX_PATCHES = 8192  # max_patches of maxmin.cu
 MIN_CAPABILITY = (8, 0)
@@ -147,6 +147,33 @@ class SelectionKernels:
             128,
             stream,
             (features, inverse_norm, _int(patches), _int(channels), similarity),
+        )
+
+    def gather(
+        self,
+        features: int,
+        indices: int,
+        kept: int,
+        *,
+        frames: int,
+        patches: int,
+        count: int,
+        row_bytes: int,
+        stream: int = 0,
+    ) -> None:
+        """The chosen rows: features [F, P, row_bytes], indices [F, count] int64 → kept [F, count, row_bytes].
+
+        Raises:
+            ValueError: a size out of range.
+        """
+        _check_sizes(frames, patches)
+        self._launch(
+            "gather.cu",
+            "gather_rows",
+            (count, frames, 1),
+            128,
+            stream,
+            (features, indices, _int(patches), _int(count), _int(row_bytes), kept),
         )
 
     def _launch(

@@ -12,9 +12,10 @@ from rediprune.export.bundle import export_bundle
 from rediprune.export.checkpoint import Checkpoint
 from rediprune.export.checkpoints import make_checkpoint
 from rediprune.export.profiles import profile_of, ranges
+from rediprune.graphs.plugin import launcher
 from rediprune.graphs.query import match_width, pool_query
 from rediprune.graphs.selection import candidate_counts, drop_below
-from rediprune.runtime import Pipeline, RedipruneError, device, kernel, tensorrt
+from rediprune.runtime import Pipeline, RedipruneError, device, kernel, ort, ort_cuda, tensorrt
 from rediprune.runtime.bundle import Bundle, EngineSpec, file_sha256
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -63,18 +64,30 @@ def bundle(exported, tmp_path):
 def gpu(monkeypatch):
     """Stand-ins for the driver, the CUDA runtime and both nvinfer modules."""
     cuda = fake_gpu.Cuda()
-    tensorrt.stream_of.cache_clear()
-    monkeypatch.setattr(device, "import_module", lambda name: cuda)
+    device._stream.cache_clear()
+    modules = {"cuda.bindings.runtime": cuda, "cuda.bindings.driver": fake_gpu.Driver}
+    monkeypatch.setattr(device, "import_module", modules.__getitem__)
     monkeypatch.setattr(tensorrt, "load_library", lambda backend: fake_gpu.Nvinfer(cuda))
     monkeypatch.setattr(tensorrt, "compute_capability", lambda backend: "sm_89")
     monkeypatch.setattr(tensorrt, "find_plugin", lambda backend: None)
+    monkeypatch.setattr(kernel, "compute_capability", lambda backend, instead: "sm_89")
+    monkeypatch.setattr(launcher, "load_kernels", lambda: fake_gpu.Kernels(cuda))
+    # Device memory lies on the host here, so that ONNX Runtime takes its addresses as the CPU's.
+    monkeypatch.setattr(ort_cuda, "DEVICE", "cpu")
+    monkeypatch.setattr(
+        ort_cuda, "_session", lambda bundle, stage: fake_gpu.WaitingSession(ort._session(bundle, stage, 0), cuda)
+    )
     yield cuda
-    tensorrt.stream_of.cache_clear()
+    device._stream.cache_clear()
 
 
 def ask(folder, backend, **options):
     pipeline = Pipeline.load(folder, backend)
     return pipeline.generate(QUESTION, [PICTURE], max_new_tokens=8, temperature=0, **options)
+
+
+def same(ours, theirs):
+    return ours.token_ids == theirs.token_ids and all(map(np.array_equal, ours.kept, theirs.kept))
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx", "ort-cuda"])
@@ -95,13 +108,10 @@ def test_a_driver_without_a_gpu_is_one_line(bundle, monkeypatch):
         importlib.import_module("rediprune.runtime.gpu").compute_capability("tensorrt")
 
 
-@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx", "ort-cuda"])
 @pytest.mark.parametrize("keep", [1.0, 0.15])
 def test_answers_are_those_of_onnx_runtime(bundle, gpu, backend, keep):
-    theirs = ask(bundle, "ort", keep=keep)
-    ours = ask(bundle, backend, keep=keep)
-    assert ours.token_ids == theirs.token_ids
-    assert all(np.array_equal(a, b) for a, b in zip(ours.kept, theirs.kept, strict=True))
+    assert same(ask(bundle, backend, keep=keep), ask(bundle, "ort", keep=keep))
     # TensorRT's decoding runs as one captured graph from the second step on; RTX captures by itself.
     assert (len(gpu.graphs), gpu.launches) == ((1, 6) if backend == "tensorrt" else (0, 0))
 
@@ -122,6 +132,7 @@ def test_caches_are_reused_and_requests_may_interleave(bundle, gpu):
     assert gpu.graphs == []  # the other request's calls lie between any two
     del pairs, ours, theirs
     assert len(language.idle) == 2
+    gpu.cudaStreamSynchronize(7)
     before = len(gpu.blocks)
     again, fresh = language.start(40), reference.start(40)
     step = embeds(12)
@@ -187,6 +198,110 @@ def test_a_full_gpu_is_one_line(bundle, gpu):
     gpu.limit = 1000
     with pytest.raises(RedipruneError, match=r"out of memory.*--backend ort"):
         ask(bundle, "tensorrt")
+
+
+GPU_STAGES = ["tensorrt", "tensorrt-rtx", "ort-cuda", {"default": "tensorrt-rtx", "select": "kernel"}]
+
+
+@pytest.mark.parametrize("backend", GPU_STAGES, ids=str)
+def test_features_and_kept_tokens_stay_on_the_gpu(bundle, gpu, backend):
+    """The host gets the kept indices and the logits, the GPU the pixels and the ids: nothing else crosses."""
+    pipeline = Pipeline.load(bundle, backend)
+    answer = pipeline.generate(QUESTION, [PICTURE], max_new_tokens=5, temperature=0)
+    manifest = pipeline.bundle.manifest
+    width, size = manifest.decoder.width, np.dtype(manifest.stages["vision"].inputs[0].dtype).itemsize
+    down = [answer.kept[0].nbytes]
+    if backend != "ort-cuda":  # which downloads its logits by itself
+        down += [manifest.decoder.vocabulary * size] * len(answer.token_ids)
+    if isinstance(backend, dict):  # the question's embeddings are pooled on the host
+        (question,) = set(gpu.copies[2]) - set(down)
+        assert question % (width * size) == 0 and question < answer.prompt_tokens * width * size
+        down.append(question)
+    assert sorted(gpu.copies[2]) == sorted(down)
+
+    pixels = 3 * manifest.image_size**2 * size
+    ids = 8 * (answer.prompt_tokens + 1)
+    query = 4 * manifest.channels  # of the kernels
+    assert gpu.copies[1].count(pixels) == 1 and set(gpu.copies[1]) <= {pixels, ids, query, 8, 4}
+
+
+def test_a_stage_on_the_cpu_between_two_on_the_gpu_costs_a_round_trip(bundle, gpu):
+    pipeline = Pipeline.load(bundle, {"default": "tensorrt", "select": "ort"})
+    answer = pipeline.generate(QUESTION, [PICTURE], max_new_tokens=1, temperature=0)
+    features = answer.visuals[0].features
+    assert features.nbytes in gpu.copies[2]  # so the test above would see one
+    assert features.nbytes * answer.kept_tokens // answer.visual_tokens in gpu.copies[1]
+
+
+def test_what_a_stage_gave_is_the_callers(bundle, gpu):
+    opened = Bundle.open(bundle)
+    random = np.random.default_rng(0)
+    shape = (2, 3, opened.manifest.image_size, opened.manifest.image_size)
+    for backend in (tensorrt, ort_cuda):
+        vision = backend.open_stage(opened, "vision", 0)
+        first = vision.run({"pixel_values": random.standard_normal(shape)})["features"]
+        before = np.asarray(first)
+        second = vision.run({"pixel_values": random.standard_normal(shape)})["features"]
+        assert not np.array_equal(before, np.asarray(second))
+        assert np.array_equal(before, np.asarray(first))
+
+
+@pytest.mark.parametrize("backend", GPU_STAGES, ids=str)
+def test_features_are_remembered_on_the_gpu_within_the_bound(bundle, gpu, backend):
+    reference = Pipeline.load(bundle, "ort", cache_bytes=0)
+    pipeline = Pipeline.load(bundle, backend)
+    pictures = [PICTURE, PICTURE.with_name("chelsea.jpg")]
+    for picture, question in ((0, QUESTION), (1, QUESTION), (0, "What colour is it?"), (1, "Why?")):
+        asked = (question, [pictures[picture]])
+        theirs = reference.generate(*asked, max_new_tokens=4, temperature=0)
+        assert same(pipeline.generate(*asked, max_new_tokens=4, temperature=0), theirs)
+    features = theirs.visuals[0].features.nbytes
+    assert pipeline.cache.size == 2 * features
+    pixels = 3 * pipeline.bundle.manifest.image_size**2 * theirs.visuals[0].features.itemsize
+    assert gpu.copies[1].count(pixels) == 2  # each picture was encoded once
+
+    pipeline = Pipeline.load(bundle, backend, cache_bytes=features)
+    used = []
+    for picture in (0, 1, 0, 1):
+        pipeline.generate(QUESTION, [pictures[picture]], max_new_tokens=2, temperature=0)
+        gpu.cudaStreamSynchronize(7)
+        used.append(sum(gpu.blocks.values()))
+    assert pipeline.cache.size == features and len(set(used)) == 1
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.2])
+def test_the_kernel_session_selects_as_onnx_runtime(bundle, gpu, tau):
+    opened = Bundle.open(bundle)
+    random = np.random.default_rng(1)
+    feed = {
+        "features": random.standard_normal((3, 64, opened.manifest.channels)),
+        "text_embeds": random.standard_normal((7, opened.manifest.decoder.width)),
+        "num_keep": np.array(9),
+        "alpha": np.array(0.5),
+        "tau": np.array(tau),
+    }
+    ours = kernel.open_stage(opened, "select", 0).run(feed)
+    theirs = ort.open_stage(opened, "select", 0).run(feed)
+    for name, array in theirs.items():
+        assert ours[name].dtype == array.dtype
+        assert np.array_equal(np.asarray(ours[name]), array)
+
+
+def test_tiles_are_laid_out_on_the_gpu(bundle_of, gpu):
+    for options in ({"keep": 0.3, "prune_tiles": True}, {"keep": 1.0}):
+        asked = {"max_new_tokens": 4, "temperature": 0, **options}
+        theirs = Pipeline.load(bundle_of("llava_next_video"), "ort").generate(QUESTION, [PICTURE], **asked)
+        ours = Pipeline.load(bundle_of("llava_next_video"), "ort-cuda").generate(QUESTION, [PICTURE], **asked)
+        assert same(ours, theirs) and ours.kept_tokens == theirs.kept_tokens
+        assert set(gpu.copies[2]) == ({ours.kept[0].nbytes} if ours.kept_tokens < ours.visual_tokens else set())
+        gpu.copies[2].clear()
+
+
+@pytest.mark.parametrize("vision", ["ort", "ort-cuda", "tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize("language", ["ort", "ort-cuda", "tensorrt", "tensorrt-rtx"])
+def test_backends_mix(bundle, gpu, vision, language):
+    mixed = {"default": language, "vision": vision, "select": "kernel", "project": vision}
+    assert same(ask(bundle, mixed, keep=0.2), ask(bundle, "ort", keep=0.2))
 
 
 def test_a_backend_per_stage(bundle, gpu):
