@@ -6,7 +6,6 @@ and errors are computed at leisure. So what is held does not grow with the numbe
 """
 
 import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +13,17 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 
-from ..runtime.bundle import Bundle, TensorSpec
+from ..runtime.arrays import Array
+from ..runtime.bundle import Bundle
 from ..runtime.errors import RedipruneError
-from ..runtime.ort import OrtDecoding, OrtLanguage, OrtStage
+from ..runtime.ort import OrtDecoding, OrtLanguage, session_options
 from ..runtime.pipeline import Pipeline
-from ..runtime.session import Decoding
+from ..runtime.session import Decoding, cast_inputs
 from ..runtime.video import load_video
 from .evaluate import Question
-from .graph import load_graph
-from .layers import linear_layers
+from .layers import Linear, linear_layers
 
 KEEPS = (1.0, 0.15)  # what the language stage sees: all visual tokens, and few
 NEW_TOKENS = 5  # the prefill and four decoded tokens
@@ -32,6 +32,7 @@ _ROWS = 256  # rows kept per input from all prefills (or frames) together; each 
 _AT_ONCE = 1 << 30  # bytes of extra outputs in one run
 
 Arrays = dict[str, np.ndarray]
+Take = Callable[[str, np.ndarray], None]  # name of a value, the value
 
 
 @dataclass
@@ -89,7 +90,6 @@ def collect(
     stages: Sequence[str],
     samples: Sequence[Question],
     held_out: Sequence[Question],
-    scratch: Path,
     threads: int = 0,
     progress: Callable[[str, float], None] | None = None,
 ) -> dict[str, Statistics]:
@@ -99,7 +99,6 @@ def collect(
         bundle: in fp32 or fp16.
         stages: whose layers.
         samples, held_out: what to show; of the latter only what goes in and out of the stages is kept.
-        scratch: a folder on the bundle's disk, for the extended graphs.
         threads: of ONNX Runtime.
         progress: told what is done and which fraction of it.
 
@@ -107,17 +106,21 @@ def collect(
         RedipruneError: a value that is not finite, with the layer it goes into.
     """
     pipeline = Pipeline(bundle, dict.fromkeys(bundle.manifest.stages, "ort"), threads, 1 << 30)
-    seen = {stage: _Seen(stage, max(1, _ROWS // len(samples))) for stage in stages}
-    groups = _groups(bundle, stages)
+    readers = {  # stage → input of linear layers → the first of them
+        stage: {str(layer.input.name): layer for layer in reversed(linear_layers(_graph(bundle, stage)))}
+        for stage in stages
+    }
+    rows = max(1, _ROWS // len(samples))
+    seen = {stage: _Seen({name: layer.name for name, layer in readers[stage].items()}, rows) for stage in stages}
+    groups = _groups(bundle, readers)
     total = len(groups) * len(samples) + len(held_out)
     at = 0
     for group in groups:
         for stage, names in group.items():
-            tapped = tap(bundle, stage, names, scratch)
             if stage == "language":
-                _install(pipeline, stage, _TappedLanguage(tapped, threads, names, seen[stage].take))
+                _install(pipeline, stage, _TappedLanguage(bundle, names, threads, seen[stage].take))
             else:
-                _install(pipeline, stage, _TappedStage(OrtStage(tapped, stage, threads), names, seen[stage].take))
+                _install(pipeline, stage, _TappedStage(bundle, stage, names, threads, seen[stage].take))
         for number, sample in enumerate(samples):
             if progress is not None:
                 progress(f"sample {number + 1} of {len(samples)}", at / total)
@@ -146,30 +149,21 @@ def collect(
     return {stage: Statistics(seen[stage].activations(), held[stage]) for stage in stages}
 
 
-def tap(bundle: Bundle, stage: str, names: Iterable[str], scratch: Path) -> Bundle:
-    """The bundle with values of a stage's graph as further outputs. The graph lies in `scratch`, its weights linked."""
-    spec = bundle.manifest.stages[stage]
-    model = ir.load(bundle.path(spec.file))  # as stored: with relative paths
+def tap(bundle: Bundle, stage: str, names: Iterable[str], threads: int = 0) -> tuple[ort.InferenceSession, list[str]]:
+    """A stage's graph with values in it as further outputs: the session, and which of `names` it has for outputs.
+
+    An input of the stage cannot be an output; whoever runs the stage has it at hand.
+    """
+    path = bundle.path(bundle.manifest.stages[stage].file)
+    model = ir.load(path)
     values = {value.name: value for node in model.graph for value in node.outputs}
-    added = [values[name] for name in names if name in values]  # an input of the stage is at hand anyway
-    model.graph.outputs.extend(value for value in added if value not in model.graph.outputs)
-    (scratch / spec.file).parent.mkdir(parents=True, exist_ok=True)
-    for name in spec.files:
-        if name != spec.file:
-            link(bundle.path(name), scratch / name)
-    ir.save(model, scratch / spec.file)
-    extra = [TensorSpec(name=str(value.name), dtype=spec.inputs[0].dtype, shape=[]) for value in added]
-    tapped = spec.model_copy(update={"outputs": [*spec.outputs, *extra]})
-    return Bundle(scratch, bundle.manifest.model_copy(update={"stages": {**bundle.manifest.stages, stage: tapped}}))
-
-
-def link(source: Path, target: Path) -> None:
-    """A second name for a file, or a copy where the disk is another or knows no links."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+    added = [name for name in names if name in values]
+    model.graph.outputs.extend(values[name] for name in added if values[name] not in model.graph.outputs)
+    options = session_options(threads)
+    # The graph comes from memory, its weights from the bundle as they are.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    graph = ir.to_proto(model).SerializeToString()
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"]), added
 
 
 class _NotFinite(Exception):
@@ -179,8 +173,8 @@ class _NotFinite(Exception):
 class _Seen:
     """Gathers a stage's activations."""
 
-    def __init__(self, stage: str, rows: int):
-        self.stage = stage
+    def __init__(self, readers: Mapping[str, str], rows: int):
+        self.readers = readers
         self.count = rows
         self.random = np.random.default_rng(0)
         self.largest: Arrays = {}
@@ -190,7 +184,7 @@ class _Seen:
         flat = value.reshape(-1, value.shape[-1])
         largest = np.abs(flat).max(axis=0).astype(np.float32)
         if not np.isfinite(largest).all():
-            raise _NotFinite(f"'{name}', which goes into linear layers of '{self.stage}', is not finite")
+            raise _NotFinite(f"what layer '{self.readers[name]}' gets is not finite")
         self.largest[name] = np.maximum(self.largest[name], largest) if name in self.largest else largest
         count = min(self.count, len(flat))
         chosen = self.random.choice(len(flat), count, replace=False, shuffle=False)
@@ -201,24 +195,28 @@ class _Seen:
 
 
 class _TappedStage:
-    """A stage whose extra outputs, and inputs that are asked for, go to `take`."""
+    """A stage whose values, and inputs that are asked for, go to `take`."""
 
     batch = 1
 
-    def __init__(self, session: OrtStage, names: Sequence[str], take: Callable[[str, np.ndarray], None]):
-        self.session, self.names, self.take = session, names, take
+    def __init__(self, bundle: Bundle, stage: str, names: Sequence[str], threads: int, take: Take):
+        self.spec, self.names, self.take = bundle.manifest.stages[stage], names, take
+        self.session, added = tap(bundle, stage, names, threads)
+        self.outputs = [port.name for port in self.spec.outputs] + added
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        outputs = self.session.run(inputs)
+    def run(self, inputs: Mapping[str, Array]) -> Arrays:
+        feed = cast_inputs(self.spec, inputs)
+        values = dict(zip(self.outputs, map(np.asarray, self.session.run(self.outputs, feed)), strict=True))
         for name in self.names:
-            self.take(name, outputs.pop(name) if name in outputs else inputs[name])
-        return outputs
+            self.take(name, np.asarray(values[name] if name in values else feed[name]))
+        return {port.name: values[port.name] for port in self.spec.outputs}
 
 
 class _TappedLanguage(OrtLanguage):
-    def __init__(self, bundle: Bundle, threads: int, names: Sequence[str], take: Callable[[str, np.ndarray], None]):
-        super().__init__(bundle, threads)
-        self.names, self.take = names, take
+    def __init__(self, bundle: Bundle, names: Sequence[str], threads: int, take: Take):
+        session, self.names = tap(bundle, "language", names, threads)
+        super().__init__(bundle, session)
+        self.take = take
 
     def start(self, length: int) -> OrtDecoding:
         return _TappedDecoding(self, length)
@@ -229,7 +227,7 @@ class _TappedDecoding(OrtDecoding):
         super().__init__(language, length)
         self.tapped = language
 
-    def step(self, embeds: np.ndarray) -> np.ndarray:
+    def step(self, embeds: Array) -> np.ndarray:
         for name in self.tapped.names:  # anew for each step, whose number of tokens is another
             self.binding.bind_output(name, "cpu")
         logits = super().step(embeds)
@@ -247,9 +245,9 @@ class _Copying:
     def __init__(self, session: Any, kept: list[Held]):
         self.session, self.kept = session, kept
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+    def run(self, inputs: Mapping[str, Array]) -> Arrays:
         outputs = self.session.run(inputs)
-        self.kept.append(Held(dict(inputs), outputs))
+        self.kept.append(Held({name: np.asarray(array) for name, array in inputs.items()}, outputs))
         return outputs
 
     def start(self, length: int) -> "_CopyingDecoding":
@@ -261,8 +259,9 @@ class _CopyingDecoding:
         self.decoding, self.kept = decoding, kept
         self.case: Held | None = None
 
-    def step(self, embeds: np.ndarray) -> np.ndarray:
+    def step(self, embeds: Array) -> np.ndarray:
         logits = self.decoding.step(embeds)
+        embeds = np.asarray(embeds)
         if self.case is None:
             feed = {"prompt": embeds, "steps": embeds[:, :0]}
             self.case = Held(feed, {"logits": logits[None]})
@@ -301,21 +300,23 @@ def _ask(pipeline: Pipeline, sample: Question, number: int) -> None:
     )
 
 
-def _groups(bundle: Bundle, stages: Sequence[str]) -> list[dict[str, list[str]]]:
+def _groups(bundle: Bundle, readers: Mapping[str, Mapping[str, Linear]]) -> list[dict[str, list[str]]]:
     """Stage → inputs of its layers, in portions whose values in one run together stay small."""
-    manifest = bundle.manifest
-    frames = FRAMES if "video" in manifest.modalities else 1
-    patches = max(modality.patches for modality in manifest.modalities.values())
+    modalities = bundle.manifest.modalities
+    patches = max(modality.patches for modality in modalities.values())
     groups: list[dict[str, list[str]]] = [{}]
     size = 0
-    for stage in stages:
-        widths = {str(layer.input.name): layer.shape[0] for layer in linear_layers(load_graph(bundle, stage))}
-        tokens = patches * frames if stage == "language" else patches
-        for name, width in widths.items():
-            needed = 4 * tokens * width
+    for stage, layers in readers.items():
+        tokens = patches * FRAMES if stage == "language" and "video" in modalities else patches
+        for name, layer in layers.items():
+            needed = 4 * tokens * layer.shape[0]
             if size + needed > _AT_ONCE and groups[-1]:
                 groups.append({})
                 size = 0
             groups[-1].setdefault(stage, []).append(name)
             size += needed
     return groups
+
+
+def _graph(bundle: Bundle, stage: str) -> ir.Model:
+    return ir.load(bundle.path(bundle.manifest.stages[stage].file))

@@ -1,6 +1,7 @@
 """Bundle → bundle: the same model with the linear layers of its stages in smaller forms.
 
-Made beside its place (`runtime.staging`), stage by stage; the source is only read. What is not quantised is linked.
+Made beside its place (`runtime.staging`), stage by stage; the source is only read. What is not quantised is copied: onnx_ir takes
+hard links for an attack and refuses to read such a file, in either bundle.
 """
 
 import fnmatch
@@ -19,9 +20,8 @@ from ..runtime.errors import RedipruneError
 from ..runtime.session import open_language, open_stage
 from ..runtime.staging import Staging, check_room, check_target, making
 from . import int8
-from .activations import Activation, Held, Statistics, collect, link
+from .activations import Activation, Held, Statistics, collect
 from .data import Data, open_data
-from .graph import load_graph
 from .layers import Linear, linear_layers
 from .ranges import RANGES
 from .recipes import FORMS, limits_of, parse_recipe
@@ -116,15 +116,15 @@ def calibrate(
         if not force and (current := _current(target, key)) is not None:
             return current
         staging = Staging(target, key, force)
-        check_room(staging.folder, _bytes(bundle, forms) if shown is None else 2 * _bytes(bundle, forms))
+        check_room(staging.folder, sum(bundle.path(file).stat().st_size for file in bundle.expected_files()))
         statistics = {}
         if shown is not None:
-            statistics = _statistics(bundle, list(forms), shown, cache, staging.folder / "activations", report)
+            statistics = _statistics(bundle, list(forms), shown, cache, report)
         stages = {}
         for name, spec in made_of.stages.items():
             if name not in forms:
                 for file in spec.files:
-                    link(bundle.path(file), staging.folder / file)
+                    shutil.copyfile(bundle.path(file), staging.folder / file)
                 stages[name] = spec
                 continue
             finished, fidelity = staging.finished(name), staging.folder / f"{name}.fidelity.done"
@@ -154,8 +154,7 @@ def calibrate(
         )
         for file in made_of.files:
             (staging.folder / file).parent.mkdir(parents=True, exist_ok=True)
-            link(bundle.path(file), staging.folder / file)
-        shutil.rmtree(staging.folder / "activations", ignore_errors=True)
+            shutil.copyfile(bundle.path(file), staging.folder / file)
         staging.publish(manifest)
     return Bundle.open(target)
 
@@ -175,7 +174,10 @@ def _skipped(bundle: Bundle, forms: Mapping[str, str], patterns: Sequence[str]) 
     Raises:
         RedipruneError: a pattern that names none.
     """
-    names = {stage: [layer.name for layer in linear_layers(load_graph(bundle, stage))] for stage in forms}
+    names = {
+        stage: [layer.name for layer in linear_layers(ir.load(bundle.path(bundle.manifest.stages[stage].file)))]
+        for stage in forms
+    }
     found: dict[str, list[str]] = {}
     for pattern in patterns:
         hits = {
@@ -190,13 +192,7 @@ def _skipped(bundle: Bundle, forms: Mapping[str, str], patterns: Sequence[str]) 
     return {stage: layers for stage, layers in found.items() if layers}
 
 
-def _bytes(bundle: Bundle, stages: Mapping[str, str]) -> int:
-    return sum(bundle.path(file).stat().st_size for stage in stages for file in bundle.manifest.stages[stage].files)
-
-
-def _statistics(
-    bundle: Bundle, stages: list[str], shown: Data, cache: Path, scratch: Path, report: Progress
-) -> dict[str, Statistics]:
+def _statistics(bundle: Bundle, stages: list[str], shown: Data, cache: Path, report: Progress) -> dict[str, Statistics]:
     """What the stages got on the samples, from an earlier calibration of the same bundle on the same data if it is there."""
     digest = hashlib.sha256(f"{bundle.manifest.digest} {shown.sha256}".encode()).hexdigest()[:16]
     place = cache / digest
@@ -214,7 +210,6 @@ def _statistics(
             missing,
             shown.samples,
             shown.held_out,
-            scratch,
             progress=lambda what, fraction: report("activations", what, fraction),
         )
         for stage, statistics in made.items():
@@ -239,7 +234,7 @@ def _make_stage(
     path = staging.folder / spec.file
     data = path.with_name(path.name + ".data")
     try:
-        model = load_graph(bundle, stage)
+        model = ir.load(bundle.path(bundle.manifest.stages[stage].file))
         layers = [layer for layer in linear_layers(model) if layer.name not in skipped]
         _QUANTIZERS[form](model, layers, activations, ranges, alpha)
 
