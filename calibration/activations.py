@@ -87,7 +87,8 @@ class Statistics:
 
 def collect(
     bundle: Bundle,
-    stages: Sequence[str],
+    tapped: Sequence[str],
+    compared: Sequence[str],
     samples: Sequence[Question],
     held_out: Sequence[Question],
     threads: int = 0,
@@ -97,8 +98,8 @@ def collect(
 
     Args:
         bundle: in fp32 or fp16.
-        stages: whose layers.
-        samples, held_out: what to show; of the latter only what goes in and out of the stages is kept.
+        tapped: stages whose linear layers' inputs are wanted; shown the `samples`.
+        compared: stages of which is wanted what goes in and out; shown those `held_out`.
         threads: of ONNX Runtime.
         progress: told what is done and which fraction of it.
 
@@ -108,10 +109,10 @@ def collect(
     pipeline = Pipeline(bundle, dict.fromkeys(bundle.manifest.stages, "ort"), threads, 1 << 30)
     readers = {  # stage → input of linear layers → the first of them
         stage: {str(layer.input.name): layer for layer in reversed(linear_layers(_graph(bundle, stage)))}
-        for stage in stages
+        for stage in tapped
     }
     rows = max(1, _ROWS // len(samples))
-    seen = {stage: _Seen({name: layer.name for name, layer in readers[stage].items()}, rows) for stage in stages}
+    seen = {stage: _Seen({name: layer.name for name, layer in readers[stage].items()}, rows) for stage in tapped}
     groups = _groups(bundle, readers)
     total = len(groups) * len(samples) + len(held_out)
     at = 0
@@ -134,8 +135,8 @@ def collect(
             at += 1
         for stage in group:
             _uninstall(pipeline, stage)
-    held: dict[str, list[Held]] = {stage: [] for stage in stages}
-    for stage in stages:
+    held: dict[str, list[Held]] = {stage: [] for stage in compared}
+    for stage in compared:
         _install(
             pipeline, stage, _Copying(pipeline.language if stage == "language" else pipeline.stage(stage), held[stage])
         )
@@ -146,7 +147,7 @@ def collect(
         at += 1
     for cases in held.values():  # frames of a clip are many alike
         del cases[2 * len(held_out) :]
-    return {stage: Statistics(seen[stage].activations(), held[stage]) for stage in stages}
+    return {stage: Statistics(seen[stage].activations() if stage in seen else {}, held[stage]) for stage in compared}
 
 
 def tap(bundle: Bundle, stage: str, names: Iterable[str], threads: int = 0) -> tuple[ort.InferenceSession, list[str]]:
@@ -304,13 +305,13 @@ def _groups(bundle: Bundle, readers: Mapping[str, Mapping[str, Linear]]) -> list
     """Stage → inputs of its layers, in portions whose values in one run together stay small."""
     modalities = bundle.manifest.modalities
     patches = max(modality.patches for modality in modalities.values())
-    groups: list[dict[str, list[str]]] = [{}]
+    groups: list[dict[str, list[str]]] = []
     size = 0
     for stage, layers in readers.items():
         tokens = patches * FRAMES if stage == "language" and "video" in modalities else patches
         for name, layer in layers.items():
             needed = 4 * tokens * layer.shape[0]
-            if size + needed > _AT_ONCE and groups[-1]:
+            if not groups or size + needed > _AT_ONCE:
                 groups.append({})
                 size = 0
             groups[-1].setdefault(stage, []).append(name)

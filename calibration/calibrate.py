@@ -9,26 +9,29 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
+from ..export.memory import available_memory
 from ..runtime.bundle import Bundle, CalibrationSpec, Fidelity, StageSpec, TensorSpec, file_sha256
 from ..runtime.errors import RedipruneError
 from ..runtime.session import open_language, open_stage
 from ..runtime.staging import Staging, check_room, check_target, making
-from . import int8
+from . import int4, int8_dynamic, qdq
 from .activations import Activation, Held, Statistics, collect
 from .data import Data, open_data
-from .layers import Linear, linear_layers
+from .layers import linear_layers
 from .ranges import RANGES
 from .recipes import FORMS, limits_of, parse_recipe
 from .smooth import ALPHA
 
 Progress = Callable[[str, str, float], None]  # stage, what is being done, fraction done
 
+_RUNNING = 1.6  # memory that a bundle takes to run with its activations tapped, in sizes of its files
 _TOOLS = ("rediprune", "onnx-ir", "onnxruntime", "numpy")
 
 
@@ -89,6 +92,7 @@ def calibrate(
     if target == bundle.folder.resolve():
         raise RedipruneError(f"'{folder}' is the bundle to calibrate, which stays as it is; give -o another folder")
 
+    needed = [stage for stage, form in forms.items() if FORMS[form].needs_data]
     options = ["--recipe", recipe, "--samples", str(samples), "--seed", str(seed), "--ranges", ranges]
     options += ["--alpha", str(alpha)] if alpha is not None else ["--no-smooth"]
     options += [word for pattern in skip for word in ("--skip", pattern)]
@@ -96,7 +100,7 @@ def calibrate(
     with making(target):
         cache = target.parent / f".{bundle.folder.resolve().name}.activations"
         shown: Data | None = None
-        if any(FORMS[form].needs_data for form in forms.values()):
+        if _can_run(bundle, needed):
             report("data", "reading", 0.0)
             shown = open_data(data, samples, seed, "video" in made_of.modalities, cache)
             report("data", f"{len(shown.samples)} samples, {len(shown.held_out)} held out", 1.0)
@@ -119,7 +123,7 @@ def calibrate(
         check_room(staging.folder, sum(bundle.path(file).stat().st_size for file in bundle.expected_files()))
         statistics = {}
         if shown is not None:
-            statistics = _statistics(bundle, list(forms), shown, cache, report)
+            statistics = _statistics(bundle, list(forms), needed, shown, cache, report)
         stages = {}
         for name, spec in made_of.stages.items():
             if name not in forms:
@@ -192,21 +196,45 @@ def _skipped(bundle: Bundle, forms: Mapping[str, str], patterns: Sequence[str]) 
     return {stage: layers for stage, layers in found.items() if layers}
 
 
-def _statistics(bundle: Bundle, stages: list[str], shown: Data, cache: Path, report: Progress) -> dict[str, Statistics]:
-    """What the stages got on the samples, from an earlier calibration of the same bundle on the same data if it is there."""
+def _can_run(bundle: Bundle, needed: Sequence[str]) -> bool:
+    """Whether the source fits into memory: without it no activations are had, and no stage is compared.
+
+    Raises:
+        RedipruneError: it does not, and stages are `needed` that are made from activations.
+    """
+    size, have = sum(bundle.path(file).stat().st_size for file in bundle.expected_files()), available_memory()
+    needs = int(_RUNNING * size) + (1 << 30)
+    if have is None or needs <= have:
+        return True
+    if needed:
+        raise RedipruneError(
+            f"running '{bundle.folder}' on samples takes up to {needs / 1e9:.1f} GB of memory and {have / 1e9:.1f} GB are "
+            f"free; close other programs, or give {' and '.join(needed)} a form that needs no samples: int8-dynamic or int4"
+        )
+    return False
+
+
+def _statistics(
+    bundle: Bundle, stages: list[str], needed: Sequence[str], shown: Data, cache: Path, report: Progress
+) -> dict[str, Statistics]:
+    """What the stages got on the samples, from an earlier calibration of the same bundle on the same data if it is there.
+
+    Activations are taken for those `needed`; cases held out for all.
+    """
     digest = hashlib.sha256(f"{bundle.manifest.digest} {shown.sha256}".encode()).hexdigest()[:16]
     place = cache / digest
     place.mkdir(parents=True, exist_ok=True)
     found = {}
     for stage in stages:
-        try:
-            found[stage] = Statistics.load(place / f"{stage}.npz")
-        except (OSError, ValueError):
-            continue
+        with suppress(OSError, ValueError):
+            stored = Statistics.load(place / f"{stage}.npz")
+            if stored.activations or stage not in needed:
+                found[stage] = stored
     missing = [stage for stage in stages if stage not in found]
     if missing:
         made = collect(
             bundle,
+            [stage for stage in missing if stage in needed],
             missing,
             shown.samples,
             shown.held_out,
@@ -236,7 +264,15 @@ def _make_stage(
     try:
         model = ir.load(bundle.path(bundle.manifest.stages[stage].file))
         layers = [layer for layer in linear_layers(model) if layer.name not in skipped]
-        _QUANTIZERS[form](model, layers, activations, ranges, alpha)
+        match form:
+            case "int8":
+                qdq.quantize(model, layers, activations, qdq.INT8, ranges, alpha)
+            case "fp8":  # has exponents for the outliers
+                qdq.quantize(model, layers, activations, qdq.FP8, alpha=None)
+            case "int8-dynamic":
+                int8_dynamic.quantize(model, layers)
+            case "int4":
+                int4.quantize(model, layers)
 
         def written(tensor: ir.TensorProtocol, info: ir.external_data.CallbackInfo) -> None:
             report(stage, "writing weights", 0.1 + 0.7 * info.index / max(info.total, 1))
@@ -256,12 +292,6 @@ def _make_stage(
 
 def _port(port: TensorSpec, value: ir.Value) -> TensorSpec:
     return port.model_copy(update={"dtype": value.dtype.numpy().name} if value.dtype is not None else {})
-
-
-# Form → what rewrites a graph to it.
-_QUANTIZERS: dict[str, Callable[[ir.Model, Sequence[Linear], Mapping[str, Activation], str, float | None], None]] = {
-    "int8": int8.quantize
-}
 
 
 def _fidelity(bundle: Bundle, stage: str, spec: StageSpec, held: Sequence[Held], folder: Path) -> Fidelity | None:

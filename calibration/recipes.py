@@ -26,13 +26,25 @@ class Form:
     least: str | None = None
 
 
+_CPU_ONLY = "its operators are ONNX Runtime's own for CPUs; choose int8"
 FORMS = {
     "int8": Form("static INT8 Q/DQ, one scale per activation tensor and per output channel", True, {}, "sm_75"),
+    "int8-dynamic": Form(
+        "INT8 with a scale for each token, taken as it comes",
+        False,
+        dict.fromkeys(("tensorrt", "tensorrt-rtx", "ort-cuda"), _CPU_ONLY),
+    ),
+    "fp8": Form("static FP8 (E4M3) Q/DQ; ONNX Runtime emulates it, slower than fp32", True, {}, "sm_89"),
+    "int4": Form("INT4 weights in blocks of 16 to 128 inputs; products as they were", False, {}, "sm_80"),
 }
 
 # Shorthand → stage → form. `select` is float32 in every recipe, `embed` is a table that is only looked up.
+_STAGES = ("vision", "project", "language")
 RECIPES: dict[str, dict[str, str]] = {
-    "int8": {"vision": "int8", "project": "int8", "language": "int8"},
+    "int8": dict.fromkeys(_STAGES, "int8"),
+    "int8-dynamic": dict.fromkeys(_STAGES, "int8-dynamic"),
+    "fp8": dict.fromkeys(_STAGES, "fp8"),
+    "int4": {"vision": "int8", "project": "int8", "language": "int4"},
 }
 _FIXED = {"select": "always computes in fp32", "embed": "only looks up a table"}
 _TENSORRT = ("tensorrt", "tensorrt-rtx")

@@ -183,18 +183,18 @@ def validate(
 
 
 def _print_report(console: Console, report: Any) -> None:
-    table = Table("stage", "input", "max abs", "max rel", "1 − cos", "eager noise", "", title="stages")
+    table = Table("stage", "input", "max abs", "max rel", "1 − cos", "rel error", "eager noise", "", title="stages")
     cases: dict[tuple[str, str], list[Any]] = {}
     for row in report.stages:
         cases.setdefault((row.stage, row.case), []).append(row)
     for (stage, case), rows in cases.items():
         worst = max(rows, key=lambda row: (not row.passed, row.max_abs))
-        numbers = (worst.max_abs, worst.max_rel, 1 - worst.cosine, worst.noise)
+        numbers = (worst.max_abs, worst.max_rel, 1 - worst.cosine, worst.relative_error, worst.noise)
         cells = ["0" if abs(number) < 1e-15 else f"{number:.0e}" for number in numbers]
         if worst.note:
-            cells = [worst.note, "", "", ""]
+            cells = [worst.note, "", "", "", ""]
         elif stage == "select":
-            cells = ["equal", "", "", ""]
+            cells = ["equal", "", "", "", ""]
         table.add_row(stage, case, *cells, _mark(worst.passed))
     if report.stages:
         console.print(table)
@@ -217,7 +217,7 @@ def _print_report(console: Console, report: Any) -> None:
         console.print(f"[green]equal to eager PyTorch[/green] in {stages}: {what}", highlight=False)
     elif report.passed and report.precision != "fp32":
         console.print(
-            f"[green]every stage within the rounding of {report.precision}[/green], {equal} of {len(report.stories)} "
+            f"[green]every stage within the error expected of {report.precision}[/green], {equal} of {len(report.stories)} "
             f"answers identical to eager PyTorch in fp32: {what}",
             highlight=False,
         )

@@ -154,7 +154,7 @@ class CalibrationSpec(_Strict):
         fidelity: stage → how near it comes to the source's; None where this machine cannot run the form.
         limits: what cannot take the bundle.
         tools: library → version.
-        floors: what `rediprune report` measured, by which `validate` judges.
+        floors: stage → the largest relative error that `validate` lets pass, measured by `rediprune report`; None before.
     """
 
     source: str
