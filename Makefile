@@ -1,8 +1,9 @@
 # make engine   everything: environment, checkpoint, export, build, one question, the check against eager PyTorch
 # make test     lint, types and tests
 #
-# Variables: MODEL (folder or hub id), BUNDLE, BACKEND, KEEP, PRECISION, IMAGE, VIDEO, PROMPT; COPY=1 exports copies of
-# the weights, converted, instead of references to MODEL's own files: bf16 checkpoints then start faster on CPUs
+# Variables: MODEL (folder or hub id), BUNDLE, BACKEND, KEEP, PRECISION, IMAGE, VIDEO, PROMPT, DATA (to calibrate with;
+# default: built in); COPY=1 exports copies of the weights, converted, instead of references to MODEL's own files: bf16
+# checkpoints then start faster on CPUs
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -17,6 +18,7 @@ KEEP ?= 0.15
 PRECISION ?= fp32
 IMAGE ?= $(if $(filter demo,$(NAME)),docs/demo/scene.png,tests/media/astronaut.jpg)
 VIDEO ?=
+DATA ?=
 PROMPT ?= $(if $(filter demo,$(NAME)),$(shell cat docs/demo/scene.txt 2>/dev/null),What is in this picture?)
 TORCH ?= torch==2.13.0
 
@@ -28,8 +30,14 @@ MEDIA := $(addprefix --image ,$(IMAGE)) $(addprefix --video ,$(VIDEO))
 
 .PHONY: engine run validate test test-slow bench bench-7b gpu-measurements evaluate plugin demo-checkpoint lint setup clean
 
+# Quantised bundles are made of the fp32 one beside them.
+RECIPES := int8 int8-dynamic int4 fp8
+SOURCE := $(if $(filter $(RECIPES),$(PRECISION)),$(patsubst %-$(PRECISION),%,$(BUNDLE))-fp32,$(BUNDLE))
 engine: $(READY) | $(MODEL)
-	$(BIN)/rediprune export $(MODEL) -o $(BUNDLE) --precision $(PRECISION) $(if $(COPY),--copy)
+	$(BIN)/rediprune export $(MODEL) -o $(SOURCE) --precision $(if $(filter $(RECIPES),$(PRECISION)),fp32,$(PRECISION)) \
+		$(if $(COPY),--copy)
+	$(if $(filter $(RECIPES),$(PRECISION)),$(BIN)/rediprune calibrate $(SOURCE) -o $(BUNDLE) --recipe $(PRECISION) \
+		--backend $(BACKEND) $(addprefix --data ,$(DATA)))
 	$(BIN)/rediprune build $(BUNDLE) --backend $(BACKEND)
 	$(MAKE) --no-print-directory run validate
 

@@ -1,4 +1,4 @@
-"""The commands of `rediprune` that judge a bundle by data: evaluate."""
+"""The commands of `rediprune` that work with data: calibrate and evaluate."""
 
 import json
 import shlex
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Column, Table
 
+from ..export.commands import Out, needs_extra, stage_progress
 from ..runtime.cli import BundleArgument, JsonOption, check_output_file, check_picture_path
 from ..runtime.errors import RedipruneError
 
@@ -28,12 +29,80 @@ _RULES = "rediprune,diversity,relevance,random,uniform,pool2x2"
 def add(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     app.command(
+        "calibrate",
+        epilog="""Examples:\n
+    rediprune calibrate engines/llava -o engines/llava-int8 --data photos/\n
+    rediprune calibrate engines/llava -o engines/llava-mixed --recipe vision=int8,language=int8 --skip "*.down_proj"\n
+    rediprune calibrate engines/llava -o engines/llava-int8 --data questions.jsonl --samples 128 --ranges percentile""",
+    )(needs_extra(calibrate))
+    app.command(
         "evaluate",
         epilog="""Examples:\n
     rediprune evaluate engines/demo-fp32 --plot accuracy.png\n
     rediprune evaluate engines/demo-fp32 --split test,unseen --backend ort,eager --rules rediprune --keep 1,0.15\n
     rediprune evaluate engines/llava --data questions.jsonl --keep 1,0.15 --out replies.jsonl --page accuracy.md""",
     )(evaluate)
+
+
+def calibrate(
+    bundle: BundleArgument,
+    out: Out,
+    recipe: Annotated[
+        str, typer.Option(help="A form for every stage (int8), or STAGE=FORM; comma separated.")
+    ] = "int8",
+    data: Annotated[
+        Path | None, typer.Option(help="A folder of pictures and videos, or a JSONL of questions; default: built in.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="At most this many samples.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of the choice of samples.")] = 0,
+    ranges: Annotated[str, typer.Option(help="Range of activations: minmax, percentile or entropy.")] = "minmax",
+    alpha: Annotated[float, typer.Option(help="Of SmoothQuant: how much the weights take over of outliers.")] = 0.5,
+    smooth: Annotated[bool, typer.Option("--smooth/--no-smooth", help="Use SmoothQuant.")] = True,
+    skip: Annotated[
+        list[str] | None, typer.Option(help="Leave layers of these names as they are, e.g. '*.down_proj'; repeat.")
+    ] = None,
+    backend: Annotated[str | None, typer.Option(help="Refuse what this backend does not take.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Redo finished stages too.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a quantised bundle of one in fp32 or fp16, which stays as it is. A finished stage is not redone."""
+    from .calibrate import calibrate as run
+
+    with stage_progress(as_json) as report:
+        made = run(
+            bundle,
+            out,
+            recipe,
+            data=data,
+            samples=samples,
+            seed=seed,
+            ranges=ranges,
+            alpha=alpha if smooth else None,
+            skip=skip or (),
+            backend=backend,
+            force=force,
+            progress=report,
+        )
+    record = made.manifest.calibration
+    assert record is not None
+    if as_json:
+        print(json.dumps({"bundle": str(out)} | record.model_dump()))
+        return
+    console = Console()
+    if record.data.get("samples") == 1:
+        console.print("[yellow]one sample says little of what the model will see:[/yellow] give more with --data")
+    table = Table(
+        "stage", "form", "cosine", "relative error", "layers left", "size", title="beside the source, held out"
+    )
+    for stage, form in record.recipe.items():
+        near = record.fidelity[stage]
+        numbers = ["not run here", ""] if near is None else [f"{near.cosine:.5f}", f"{near.relative_error:.2%}"]
+        size = sum(made.path(file).stat().st_size for file in made.manifest.stages[stage].files)
+        table.add_row(stage, form, *numbers, str(len(record.skipped.get(stage, []))), f"{size / 1e6:.1f} MB")
+    console.print(table)
+    console.print(f"[bold]{out}[/bold]: {record.source} as {made.manifest.precision}", highlight=False, soft_wrap=True)
+    for says in dict.fromkeys(limit.says for limit in record.limits):
+        console.print(says, highlight=False, soft_wrap=True)
 
 
 def evaluate(

@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ..runtime.bundle import Bundle, EngineSpec, file_sha256
+from ..runtime.errors import RedipruneError
 from ..runtime.session import open_language, open_stage, runs_on
 from ..runtime.staging import making
 from .bundle import Progress
@@ -27,6 +28,9 @@ def build_cpu(folder: str | Path, backend: str, progress: Progress | None = None
     """
     report = progress or (lambda stage, what, fraction: None)
     bundle = Bundle.open(folder)
+    made = bundle.manifest.calibration
+    if made is not None and (refusal := made.refusal(backend)) is not None:
+        raise RedipruneError(refusal)
     stages = {name: stage for name, stage in bundle.manifest.stages.items() if runs_on(backend, name) == backend}
     with making(bundle.folder):
         if bundle.manifest.engines.pop(backend, None) is not None:

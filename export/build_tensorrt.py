@@ -79,7 +79,7 @@ def build_tensorrt(
     bundle = Bundle.open(folder)
     manifest = bundle.manifest
     sizes = ranges(manifest, profile)
-    targets = _targets(backend, list(targets))
+    targets = _targets(bundle, backend, list(targets))
     library = LIBRARIES[backend]
     version = load_library(backend).__version__
     plugin = find_plugin(backend)
@@ -131,7 +131,9 @@ def build_tensorrt(
     return build
 
 
-def _targets(backend: str, targets: list[str]) -> list[str]:
+def _targets(bundle: Bundle, backend: str, targets: list[str]) -> list[str]:
+    """The GPUs to build for: those asked for, or else the usual ones that take what the bundle holds."""
+    made = bundle.manifest.calibration
     if backend == "tensorrt":
         present = compute_capability(backend, "--backend tensorrt-rtx builds and --backend ort answers")
         if targets and targets != [present]:
@@ -139,12 +141,17 @@ def _targets(backend: str, targets: list[str]) -> list[str]:
                 f"TensorRT builds for the GPU present, which is {present}; leave --target out, or cross-compile with "
                 "--backend tensorrt-rtx"
             )
-        return [present]
-    known = LIBRARIES[backend].targets
-    unknown = [target for target in targets if target not in known]
-    if unknown:
-        raise RedipruneError(f"target '{unknown[0]}' is not one that TensorRT-RTX builds for: {', '.join(known)}")
-    return sorted(set(targets or DEFAULT_TARGETS), key=known.index)
+        chosen = [present]
+    else:
+        known = LIBRARIES[backend].targets
+        unknown = [target for target in targets if target not in known]
+        if unknown:
+            raise RedipruneError(f"target '{unknown[0]}' is not one that TensorRT-RTX builds for: {', '.join(known)}")
+        usual = [target for target in DEFAULT_TARGETS if made is None or made.refusal(backend, [target]) is None]
+        chosen = sorted(set(targets or usual), key=known.index)
+    if made is not None and (refusal := made.refusal(backend, chosen)) is not None:
+        raise RedipruneError(refusal)
+    return chosen
 
 
 def _is_current(bundle: Bundle, backend: str, stage: str, wanted: Profile, new: EngineSpec, old: EngineSpec) -> bool:

@@ -36,34 +36,34 @@ def add(app: typer.Typer) -> None:
     rediprune export path/to/llava-1.5-7b-hf -o engines/llava\n
     rediprune export llava-hf/llava-1.5-7b-hf -o engines/llava --precision fp16\n
     rediprune export path/to/bf16-checkpoint -o engines/cpu --copy    (starts faster on CPUs)""",
-    )(_needs_extra(export))
+    )(needs_extra(export))
     app.command(
         "build",
         epilog="""Examples:\n
     rediprune build engines/llava --backend ort\n
     rediprune build engines/llava --backend openvino\n
     rediprune build engines/llava --backend tensorrt-rtx --target sm_89,sm_120 --profile kept=1:64:576""",
-    )(_needs_extra(build))
+    )(needs_extra(build))
     app.command(
         "validate",
         epilog="""Examples:\n
     rediprune validate engines/llava\n
     rediprune validate engines/llava --stage vision --stage select\n
     rediprune validate engines/llava --eager vision    (does the answer drift without the vision engine?)""",
-    )(_needs_extra(validate))
+    )(needs_extra(validate))
     app.command(
         "bench",
         epilog="""Examples:\n
     rediprune bench engines/real --image photo.jpg\n
     rediprune bench engines/real engines/real-int8 --backends ort,openvino --peers eager,compiled --page bench.md""",
-    )(_needs_extra(bench))
+    )(needs_extra(bench))
     app.command(
         "new-checkpoint",
         epilog="Example:\n\n    rediprune new-checkpoint checkpoints/tiny --family llava_next_video --decoder qwen2",
-    )(_needs_extra(new_checkpoint))
+    )(needs_extra(new_checkpoint))
 
 
-def _needs_extra(command: Callable[..., None]) -> Callable[..., None]:
+def needs_extra(command: Callable[..., None]) -> Callable[..., None]:
     """Say what to install, where the packages of the extra are missing."""
 
     @functools.wraps(command)
@@ -97,7 +97,7 @@ def export(
     from .bundle import export_bundle
     from .checkpoint import Checkpoint
 
-    with _progress(as_json) as report:
+    with stage_progress(as_json) as report:
         bundle = export_bundle(Checkpoint.open(checkpoint, revision), out, precision, force, check, report, copy)
     manifest = bundle.manifest
     linked = {name for name in bundle.expected_files() if name.startswith(f"{WEIGHTS}/")}
@@ -149,7 +149,7 @@ def build(
     from .build_tensorrt import build_tensorrt
 
     targets = [name.strip() for text in target or () for name in text.split(",")]
-    with _progress(as_json) as report:
+    with stage_progress(as_json) as report:
         made = build_tensorrt(bundle, backend, targets=targets, profile=profile or (), force=force, progress=report)
     if as_json:
         print(json.dumps(made.document()))
@@ -172,7 +172,7 @@ def _build_cpu(bundle: Path, backend: str, with_sizes: bool, as_json: bool) -> N
 
     if with_sizes:
         raise RedipruneError(f"--target and --profile are for tensorrt and tensorrt-rtx; {backend} takes every size")
-    with _progress(as_json) as report:
+    with stage_progress(as_json) as report:
         engine = build_cpu(bundle, backend, report)
     if as_json:
         print(engine.model_dump_json())
@@ -216,18 +216,18 @@ def validate(
 
 
 def _print_report(console: Console, report: Any) -> None:
-    table = Table("stage", "input", "max abs", "max rel", "1 − cos", "eager noise", "", title="stages")
+    table = Table("stage", "input", "max abs", "max rel", "1 − cos", "rel error", "eager noise", "", title="stages")
     cases: dict[tuple[str, str], list[Any]] = {}
     for row in report.stages:
         cases.setdefault((row.stage, row.case), []).append(row)
     for (stage, case), rows in cases.items():
         worst = max(rows, key=lambda row: (not row.passed, row.max_abs))
-        numbers = (worst.max_abs, worst.max_rel, 1 - worst.cosine, worst.noise)
+        numbers = (worst.max_abs, worst.max_rel, 1 - worst.cosine, worst.relative_error, worst.noise)
         cells = ["0" if abs(number) < 1e-15 else f"{number:.0e}" for number in numbers]
         if worst.note:
-            cells = [worst.note, "", "", ""]
+            cells = [worst.note, "", "", "", ""]
         elif stage == "select":
-            cells = ["equal", "", "", ""]
+            cells = ["equal", "", "", "", ""]
         table.add_row(stage, case, *cells, _mark(worst.passed))
     if report.stages:
         console.print(table)
@@ -252,7 +252,7 @@ def _print_report(console: Console, report: Any) -> None:
         console.print(f"[green]equal to eager PyTorch[/green] in {stages}: {what}", highlight=False)
     elif report.passed and report.precision != "fp32":
         console.print(
-            f"[green]every stage within the rounding of {report.precision}[/green], {equal} of {len(report.stories)} "
+            f"[green]every stage within the error expected of {report.precision}[/green], {equal} of {len(report.stories)} "
             f"answers identical to eager PyTorch in fp32: {what}",
             highlight=False,
         )
@@ -353,7 +353,7 @@ def _waiting(what: str, silent: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _progress(silent: bool) -> Iterator[Any]:
+def stage_progress(silent: bool) -> Iterator[Any]:
     """A bar per stage, on stderr."""
     columns = (
         TextColumn("{task.fields[stage]:<12}"),

@@ -2,7 +2,8 @@
 
 The reference is float32 PyTorch, selection by `select_tokens`, greedy decoding. Its outputs are computed once and kept
 in `<bundle>.reference` beside the bundle. Beside each error stands the noise of an eager run of the bundle's own
-precision (for fp32: float32 against float64), so that breakage stands out from rounding.
+precision (for fp32: float32 against float64), so that breakage stands out from rounding. A quantised stage is held to
+the error that was measured when it was calibrated.
 """
 
 import copy
@@ -25,7 +26,7 @@ from polygraphy.common import TensorMetadata
 from polygraphy.comparator import Comparator, IterationResult, SimpleCompareFunc
 from polygraphy.logger import G_LOGGER
 
-from ..runtime.bundle import Bundle
+from ..runtime.bundle import Bundle, CalibrationSpec
 from ..runtime.errors import RedipruneError
 from ..runtime.pipeline import Pipeline
 from ..runtime.preprocess import load_image, load_video
@@ -35,6 +36,9 @@ from .samples import sample_clip, sample_picture
 # A stage may be this many times as far from float32 as an eager run of its precision is: backends sum in another
 # order, none of them loses digits. A broken weight or dimension is off by orders of magnitude.
 NOISE_FACTOR = 6.0
+# A quantised stage may be this many times as far from float32, in relative error, as it was from its source on the
+# samples held out when it was calibrated: another picture is another error, a broken stage is off by orders.
+FIDELITY_FACTOR = 3.0
 QUESTION = "What is left of the red ball?"
 KEEPS: tuple[float | int, ...] = (1.0, 0.5, 0.15, 1)
 NEW_TOKENS = 12
@@ -77,9 +81,10 @@ class StageRow:
     max_rel: float
     cosine: float
     noise: float  # largest absolute error of the equal-precision eager run
-    allowed: float
+    allowed: float  # of max_abs; of relative_error where the stage is quantised
     passed: bool
     note: str = ""
+    relative_error: float = 0.0  # ‖difference‖ / ‖expected‖
 
 
 @dataclass
@@ -228,13 +233,27 @@ def _compare_stage(bundle: Bundle, backend: str, stage: str, cases: list[Case], 
         except Exception as error:
             return [_failed(stage, "all", f"does not run: {str(error).splitlines()[0]}")]
         rows = []
+        made = bundle.manifest.calibration
         for index, case in enumerate(cases):
             ours, theirs = (dict(result[index]) for _, result in results)
             for name, expected in case.expected.items():
-                rows.append(
-                    _compare_output(stage, case, name, np.asarray(ours[name]), np.asarray(theirs[name]), expected)
-                )
+                row = _compare_output(stage, case, name, np.asarray(ours[name]), np.asarray(theirs[name]), expected)
+                if made is not None and stage in made.recipe and row.cosine:  # it ran, and gave numbers
+                    _judge_quantised(row, made, real=index == 0)
+                rows.append(row)
     return rows
+
+
+def _judge_quantised(row: StageRow, made: CalibrationSpec, real: bool) -> None:
+    """Hold a quantised stage to what was measured of it: rounding to a few bits is no fault, more than that is one.
+
+    Ranges are taken from real inputs, so only those are judged (the first case of every stage is one).
+    """
+    near = made.fidelity.get(row.stage)
+    measured = None if near is None else FIDELITY_FACTOR * near.relative_error
+    allowed = (made.floors or {}).get(row.stage, measured)
+    row.allowed = float("inf") if allowed is None or not real else allowed
+    row.passed = row.relative_error <= row.allowed
 
 
 def _compare_output(
@@ -267,6 +286,7 @@ def _compare_output(
         noise,
         allowed,
         bool(outcome),
+        relative_error=float(np.linalg.norm(flat - other) / max(np.linalg.norm(other), 1e-300)),
     )
 
 
@@ -331,7 +351,7 @@ def _stored_reference(bundle: Bundle, image: Any, video: Any, refresh: bool) -> 
     pictures = [sample_picture() if image is None else image]
     clips = [sample_clip() if video is None else video]
     seen = [item.read_bytes() if isinstance(item, Path) else str(item).encode() for item in (image, video)]
-    key = json.dumps([_FORMAT, bundle.manifest.source.model_dump(), bundle.manifest.precision, QUESTION, KEEPS])
+    key = json.dumps([_FORMAT, bundle.manifest.source.model_dump(), bundle.manifest.float_precision, QUESTION, KEEPS])
     digest = hashlib.sha256(key.encode() + b"".join(seen)).hexdigest()[:16]
     path = bundle.folder.parent / f".{bundle.folder.name}.reference" / f"{digest}.npz"
     if path.is_file() and not refresh:
@@ -404,7 +424,7 @@ def _make_reference(bundle: Bundle, pictures: list[Any], clips: list[Any]) -> St
     stages = {stage.name: stage for stage in eager_stages(bundle)}
     reference = Reference(model, Pipeline.load(bundle.folder, "eager", verify=False).processor)
     feeds = _feeds(bundle, reference, pictures)
-    noisy_type = {"fp32": "float64", "fp16": "float16"}[bundle.manifest.precision]
+    noisy_type = {"fp32": "float64", "fp16": "float16"}[bundle.manifest.float_precision]
     cases = {}
     for name, stage in stages.items():
         outputs = _eager_outputs(stage, feeds[name], "float32")
@@ -436,7 +456,7 @@ def _feeds(bundle: Bundle, reference: Any, pictures: list[Any]) -> dict[str, lis
 
     random = np.random.default_rng(0)
     manifest, processor, model = bundle.manifest, reference.processor, reference.model
-    half = manifest.precision == "fp16"
+    half = manifest.float_precision == "fp16"
 
     def rounded(array: np.ndarray) -> np.ndarray:  # what the stage's own dtype can hold, in float32
         return array.astype(np.float16).astype(np.float32) if half else array.astype(np.float32)

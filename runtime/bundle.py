@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shlex
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -129,6 +130,63 @@ class EngineSpec(_Strict):
         return f"onnx/{stage}.{backend}.onnx"
 
 
+class Limit(_Strict):
+    """Where a calibrated bundle cannot be used: a backend, or its GPUs below a compute capability ("sm_89")."""
+
+    backend: str
+    below: str | None = None
+    says: str
+
+
+class Fidelity(_Strict):
+    """How near a quantised stage comes to the source's on samples held out: the worst of them, over all outputs."""
+
+    cosine: float
+    relative_error: float  # ‖difference‖ / ‖source's output‖
+
+
+class CalibrationSpec(_Strict):
+    """How a calibrated bundle was made of another one.
+
+    Attributes:
+        source, source_digest, source_precision: that bundle's folder, manifest digest and precision.
+        options: what `rediprune calibrate` was told, so that the same can be made again.
+        recipe: stage → form; a stage not named is the source's own.
+        data: name, content hash (sha256) and number of samples; {} where no form needed any.
+        ranges: how activation ranges were taken.
+        skipped: stage → linear layers left as they were.
+        fidelity: stage → how near it comes to the source's; None where this machine cannot run the form.
+        limits: what cannot take the bundle.
+        tools: library → version.
+        floors: stage → the largest relative error that `validate` lets pass, measured by `rediprune report`; None before.
+    """
+
+    source: str
+    source_digest: str
+    source_precision: str
+    options: list[str]
+    recipe: dict[str, str]
+    data: dict[str, str | int] = {}
+    ranges: str = ""
+    skipped: dict[str, list[str]] = {}
+    fidelity: dict[str, Fidelity | None] = {}
+    limits: list[Limit] = []
+    tools: dict[str, str] = {}
+    floors: dict[str, float] | None = None
+
+    def refusal(self, backend: str, targets: Sequence[str] = ()) -> str | None:
+        """Why a backend, or one of the GPUs it would build for, cannot take the bundle."""
+        for limit in self.limits:
+            low = limit.below is not None and any(_capability(t) < _capability(limit.below) for t in targets)
+            if limit.backend == backend and (limit.below is None or low):
+                return limit.says
+        return None
+
+
+def _capability(target: str) -> int:
+    return int(target.removeprefix("sm_"))
+
+
 class KeepDefaults(_Strict):
     keep: float = 0.15
     alpha: float = 0.5
@@ -156,9 +214,14 @@ class Manifest(_Strict):
     defaults: KeepDefaults = KeepDefaults()
     stages: dict[str, StageSpec]
     engines: dict[str, EngineSpec] = {}
-    calibration: dict[str, object] | None = None
+    calibration: CalibrationSpec | None = None
     files: dict[RelativePath, str] = {}  # processor files and others that belong to no stage
     digest: str = ""
+
+    @property
+    def float_precision(self) -> str:
+        """Precision of what is not quantised: the bundle's own, or that of the one it was calibrated from."""
+        return self.precision if self.calibration is None else self.calibration.source_precision
 
     def sealed(self) -> "Manifest":
         return self.model_copy(update={"digest": self._digest()})
@@ -179,6 +242,9 @@ class Manifest(_Strict):
 
     def rebuild_command(self, folder: Path) -> str:
         """The command that makes this bundle anew."""
+        if self.calibration is not None:
+            made = self.calibration
+            return shlex.join(["rediprune", "calibrate", made.source, "-o", str(folder), *made.options, "--force"])
         command = ["rediprune", "export", self.source.name, "-o", str(folder), "--force"]
         command += ["--revision", self.source.revision] if self.source.revision else []
         command += ["--precision", self.precision] if self.precision != "fp32" else []

@@ -83,20 +83,29 @@ def open_language(bundle: Bundle, threads: int) -> OrtLanguage:
     return OrtLanguage(bundle, _session(bundle, "language", threads))
 
 
+def session_options(threads: int) -> ort.SessionOptions:
+    """How every graph is loaded on the CPU; threads 0 leaves their number to ONNX Runtime."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    # Stages run one after another; threads of one that spin for work would take the cores from the next.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Without VNNI the product of unsigned with signed integers saturates in 16 bits; this makes both unsigned there.
+    # Measured on INT8 CLIP: the error falls from 3.9 to 3.0 %, at 1.3 times the time. Elsewhere it changes nothing
+    # (`Avx2WeightS8ToU8Transformer`, onnxruntime/core/optimizer).
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
+
+
 def _session(bundle: Bundle, stage: str, threads: int) -> ort.InferenceSession:
     """Load a stage's graph.
 
     Raises:
         RedipruneError: ONNX Runtime refuses the graph, e.g. for external data that leads outside the bundle.
     """
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads
-    # Stages run one after another; threads of one that spin for work would take the cores from the next.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     path = bundle.graph("ort", stage)
     try:
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(path, session_options(threads), providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises a type per status, none of them documented
         raise RedipruneError(
             f"ONNX Runtime {ort.__version__} cannot load '{path}' ({str(error).splitlines()[0]}); make the bundle again "

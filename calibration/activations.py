@@ -1,0 +1,323 @@
+"""What flows into the linear layers of a bundle, seen on samples: the ground of every static scale.
+
+The bundle answers the samples on ONNX Runtime, its graphs extended by outputs for the layers' inputs. Of each input are
+kept the largest magnitude per channel, over every token, and a few whole rows per run, from which percentiles, entropy
+and errors are computed at leisure. So what is held does not grow with the number of samples.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from ..runtime.arrays import Array
+from ..runtime.bundle import Bundle
+from ..runtime.errors import RedipruneError
+from ..runtime.ort import OrtDecoding, OrtLanguage, session_options
+from ..runtime.pipeline import Pipeline
+from ..runtime.session import Decoding, cast_inputs
+from ..runtime.video import load_video
+from .evaluate import Question
+from .layers import Linear, linear_layers
+
+KEEPS = (1.0, 0.15)  # what the language stage sees: all visual tokens, and few
+NEW_TOKENS = 5  # the prefill and four decoded tokens
+FRAMES = 8
+_ROWS = 256  # rows kept per input from all prefills (or frames) together; each decoded token gives one more
+_AT_ONCE = 1 << 30  # bytes of extra outputs in one run
+
+Arrays = dict[str, np.ndarray]
+Take = Callable[[str, np.ndarray], None]  # name of a value, the value
+
+
+@dataclass
+class Activation:
+    """An input of linear layers over all samples: largest |x| per channel [C], and sampled rows [R, C]."""
+
+    largest: np.ndarray
+    rows: np.ndarray
+
+
+@dataclass
+class Held:
+    """What a stage got and gave for a held-out sample; for `language` prompt [1,S,D], steps [1,N,D], logits [N+1,V]."""
+
+    feed: Arrays
+    outputs: Arrays
+
+
+@dataclass
+class Statistics:
+    """A stage's activations, by name of the graph's value, and its held-out cases."""
+
+    activations: dict[str, Activation]
+    held: list[Held]
+
+    def save(self, path: Path) -> None:
+        arrays: Arrays = {}
+        for name, seen in self.activations.items():
+            arrays |= {f"largest/{name}": seen.largest, f"rows/{name}": seen.rows}
+        for at, case in enumerate(self.held):
+            arrays |= {f"feed/{at}/{name}": array for name, array in case.feed.items()}
+            arrays |= {f"outputs/{at}/{name}": array for name, array in case.outputs.items()}
+        temporary = path.with_name(path.name + ".new")
+        with open(temporary, "wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: Path) -> "Statistics":
+        """Raises OSError or ValueError where the file is missing or damaged."""
+        with np.load(path) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+
+        def part(prefix: str) -> Arrays:
+            return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+        rows = part("rows/")
+        activations = {name: Activation(largest, rows[name]) for name, largest in part("largest/").items()}
+        cases = sorted({int(name.split("/")[1]) for name in arrays if name.startswith("feed/")})
+        return cls(activations, [Held(part(f"feed/{at}/"), part(f"outputs/{at}/")) for at in cases])
+
+
+def collect(
+    bundle: Bundle,
+    tapped: Sequence[str],
+    compared: Sequence[str],
+    samples: Sequence[Question],
+    held_out: Sequence[Question],
+    threads: int = 0,
+    progress: Callable[[str, float], None] | None = None,
+) -> dict[str, Statistics]:
+    """Show a bundle samples and keep what its linear layers get.
+
+    Args:
+        bundle: in fp32 or fp16.
+        tapped: stages whose linear layers' inputs are wanted; shown the `samples`.
+        compared: stages of which is wanted what goes in and out; shown those `held_out`.
+        threads: of ONNX Runtime.
+        progress: told what is done and which fraction of it.
+
+    Raises:
+        RedipruneError: a value that is not finite, with the layer it goes into.
+    """
+    pipeline = Pipeline(bundle, dict.fromkeys(bundle.manifest.stages, "ort"), threads, 1 << 30)
+    readers = {  # stage → input of linear layers → the first of them
+        stage: {str(layer.input.name): layer for layer in reversed(linear_layers(_graph(bundle, stage)))}
+        for stage in tapped
+    }
+    rows = max(1, _ROWS // len(samples))
+    seen = {stage: _Seen({name: layer.name for name, layer in readers[stage].items()}, rows) for stage in tapped}
+    groups = _groups(bundle, readers)
+    total = len(groups) * len(samples) + len(held_out)
+    at = 0
+    for group in groups:
+        for stage, names in group.items():
+            if stage == "language":
+                _install(pipeline, stage, _TappedLanguage(bundle, names, threads, seen[stage].take))
+            else:
+                _install(pipeline, stage, _TappedStage(bundle, stage, names, threads, seen[stage].take))
+        for number, sample in enumerate(samples):
+            if progress is not None:
+                progress(f"sample {number + 1} of {len(samples)}", at / total)
+            try:
+                _ask(pipeline, sample, number)
+            except _NotFinite as error:
+                raise RedipruneError(
+                    f"{error} for '{sample.media.name}'; the model overflows there: leave the sample out, or calibrate "
+                    "a bundle exported in fp32"
+                ) from error
+            at += 1
+        for stage in group:
+            _uninstall(pipeline, stage)
+    held: dict[str, list[Held]] = {stage: [] for stage in compared}
+    for stage in compared:
+        _install(
+            pipeline, stage, _Copying(pipeline.language if stage == "language" else pipeline.stage(stage), held[stage])
+        )
+    for number, sample in enumerate(held_out):
+        if progress is not None:
+            progress(f"held-out sample {number + 1} of {len(held_out)}", at / total)
+        _ask(pipeline, sample, number)
+        at += 1
+    for cases in held.values():  # frames of a clip are many alike
+        del cases[2 * len(held_out) :]
+    return {stage: Statistics(seen[stage].activations() if stage in seen else {}, held[stage]) for stage in compared}
+
+
+def tap(bundle: Bundle, stage: str, names: Iterable[str], threads: int = 0) -> tuple[ort.InferenceSession, list[str]]:
+    """A stage's graph with values in it as further outputs: the session, and which of `names` it has for outputs.
+
+    An input of the stage cannot be an output; whoever runs the stage has it at hand.
+    """
+    path = bundle.path(bundle.manifest.stages[stage].file)
+    model = ir.load(path)
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    added = [name for name in names if name in values]
+    model.graph.outputs.extend(values[name] for name in added if values[name] not in model.graph.outputs)
+    options = session_options(threads)
+    # The graph comes from memory, its weights from the bundle as they are.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    graph = ir.to_proto(model).SerializeToString()
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"]), added
+
+
+class _NotFinite(Exception):
+    pass
+
+
+class _Seen:
+    """Gathers a stage's activations."""
+
+    def __init__(self, readers: Mapping[str, str], rows: int):
+        self.readers = readers
+        self.count = rows
+        self.random = np.random.default_rng(0)
+        self.largest: Arrays = {}
+        self.rows: dict[str, list[np.ndarray]] = {}
+
+    def take(self, name: str, value: np.ndarray) -> None:
+        flat = value.reshape(-1, value.shape[-1])
+        largest = np.abs(flat).max(axis=0).astype(np.float32)
+        if not np.isfinite(largest).all():
+            raise _NotFinite(f"what layer '{self.readers[name]}' gets is not finite")
+        self.largest[name] = np.maximum(self.largest[name], largest) if name in self.largest else largest
+        count = min(self.count, len(flat))
+        chosen = self.random.choice(len(flat), count, replace=False, shuffle=False)
+        self.rows.setdefault(name, []).append(flat[chosen].astype(np.float32))
+
+    def activations(self) -> dict[str, Activation]:
+        return {name: Activation(self.largest[name], np.concatenate(rows)) for name, rows in self.rows.items()}
+
+
+class _TappedStage:
+    """A stage whose values, and inputs that are asked for, go to `take`."""
+
+    batch = 1
+
+    def __init__(self, bundle: Bundle, stage: str, names: Sequence[str], threads: int, take: Take):
+        self.spec, self.names, self.take = bundle.manifest.stages[stage], names, take
+        self.session, added = tap(bundle, stage, names, threads)
+        self.outputs = [port.name for port in self.spec.outputs] + added
+
+    def run(self, inputs: Mapping[str, Array]) -> Arrays:
+        feed = cast_inputs(self.spec, inputs)
+        values = dict(zip(self.outputs, map(np.asarray, self.session.run(self.outputs, feed)), strict=True))
+        for name in self.names:
+            self.take(name, np.asarray(values[name] if name in values else feed[name]))
+        return {port.name: values[port.name] for port in self.spec.outputs}
+
+
+class _TappedLanguage(OrtLanguage):
+    def __init__(self, bundle: Bundle, names: Sequence[str], threads: int, take: Take):
+        session, self.names = tap(bundle, "language", names, threads)
+        super().__init__(bundle, session)
+        self.take = take
+
+    def start(self, length: int) -> OrtDecoding:
+        return _TappedDecoding(self, length)
+
+
+class _TappedDecoding(OrtDecoding):
+    def __init__(self, language: _TappedLanguage, length: int):
+        super().__init__(language, length)
+        self.tapped = language
+
+    def step(self, embeds: Array) -> np.ndarray:
+        for name in self.tapped.names:  # anew for each step, whose number of tokens is another
+            self.binding.bind_output(name, "cpu")
+        logits = super().step(embeds)
+        names, values = self.tapped.names, self.binding.get_outputs()
+        for name, value in zip(names, values[len(values) - len(names) :], strict=True):
+            self.tapped.take(name, value.numpy())
+        return logits
+
+
+class _Copying:
+    """A session, of a stage or of the language model, that keeps what goes in and out."""
+
+    batch = 1
+
+    def __init__(self, session: Any, kept: list[Held]):
+        self.session, self.kept = session, kept
+
+    def run(self, inputs: Mapping[str, Array]) -> Arrays:
+        outputs = self.session.run(inputs)
+        self.kept.append(Held({name: np.asarray(array) for name, array in inputs.items()}, outputs))
+        return outputs
+
+    def start(self, length: int) -> "_CopyingDecoding":
+        return _CopyingDecoding(self.session.start(length), self.kept)
+
+
+class _CopyingDecoding:
+    def __init__(self, decoding: Decoding, kept: list[Held]):
+        self.decoding, self.kept = decoding, kept
+        self.case: Held | None = None
+
+    def step(self, embeds: Array) -> np.ndarray:
+        logits = self.decoding.step(embeds)
+        embeds = np.asarray(embeds)
+        if self.case is None:
+            feed = {"prompt": embeds, "steps": embeds[:, :0]}
+            self.case = Held(feed, {"logits": logits[None]})
+            self.kept.append(self.case)
+        else:
+            self.case.feed["steps"] = np.concatenate([self.case.feed["steps"], embeds], axis=1)
+            self.case.outputs["logits"] = np.concatenate([self.case.outputs["logits"], logits[None]])
+        return logits
+
+
+def _install(pipeline: Pipeline, stage: str, session: Any) -> None:
+    if stage == "language":
+        pipeline.language = session
+    else:
+        pipeline.sessions[stage] = session
+
+
+def _uninstall(pipeline: Pipeline, stage: str) -> None:
+    if stage == "language":
+        del pipeline.language
+    else:
+        del pipeline.sessions[stage]
+
+
+def _ask(pipeline: Pipeline, sample: Question, number: int) -> None:
+    whole = sample.video and "video" in pipeline.bundle.manifest.modalities
+    images = [] if whole else load_video(sample.media, FRAMES) if sample.video else [sample.media]
+    pipeline.generate(
+        sample.question,
+        images,
+        [sample.media] if whole else [],
+        frames=FRAMES,
+        keep=KEEPS[number % len(KEEPS)],
+        max_new_tokens=NEW_TOKENS,
+        temperature=0.0,
+    )
+
+
+def _groups(bundle: Bundle, readers: Mapping[str, Mapping[str, Linear]]) -> list[dict[str, list[str]]]:
+    """Stage → inputs of its layers, in portions whose values in one run together stay small."""
+    modalities = bundle.manifest.modalities
+    patches = max(modality.patches for modality in modalities.values())
+    groups: list[dict[str, list[str]]] = []
+    size = 0
+    for stage, layers in readers.items():
+        tokens = patches * FRAMES if stage == "language" and "video" in modalities else patches
+        for name, layer in layers.items():
+            needed = 4 * tokens * layer.shape[0]
+            if not groups or size + needed > _AT_ONCE:
+                groups.append({})
+                size = 0
+            groups[-1].setdefault(stage, []).append(name)
+            size += needed
+    return groups
+
+
+def _graph(bundle: Bundle, stage: str) -> ir.Model:
+    return ir.load(bundle.path(bundle.manifest.stages[stage].file))

@@ -1,0 +1,101 @@
+"""What a bundle is calibrated with: pictures, clips and questions, chosen by a seed and known by their content."""
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from ..runtime.bundle import file_sha256
+from ..runtime.errors import RedipruneError
+from ..runtime.preprocess import load_image, load_video
+from .dataset import write_set
+from .evaluate import Question, read_questions
+
+BUILT_IN = "built-in"
+_VIDEOS = {".mp4", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg"}
+# Asked about the files of a folder, which brings no questions.
+_QUESTIONS = ("What is in this picture?", "Describe it in detail.", "How many things are there, and where?")
+_HELD = 8
+
+
+@dataclass(frozen=True)
+class Data:
+    """Samples to calibrate with, and others to judge by. Files are read when they are used, none is kept."""
+
+    name: str
+    samples: list[Question]
+    held_out: list[Question]
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the contents, questions and order."""
+        digest = hashlib.sha256()
+        for sample in (*self.samples, *self.held_out):
+            digest.update(f"{file_sha256(sample.media)} {sample.video} {sample.question}\n".encode())
+        return digest.hexdigest()
+
+
+def open_data(path: Path | None, count: int, seed: int, videos: bool, made: Path) -> Data:
+    """Choose samples.
+
+    Args:
+        path: a JSONL as `evaluate` takes it, or a folder of pictures and videos; None is the built-in set, drawn from
+            the training split, which shares nothing with the splits that accuracy is measured on.
+        count: at most this many samples, and up to 8 more that are held out.
+        seed: of the choice.
+        videos: whether the family answers about videos; others are not shown any.
+        made: where the built-in set is written.
+
+    Raises:
+        RedipruneError: nothing there, or a chosen file that cannot be read.
+    """
+    if path is None:
+        wanted = count + _HELD
+        clips = wanted // 4 if videos else 0
+        questions = read_questions(write_set(made / f"{BUILT_IN}-{seed}", "train", seed, wanted - clips, clips))
+    elif path.is_dir():
+        questions = _folder(path, videos)
+    else:
+        questions = read_questions(path)
+    questions = [question for question in questions if videos or not question.video]
+    if not questions:
+        raise RedipruneError(f"'{path}' has only videos, and this family answers about images; give pictures")
+    chosen = _choose(questions, count + _HELD, seed)
+    for question in chosen:
+        if question.video:
+            load_video(question.media, 1)
+        else:
+            load_image(question.media)
+    held = min(_HELD, len(chosen) // 2)
+    name = BUILT_IN if path is None else str(path.resolve())
+    if not held:  # one sample has to serve for both
+        return Data(name, chosen, chosen)
+    return Data(name, chosen[:-held], chosen[-held:])
+
+
+def _choose(questions: Sequence[Question], count: int, seed: int) -> list[Question]:
+    """Shuffle, and take every picture once before any is taken again."""
+    shuffled = random.Random(seed).sample(list(questions), len(questions))
+    seen: dict[Path, int] = {}
+    rounds = []
+    for question in shuffled:
+        seen[question.media] = seen.get(question.media, -1) + 1
+        rounds.append(seen[question.media])
+    order = sorted(range(len(shuffled)), key=lambda at: rounds[at])
+    return [shuffled[at] for at in order[:count]]
+
+
+def _folder(path: Path, videos: bool) -> list[Question]:
+    pictures = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN} - _VIDEOS
+    found = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in pictures | _VIDEOS]
+    if not found:
+        raise RedipruneError(
+            f"folder '{path}' holds no pictures{' or videos' * videos}; give one that does, or a JSONL"
+        )
+    return [
+        Question(file, file.suffix.lower() in _VIDEOS, _QUESTIONS[at % len(_QUESTIONS)], "", "")
+        for at, file in enumerate(found)
+    ]
