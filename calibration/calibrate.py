@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from ..export.memory import available_memory
 from ..runtime.bundle import Bundle, CalibrationSpec, Fidelity, StageSpec, TensorSpec, file_sha256
 from ..runtime.errors import RedipruneError
+from ..runtime.memory import available_memory
 from ..runtime.session import open_language, open_stage
 from ..runtime.staging import Staging, check_room, check_target, making
 from . import int4, int8_dynamic, qdq
