@@ -23,7 +23,7 @@ from ..runtime.pipeline import Pipeline
 from ..runtime.session import Decoding, cast_inputs
 from ..runtime.video import load_video
 from .evaluate import Question
-from .layers import Linear, linear_layers
+from .layers import Linear, linear_layers, load_graph
 
 KEEPS = (1.0, 0.15)  # what the language stage sees: all visual tokens, and few
 NEW_TOKENS = 5  # the prefill and four decoded tokens
@@ -320,4 +320,4 @@ def _groups(bundle: Bundle, readers: Mapping[str, Mapping[str, Linear]]) -> list
 
 
 def _graph(bundle: Bundle, stage: str) -> ir.Model:
-    return ir.load(bundle.path(bundle.manifest.stages[stage].file))
+    return load_graph(bundle.path(bundle.manifest.stages[stage].file))

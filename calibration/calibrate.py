@@ -1,7 +1,6 @@
 """Bundle → bundle: the same model with the linear layers of its stages in smaller forms.
 
-Made beside its place (`runtime.staging`), stage by stage; the source is only read. What is not quantised is copied: onnx_ir takes
-hard links for an attack and refuses to read such a file, in either bundle.
+Made beside its place (`runtime.staging`), stage by stage; the source is only read. What is not quantised is linked to.
 """
 
 import fnmatch
@@ -24,7 +23,7 @@ from ..runtime.staging import Staging, check_room, check_target, making
 from . import int4, int8_dynamic, qdq
 from .activations import Activation, Held, Statistics, collect
 from .data import Data, open_data
-from .layers import linear_layers
+from .layers import linear_layers, load_graph
 from .ranges import RANGES
 from .recipes import FORMS, limits_of, parse_recipe
 from .smooth import ALPHA
@@ -128,7 +127,7 @@ def calibrate(
         for name, spec in made_of.stages.items():
             if name not in forms:
                 for file in spec.files:
-                    shutil.copyfile(bundle.path(file), staging.folder / file)
+                    staging.take(bundle.path(file), file)
                 stages[name] = spec
                 continue
             finished, fidelity = staging.finished(name), staging.folder / f"{name}.fidelity.done"
@@ -179,7 +178,7 @@ def _skipped(bundle: Bundle, forms: Mapping[str, str], patterns: Sequence[str]) 
         RedipruneError: a pattern that names none.
     """
     names = {
-        stage: [layer.name for layer in linear_layers(ir.load(bundle.path(bundle.manifest.stages[stage].file)))]
+        stage: [layer.name for layer in linear_layers(load_graph(bundle.path(bundle.manifest.stages[stage].file)))]
         for stage in forms
     }
     found: dict[str, list[str]] = {}
@@ -262,7 +261,7 @@ def _make_stage(
     path = staging.folder / spec.file
     data = path.with_name(path.name + ".data")
     try:
-        model = ir.load(bundle.path(bundle.manifest.stages[stage].file))
+        model = load_graph(bundle.path(bundle.manifest.stages[stage].file))
         layers = [layer for layer in linear_layers(model) if layer.name not in skipped]
         match form:
             case "int8":
@@ -298,7 +297,7 @@ def _fidelity(bundle: Bundle, stage: str, spec: StageSpec, held: Sequence[Held],
     """Run a finished stage on what the source's got and compare; None where there is nothing to compare."""
     if not held:
         return None
-    manifest = bundle.manifest.model_copy(update={"stages": {**bundle.manifest.stages, stage: spec}})
+    manifest = bundle.manifest.model_copy(update={"stages": {**bundle.manifest.stages, stage: spec}, "engines": {}})
     made = Bundle(folder, manifest)
     cosines, errors = [], []
     session = open_language("ort", made, 0) if stage == "language" else open_stage("ort", made, stage, 0)
