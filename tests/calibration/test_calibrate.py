@@ -269,7 +269,7 @@ def test_every_family_is_calibrated(family: str, bundle_of: Callable[[str], Path
 
 # -- TensorRT-RTX ------------------------------------------------------------------------------------------------------
 
-OLD = {"int8": ["sm_75", "sm_120"], "int4": ["sm_80", "sm_120"], "fp8": ["sm_89", "sm_120"]}
+OLD = {"int8": ["sm_80", "sm_120"], "int4": ["sm_80", "sm_120"], "fp8": ["sm_89", "sm_120"]}
 
 
 @pytest.mark.parametrize("recipe", ["int8", "fp8", "int4"])
