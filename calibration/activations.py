@@ -107,10 +107,11 @@ def collect(
         RedipruneError: a value that is not finite, with the layer it goes into.
     """
     pipeline = Pipeline(bundle, dict.fromkeys(bundle.manifest.stages, "ort"), threads, 1 << 30)
-    readers = {  # stage → input of linear layers → the first of them
-        stage: {str(layer.input.name): layer for layer in reversed(linear_layers(_graph(bundle, stage)))}
-        for stage in tapped
-    }
+    readers: dict[str, dict[str, Linear]] = {}  # stage → input of linear layers → the first of them
+    for stage in tapped:
+        first = readers.setdefault(stage, {})
+        for layer in linear_layers(_graph(bundle, stage)):
+            first.setdefault(str(layer.input.name), layer)
     rows = max(1, _ROWS // len(samples))
     seen = {stage: _Seen({name: layer.name for name, layer in readers[stage].items()}, rows) for stage in tapped}
     groups = _groups(bundle, readers)
@@ -189,6 +190,8 @@ class _Seen:
         self.largest[name] = np.maximum(self.largest[name], largest) if name in self.largest else largest
         count = min(self.count, len(flat))
         chosen = self.random.choice(len(flat), count, replace=False, shuffle=False)
+        # With the row of the largest value: rare (attention sinks), and what the others' errors do not show.
+        chosen = np.union1d(chosen, np.abs(flat).max(axis=1).argmax())
         self.rows.setdefault(name, []).append(flat[chosen].astype(np.float32))
 
     def activations(self) -> dict[str, Activation]:

@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from ..runtime.arrays import Array
 from ..runtime.bundle import Bundle, CalibrationSpec, Fidelity, StageSpec, TensorSpec, file_sha256
 from ..runtime.errors import RedipruneError
 from ..runtime.memory import available_memory
-from ..runtime.session import open_language, open_stage
+from ..runtime.session import LanguageSession, open_language, open_stage
 from ..runtime.staging import Staging, check_room, check_target, making
 from . import int4, int8_dynamic, qdq
 from .activations import Activation, Held, Statistics, collect
@@ -123,6 +124,12 @@ def calibrate(
         statistics = {}
         if shown is not None:
             statistics = _statistics(bundle, list(forms), needed, shown, cache, report)
+        for stage in needed:
+            if not statistics[stage].activations:
+                raise RedipruneError(
+                    f"no sample reaches stage '{stage}'; give --data with {'videos' if 'video' in stage else 'pictures'}, "
+                    f"or leave it as it is: --recipe {recipe},{stage}=keep"
+                )
         stages = {}
         for name, spec in made_of.stages.items():
             if name not in forms:
@@ -136,7 +143,15 @@ def calibrate(
                 seen = statistics.get(name, Statistics({}, []))
                 skips = skipped.get(name, [])
                 finished = _make_stage(
-                    bundle, name, forms[name], seen.activations, skips, ranges, alpha, staging, report
+                    bundle,
+                    name,
+                    forms[name],
+                    seen.activations,
+                    skips,
+                    ranges,
+                    alpha,
+                    staging,
+                    report,
                 )
                 report(name, "comparing with the source", 0.8)
                 near = _fidelity(bundle, name, finished, seen.held, staging.folder)
@@ -300,21 +315,28 @@ def _fidelity(bundle: Bundle, stage: str, spec: StageSpec, held: Sequence[Held],
     manifest = bundle.manifest.model_copy(update={"stages": {**bundle.manifest.stages, stage: spec}, "engines": {}})
     made = Bundle(folder, manifest)
     cosines, errors = [], []
-    session = open_language("ort", made, 0) if stage == "language" else open_stage("ort", made, stage, 0)
+    run = _decode(open_language("ort", made, 0)) if stage == "language" else open_stage("ort", made, stage, 0).run
     for case in held:
-        if stage == "language":
-            decoding = session.start(case.feed["prompt"].shape[1] + case.feed["steps"].shape[1])
-            logits = [decoding.step(case.feed["prompt"])]
-            logits += [decoding.step(case.feed["steps"][:, at : at + 1]) for at in range(case.feed["steps"].shape[1])]
-            ours = {"logits": np.stack(logits)}
-        else:
-            ours = session.run(case.feed)
+        ours = run(case.feed)
         for name, theirs in case.outputs.items():
-            a, b = ours[name].astype(np.float64).ravel(), theirs.astype(np.float64).ravel()
+            a, b = (np.asarray(array).astype(np.float64).ravel() for array in (ours[name], theirs))
             norm = max(float(np.linalg.norm(b)), 1e-300)
             cosines.append(float(a @ b) / max(float(np.linalg.norm(a)) * norm, 1e-300))
             errors.append(float(np.linalg.norm(a - b)) / norm)
     return Fidelity(cosine=min(cosines), relative_error=max(errors))
+
+
+def _decode(language: LanguageSession) -> Callable[[Mapping[str, np.ndarray]], Mapping[str, Array]]:
+    """The language stage as a function of a held-out case: its prompt, then token after token."""
+
+    def run(feed: Mapping[str, np.ndarray]) -> dict[str, Array]:
+        prompt, steps = feed["prompt"], feed["steps"]
+        decoding = language.start(prompt.shape[1] + steps.shape[1])
+        logits = [decoding.step(prompt)]
+        logits += [decoding.step(steps[:, at : at + 1]) for at in range(steps.shape[1])]
+        return {"logits": np.stack(logits)}
+
+    return run
 
 
 def _current(folder: Path, key: Mapping[str, object]) -> Bundle | None:

@@ -56,7 +56,7 @@ def calibrate(
     samples: Annotated[int, typer.Option(help="At most this many samples.")] = 64,
     seed: Annotated[int, typer.Option(help="Of the choice of samples.")] = 0,
     ranges: Annotated[str, typer.Option(help="Range of activations: minmax, percentile or entropy.")] = "minmax",
-    alpha: Annotated[float, typer.Option(help="Of SmoothQuant: how much the weights take over of outliers.")] = 0.5,
+    alpha: Annotated[float, typer.Option(help="Of SmoothQuant: how much the weights take over of outliers.")] = 0.75,
     smooth: Annotated[bool, typer.Option("--smooth/--no-smooth", help="Use SmoothQuant.")] = True,
     skip: Annotated[
         list[str] | None, typer.Option(help="Leave layers of these names as they are, e.g. '*.down_proj'; repeat.")

@@ -85,7 +85,11 @@ def _choose(questions: Sequence[Question], count: int, seed: int) -> list[Questi
         seen[question.media] = seen.get(question.media, -1) + 1
         rounds.append(seen[question.media])
     order = sorted(range(len(shuffled)), key=lambda at: rounds[at])
-    return [shuffled[at] for at in order[:count]]
+    chosen = [shuffled[at] for at in order[:count]]
+    # Videos evenly among pictures, so that both are among the samples and among those held out.
+    kinds = [[q for q in chosen if q.video == video] for video in (True, False)]
+    places = [((at + 0.5) / len(kind), q) for kind in kinds for at, q in enumerate(kind)]
+    return [question for _, question in sorted(places, key=lambda place: place[0])]
 
 
 def _folder(path: Path, videos: bool) -> list[Question]:

@@ -59,7 +59,7 @@ def quantize(
         activations: of the layers' inputs, by name.
         format: INT8 or FP8.
         ranges: a key of `RANGES`.
-        alpha: how much of the activations' outliers the weights take over; None leaves them.
+        alpha: of SmoothQuant, how much of the activations' outliers the weights take over; None leaves them.
     """
     sharing: dict[str, list[Linear]] = defaultdict(list)
     for layer in layers:

@@ -28,7 +28,7 @@ class Form:
 
 _CPU_ONLY = "its operators are ONNX Runtime's own for CPUs; choose int8"
 FORMS = {
-    "int8": Form("static INT8 Q/DQ, one scale per activation tensor and per output channel", True, {}, "sm_75"),
+    "int8": Form("static INT8 Q/DQ, one scale per activation tensor and per output channel", True),
     "int8-dynamic": Form(
         "INT8 with a scale for each token, taken as it comes",
         False,

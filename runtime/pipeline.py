@@ -121,8 +121,8 @@ class Pipeline:
             if name not in BACKENDS:
                 raise RedipruneError(f"backend '{name}' is not known; choose one of: {', '.join(BACKENDS)}")
         made = opened.manifest.calibration
-        for name in chosen.values() if made is not None else ():
-            if (refusal := made.refusal(name)) is not None:
+        for name in chosen.values():
+            if made is not None and (refusal := made.refusal(name)) is not None:
                 raise RedipruneError(refusal)
         most = 4 * (os.cpu_count() or 1)
         if threads > most:

@@ -15,7 +15,6 @@ from rediprune.calibration.calibrate import calibrate
 from rediprune.calibration.dataset import write_set
 from rediprune.calibration.evaluate import evaluate, read_questions
 from rediprune.calibration.recipes import parse_recipe
-from rediprune.export.build_ort import build_ort
 from rediprune.export.build_tensorrt import build_tensorrt
 from rediprune.export.bundle import export_bundle
 from rediprune.export.checkpoint import Checkpoint
@@ -269,7 +268,7 @@ def test_every_family_is_calibrated(family: str, bundle_of: Callable[[str], Path
 
 # -- TensorRT-RTX ------------------------------------------------------------------------------------------------------
 
-OLD = {"int8": ["sm_75", "sm_120"], "int4": ["sm_80", "sm_120"], "fp8": ["sm_89", "sm_120"]}
+OLD = {"int8": ["sm_80", "sm_120"], "int4": ["sm_80", "sm_120"], "fp8": ["sm_89", "sm_120"]}
 
 
 @pytest.mark.parametrize("recipe", ["int8", "fp8", "int4"])
