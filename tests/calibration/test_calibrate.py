@@ -15,6 +15,7 @@ from rediprune.calibration.calibrate import calibrate
 from rediprune.calibration.dataset import write_set
 from rediprune.calibration.evaluate import evaluate, read_questions
 from rediprune.calibration.recipes import parse_recipe
+from rediprune.export.build_cpu import build_cpu
 from rediprune.export.build_tensorrt import build_tensorrt
 from rediprune.export.bundle import export_bundle
 from rediprune.export.checkpoint import Checkpoint
@@ -250,7 +251,7 @@ def test_a_backend_that_cannot_take_it_refuses_at_once(demo: Path, int8: Bundle)
     with pytest.raises(RedipruneError, match="tensorrt-rtx does not take int8-dynamic"):
         Pipeline.load(dynamic.folder, "tensorrt-rtx")
     assert "ort" not in {limit.backend for limit in record(dynamic).limits}
-    assert build_ort(dynamic.folder).precision["vision"] == "int8-dynamic"
+    assert build_cpu(dynamic.folder, "ort").precision["vision"] == "int8-dynamic"
 
 
 def test_a_tower_for_videos_follows_the_one_for_images() -> None:
