@@ -1,8 +1,9 @@
 # make engine   everything: environment, checkpoint, export, build, one question, the check against eager PyTorch
 # make test     lint, types and tests
 #
-# Variables: MODEL (folder or hub id), BUNDLE, BACKEND, KEEP, PRECISION, IMAGE, VIDEO, PROMPT,
-# DATA (to calibrate with; default: built in)
+# Variables: MODEL (folder or hub id), BUNDLE, BACKEND, KEEP, PRECISION, IMAGE, VIDEO, PROMPT, DATA (to calibrate with;
+# default: built in); COPY=1 exports copies of the weights, converted, instead of references to MODEL's own files: bf16
+# checkpoints then start faster on CPUs
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -27,25 +28,29 @@ RUN_BACKEND := $(if $(GPU),$(BACKEND),$(if $(filter tensorrt%,$(BACKEND)),ort,$(
 
 MEDIA := $(addprefix --image ,$(IMAGE)) $(addprefix --video ,$(VIDEO))
 
-.PHONY: engine run validate test test-slow bench evaluate plugin demo-checkpoint lint setup clean
+.PHONY: engine run validate test test-slow bench bench-7b gpu-measurements evaluate plugin demo-checkpoint lint setup clean
 
 # Quantised bundles are made of the fp32 one beside them.
 RECIPES := int8 int8-dynamic int4 fp8
 SOURCE := $(if $(filter $(RECIPES),$(PRECISION)),$(patsubst %-$(PRECISION),%,$(BUNDLE))-fp32,$(BUNDLE))
 engine: $(READY) | $(MODEL)
-	$(BIN)/rediprune export $(MODEL) -o $(SOURCE) --precision $(if $(filter $(RECIPES),$(PRECISION)),fp32,$(PRECISION))
+	$(BIN)/rediprune export $(MODEL) -o $(SOURCE) --precision $(if $(filter $(RECIPES),$(PRECISION)),fp32,$(PRECISION)) \
+		$(if $(COPY),--copy)
 	$(if $(filter $(RECIPES),$(PRECISION)),$(BIN)/rediprune calibrate $(SOURCE) -o $(BUNDLE) --recipe $(PRECISION) \
 		--backend $(BACKEND) $(addprefix --data ,$(DATA)))
 	$(BIN)/rediprune build $(BUNDLE) --backend $(BACKEND)
 	$(MAKE) --no-print-directory run validate
 
+NO_GPU = $(if $(filter-out $(BACKEND),$(RUN_BACKEND)),@echo "no GPU here: $@ on $(RUN_BACKEND); engines/$(BACKEND) waits for one")
+
 run: $(READY)
-	@$(if $(filter-out $(BACKEND),$(RUN_BACKEND)),echo "no GPU here: asking on $(RUN_BACKEND); engines/$(BACKEND) waits for one")
+	$(NO_GPU)
 	$(BIN)/rediprune run $(BUNDLE) $(MEDIA) --prompt "$(PROMPT)" --keep $(KEEP) --backend $(RUN_BACKEND) \
 		--max-new-tokens 32 $(if $(MEDIA),--show $(BUNDLE)-kept.png)
 	$(if $(MEDIA),@echo "kept patches: $(BUNDLE)-kept.png")
 
 validate: $(READY)
+	$(NO_GPU)
 	$(BIN)/rediprune validate $(BUNDLE) --backend $(RUN_BACKEND) $(MEDIA)
 
 test: lint
@@ -54,15 +59,26 @@ test: lint
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
 
-# Accuracy against kept tokens, on the built-in task.
+# Accuracy against kept tokens, on the built-in task: the tables of docs/evaluation.md, in $(BUNDLE)-accuracy.md.
+# Interrupted, it goes on where it stopped.
 evaluate: $(READY)
-	$(BIN)/rediprune evaluate $(BUNDLE) --out $(BUNDLE)-scores.jsonl --plot $(BUNDLE)-accuracy.png
+	$(BIN)/rediprune evaluate $(BUNDLE) --split test,unseen --threads 1 --out $(BUNDLE)-replies.jsonl \
+		--page $(BUNDLE)-accuracy.md
 
 # The figures of docs/measurements: CLIP-L/336 + 0.5 B Qwen2 with random weights, about 8 GB of disk and of memory.
 BENCH ?= real
 bench: $(READY) | checkpoints/$(BENCH)
 	$(BIN)/rediprune export checkpoints/$(BENCH) -o engines/$(BENCH)-$(PRECISION) --precision $(PRECISION)
-	$(BIN)/rediprune bench engines/$(BENCH)-$(PRECISION) --image $(IMAGE)
+	$(BIN)/rediprune bench engines/$(BENCH)-$(PRECISION) --image $(IMAGE) --backends ort,openvino --page engines/bench.md
+
+# The figures that want a GPU (docs/measurements/gpu-sessions.md), of every backend that runs here.
+gpu-measurements: $(READY)
+	$(BIN)/python -m rediprune.export.gpu_measurements $(BUNDLE) --json $(BUNDLE)-gpu.json --markdown $(BUNDLE)-gpu.md
+
+# What exporting a 7B checkpoint takes: 14 GB of disk for made weights, little memory.
+bench-7b: $(READY)
+	$(BIN)/python -m rediprune.export.bench_export --checkpoint checkpoints/7b --bundle engines/7b-$(PRECISION) \
+		--precision $(PRECISION)
 
 # The TensorRT plugin; TENSORRT_ROOT holds include/NvInfer.h.
 plugin:

@@ -1,19 +1,26 @@
 """The commands of `rediprune` that work with data: calibrate and evaluate."""
 
 import json
+import shlex
+import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 
 from ..export.commands import Out, needs_extra, stage_progress
 from ..runtime.cli import BundleArgument, JsonOption, check_output_file, check_picture_path
 from ..runtime.errors import RedipruneError
+
+if TYPE_CHECKING:
+    from .evaluate import Question, Score
 
 _KEEPS = "1,0.5,0.25,0.15,0.1,0.05"
 _RULES = "rediprune,diversity,relevance,random,uniform,pool2x2"
@@ -31,8 +38,9 @@ def add(app: typer.Typer) -> None:
     app.command(
         "evaluate",
         epilog="""Examples:\n
-    rediprune evaluate engines/checkpoint-fp32 --plot accuracy.png\n
-    rediprune evaluate engines/llava --data questions.jsonl --keep 1,0.15 --rules rediprune,random --out scores.jsonl""",
+    rediprune evaluate engines/demo-fp32 --plot accuracy.png\n
+    rediprune evaluate engines/demo-fp32 --split test,unseen --backend ort,eager --rules rediprune --keep 1,0.15\n
+    rediprune evaluate engines/llava --data questions.jsonl --keep 1,0.15 --out replies.jsonl --page accuracy.md""",
     )(evaluate)
 
 
@@ -104,19 +112,20 @@ def evaluate(
     ] = None,
     keep: Annotated[str, typer.Option(help="Keep ratios, comma separated.")] = _KEEPS,
     rules: Annotated[str, typer.Option(help="Selection rules, comma separated.")] = _RULES,
-    backend: Annotated[str, typer.Option(help="What runs the stages.")] = "ort",
-    images: Annotated[int, typer.Option(min=0, help="Pictures of the built-in task.")] = 100,
-    clips: Annotated[int, typer.Option(min=0, help="Clips of the built-in task.")] = 25,
-    split: Annotated[str, typer.Option(help="Split of the built-in task: test or unseen.")] = "test",
+    backend: Annotated[str, typer.Option(help="What runs the stages; several, comma separated, are compared.")] = "ort",
+    images: Annotated[int, typer.Option(min=0, help="Pictures of the built-in task, about four questions each.")] = 100,
+    clips: Annotated[int, typer.Option(min=0, help="Clips of the built-in task, likewise.")] = 40,
+    split: Annotated[str, typer.Option(help="Splits of the built-in task: test, unseen, or test,unseen.")] = "test",
     train: Annotated[Path | None, typer.Option(help="Refuse questions that are in this JSONL too.")] = None,
-    frames: Annotated[int, typer.Option(help="Frames of a video.")] = 8,
-    seed: Annotated[int, typer.Option(help="Of the random rule.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Keep finished scores here; a rerun goes on from them.")] = None,
+    frames: Annotated[int, typer.Option(min=1, help="Frames of a video.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random rule.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Threads per stage; 0 leaves it to the backend.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Keep every reply here (JSONL); a rerun goes on from it.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write accuracy against tokens and time here (PNG).")] = None,
+    page: Annotated[Path | None, typer.Option(help="Write all tables here (Markdown), the plot beside it.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Accuracy per kind of question, keep ratio and selection rule."""
-    from .evaluate import check_disjoint, read_questions
+    """Accuracy per kind of question, keep ratio, selection rule and backend; images and videos apart."""
     from .evaluate import evaluate as run
 
     try:
@@ -125,53 +134,120 @@ def evaluate(
         raise RedipruneError(f"--keep takes ratios separated by commas, not '{keep}'") from error
     if not all(0 < ratio <= 1 for ratio in keeps):
         raise RedipruneError(f"--keep takes ratios in (0, 1], not '{keep}'")
-    if plot is not None and find_spec("matplotlib") is None:
-        raise RedipruneError("--plot needs matplotlib; install it with: pip install 'rediprune[evaluate]'")
+    if (plot or page) and find_spec("matplotlib") is None:
+        raise RedipruneError("--plot and --page need matplotlib; install it with: pip install 'rediprune[evaluate]'")
     if plot is not None:
         check_picture_path(plot, "--plot")
-    if out is not None:
-        check_output_file(out, "--out")
-    if split not in ("test", "unseen"):
-        raise RedipruneError(f"--split is test or unseen, not '{split}'")
-    with TemporaryDirectory() as made:
-        if data is None:
-            from .dataset import write_set
+    for path, option in ((out, "--out"), (page, "--page")):
+        if path is not None:
+            check_output_file(path, option)
+    if page is not None and page.suffix != ".md":
+        raise RedipruneError(f"--page takes a file ending in .md, not '{page}'")
+    splits = split.split(",")
+    if not set(splits) <= {"test", "unseen"}:
+        raise RedipruneError(f"--split is test, unseen or test,unseen, not '{split}'")
+    if data is None and not images and not clips:
+        raise RedipruneError("there is nothing to ask; give --images or --clips more than 0")
 
-            data = write_set(Path(made), split, images=images, clips=clips)
-        questions = read_questions(data)
-        if train is not None:
-            check_disjoint(questions, read_questions(train))
-        with Progress(console=Console(stderr=True), transient=True, disable=as_json) as bar:
-            task = bar.add_task("")
+    scores: list[Score] = []
+    with TemporaryDirectory() as made, Progress(console=Console(stderr=True), transient=True, disable=as_json) as bar:
+        task = bar.add_task("")
 
-            def report(label: str, at: int, total: int) -> None:
-                bar.update(task, description=label, completed=at, total=total)
+        def report(label: str, at: int, total: int) -> None:
+            bar.update(task, description=label, completed=at, total=total)
 
-            scores = run(bundle, questions, keeps, rules.split(","), backend, out, frames, seed, progress=report)
+        for name, questions in _sets(data, train, splits, images, clips, Path(made), report).items():
+            for runner in backend.split(","):
+                scores += run(
+                    bundle, questions, keeps, rules.split(","), runner, out, frames, seed, threads, 16, report, name
+                )
     if plot is not None:
         from .plot import plot_scores
 
-        plot_scores(scores, plot, f"{bundle.name}, {len(questions)} questions")
+        plot_scores(scores, plot, bundle.name)
+    if page is not None:
+        from .page import write_page
+
+        write_page(scores, page, bundle, shlex.join(["rediprune", *sys.argv[1:]]))
     if as_json:
-        print(json.dumps([score.document() for score in scores]))
+        firsts = _first_backend(scores)
+        print(
+            json.dumps(
+                [s.document() | {"same_answers": s.same_answers(f)} for s, f in zip(scores, firsts, strict=True)]
+            )
+        )
         return
     _print(Console(), scores)
 
 
-def _print(console: Console, scores: list[Any]) -> None:
-    kinds = sorted({kind for score in scores for kind in score.asked})
-    table = Table("rule", "keep", "tokens", "accuracy", "95 %", *kinds, "first token", "prefill")
-    for score in scores:
-        low, high = score.interval()
-        parts = (f"{score.right.get(kind, 0) / score.asked[kind]:.0%}" if kind in score.asked else "" for kind in kinds)
-        table.add_row(
-            score.rule,
-            f"{score.keep:g}",
-            f"{score.visual_tokens:.0f} of {score.all_tokens:.0f}",
-            f"{score.accuracy:.1%}",
-            f"{low:.1%} – {high:.1%}",
-            *parts,
-            f"{score.first_token * 1e3:.1f} ms",
-            f"{score.prefill_macs / 1e9:.2f} GMAC",
+def _sets(
+    data: Path | None,
+    train: Path | None,
+    splits: list[str],
+    images: int,
+    clips: int,
+    folder: Path,
+    progress: Callable[[str, int, int], None],
+) -> "dict[str, list[Question]]":
+    """The questions by name of their set: images and videos are judged apart, for they cost and score differently."""
+    from .dataset import write_set
+    from .evaluate import check_disjoint, read_questions
+
+    progress("reading the questions", 0, 1)
+    if data is not None:
+        sources = {"": read_questions(data)}
+    else:
+        names = {"test": "", "unseen": ", unseen pairs"}
+        made = {s: write_set(folder / s, s, images=images, clips=clips) for s in splits}
+        sources = {names[s]: read_questions(path, look=False) for s, path in made.items()}
+    if train is not None:
+        known = read_questions(train, look=False)
+        for questions in sources.values():
+            check_disjoint(questions, known)
+    sets = {}
+    for suffix, questions in sources.items():
+        sets["images" + suffix] = [q for q in questions if not q.video]
+        sets["videos" + suffix] = [q for q in questions if q.video]
+    return {name: questions for name, questions in sets.items() if questions}
+
+
+def _first_backend(scores: "list[Score]") -> "list[Score]":
+    """For each score the one of the same questions, rule and keep with the backend named first."""
+    firsts: dict[tuple[str, str, float], Score] = {}
+    return [firsts.setdefault((score.data, score.rule, score.keep), score) for score in scores]
+
+
+def _print(console: Console, scores: "list[Score]") -> None:
+    """Two tables for each set: accuracy with what it took, and accuracy by kind of question."""
+    several = len({score.backend for score in scores}) > 1
+    firsts = _first_backend(scores)
+    for name in dict.fromkeys(score.data for score in scores):
+        mine = [(score, first) for score, first in zip(scores, firsts, strict=True) if score.data == name]
+        kinds = sorted(mine[0][0].asked)
+        table = Table("rule", "keep", "tokens", "%", "95 %", "first token, ms", "prefill, GMAC", box=SIMPLE_HEAD)
+        table.title = f"{name}, {len(mine[0][0].replies)} questions"
+        by_kind = Table(
+            Column("rule", min_width=9), "keep", *(Column(k, overflow="fold") for k in kinds), box=SIMPLE_HEAD
         )
-    console.print(table)
+        if several:
+            table.add_column("backend")
+            table.add_column(f"as {scores[0].backend}")
+        for score, first in mine:
+            low, high = score.interval()
+            agreeing = (score.backend, f"{score.same_answers(first)} of {len(score.replies)}") if several else ()
+            table.add_row(
+                score.rule,
+                f"{score.keep:g}",
+                f"{score.visual_tokens:.0f}",
+                f"{100 * score.accuracy:.1f}",
+                f"{100 * low:.0f} – {100 * high:.0f}",
+                f"{score.first_token * 1e3:.1f}",
+                f"{score.prefill_macs / 1e9:.2f}",
+                *agreeing,
+            )
+            if score is first:
+                shares = (f"{100 * score.right[kind] / score.asked[kind]:.0f}" for kind in kinds)
+                by_kind.add_row(score.rule, f"{score.keep:g}", *shares)
+        console.print(table)
+        if len(kinds) > 1:
+            console.print(by_kind)

@@ -3,15 +3,15 @@
 import hashlib
 import json
 import statistics
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..runtime.bundle import Bundle
 from ..runtime.errors import RedipruneError
-from ..runtime.pipeline import Answer, Pipeline
+from ..runtime.pipeline import Pipeline
 from ..runtime.preprocess import load_image, load_video
 from .rules import RULES, apply_rule
 
@@ -29,30 +29,78 @@ class Question:
     kind: str
 
 
+@dataclass(frozen=True)
+class Reply:
+    """What a bundle said to one question, and what it took."""
+
+    answer: str
+    right: bool
+    kept_tokens: int
+    visual_tokens: int  # before pruning
+    first_token: float  # seconds, as for a picture that was not seen before: preprocessing and vision count
+    prefill_macs: float  # multiply-adds
+
+
 @dataclass
 class Score:
-    """A bundle's accuracy at one keep ratio with one rule."""
+    """The replies of a bundle to a set of questions, with one backend, rule and keep ratio."""
 
+    data: str  # name of the set
+    backend: str
     rule: str
     keep: float
-    backend: str
-    right: dict[str, int]  # by kind of question
-    asked: dict[str, int]
-    visual_tokens: float  # means over the questions, after and before pruning
-    all_tokens: float
-    first_token: float  # seconds, median; the vision stage of a first sight counted in
-    prefill_macs: float  # multiply-adds of the prefill, mean
+    kinds: list[str]  # of the questions
+    replies: list[Reply] = field(repr=False)
+
+    @property
+    def asked(self) -> dict[str, int]:
+        """Number of questions by kind."""
+        return dict(Counter(self.kinds))
+
+    @property
+    def right(self) -> dict[str, int]:
+        """Number of right answers by kind."""
+        return {
+            kind: sum(r.right for r, k in zip(self.replies, self.kinds, strict=True) if k == kind)
+            for kind in self.asked
+        }
 
     @property
     def accuracy(self) -> float:
-        return sum(self.right.values()) / sum(self.asked.values())
+        return statistics.fmean(reply.right for reply in self.replies)
 
     def interval(self) -> tuple[float, float]:
         """95 % confidence interval of the accuracy (Wilson)."""
-        return wilson(sum(self.right.values()), sum(self.asked.values()))
+        return wilson(sum(reply.right for reply in self.replies), len(self.replies))
+
+    @property
+    def visual_tokens(self) -> float:
+        """Mean after pruning."""
+        return statistics.fmean(reply.kept_tokens for reply in self.replies)
+
+    @property
+    def all_tokens(self) -> float:
+        """Mean before pruning."""
+        return statistics.fmean(reply.visual_tokens for reply in self.replies)
+
+    @property
+    def first_token(self) -> float:
+        """Median, seconds."""
+        return statistics.median(reply.first_token for reply in self.replies)
+
+    @property
+    def prefill_macs(self) -> float:
+        """Mean."""
+        return statistics.fmean(reply.prefill_macs for reply in self.replies)
+
+    def same_answers(self, other: "Score") -> int:
+        """How many questions two scores of the same set answer alike, word for word."""
+        return sum(a.answer == b.answer for a, b in zip(self.replies, other.replies, strict=True))
 
     def document(self) -> dict[str, Any]:
-        return asdict(self) | {"accuracy": self.accuracy, "interval": self.interval()}
+        numbers = ("right", "asked", "accuracy", "visual_tokens", "all_tokens", "first_token", "prefill_macs")
+        named = {"data": self.data, "backend": self.backend, "rule": self.rule, "keep": self.keep}
+        return named | {name: getattr(self, name) for name in numbers} | {"interval": self.interval()}
 
 
 def wilson(right: int, asked: int, z: float = 1.959964) -> tuple[float, float]:
@@ -64,12 +112,16 @@ def wilson(right: int, asked: int, z: float = 1.959964) -> tuple[float, float]:
     return (centre - spread) / scale, (centre + spread) / scale
 
 
-def read_questions(path: str | Path) -> list[Question]:
+def read_questions(path: str | Path, look: bool = True) -> list[Question]:
     """Read and check a dataset before anything is asked.
+
+    Args:
+        path: a JSONL file.
+        look: open every image and video too.
 
     Raises:
         RedipruneError: no such file, a line that is no JSON object, has no image or video, no question or an empty
-            answer, or names a file that is not there; the message names the line.
+            answer, or names a file that is not there or cannot be read; the message names the line.
     """
     path = Path(path)
     if not path.is_file():
@@ -79,6 +131,7 @@ def read_questions(path: str | Path) -> list[Question]:
     except UnicodeDecodeError as error:
         raise RedipruneError(f"dataset '{path}' is no text; give a JSONL file") from error
     questions = []
+    seen: set[Path] = set()
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
@@ -95,14 +148,24 @@ def read_questions(path: str | Path) -> list[Question]:
         kinds = [kind for kind in ("image", "video") if entry.get(kind)]
         if len(kinds) != 1:
             raise wrong("needs an image or a video" if not kinds else "has both an image and a video")
+        if not isinstance(entry[kinds[0]], str):
+            raise wrong(f"needs the path of its {kinds[0]} as a text")
         for name in ("question", "answer"):
             if not str(entry.get(name) or "").strip():
                 raise wrong(f"has no {name}")
         media = path.parent / entry[kinds[0]]
         if not media.is_file():
             raise wrong(f"names '{entry[kinds[0]]}', which is not there")
+        if look and media not in seen:
+            seen.add(media)
+            try:
+                load_video(media, 1) if kinds == ["video"] else load_image(media)
+            except RedipruneError as error:
+                raise wrong(f"cannot be asked: {error}") from error
         questions.append(
-            Question(media, kinds[0] == "video", entry["question"], str(entry["answer"]), str(entry.get("kind", "all")))
+            Question(
+                media, kinds[0] == "video", str(entry["question"]), str(entry["answer"]), str(entry.get("kind", "all"))
+            )
         )
     if not questions:
         raise RedipruneError(f"dataset '{path}' is empty")
@@ -137,8 +200,10 @@ def evaluate(
     out: Path | None = None,
     frames: int = 8,
     seed: int = 0,
+    threads: int = 0,
     max_new_tokens: int = 16,
     progress: Callable[[str, int, int], None] | None = None,
+    data: str = "",
 ) -> list[Score]:
     """Ask every question at every keep ratio with every rule.
 
@@ -149,11 +214,13 @@ def evaluate(
         rules: of `RULES`. "pool2x2" is asked once, at its own ratio; at keep 1 the other rules are the same and asked
             once, as "rediprune".
         backend: what runs the stages.
-        out: a JSONL file that finished scores are appended to; those it holds already are not measured again.
+        out: a JSONL file that each reply is appended to as it comes; those it holds already are not asked for again.
         frames: frames of a video; a family without videos is shown them as images.
         seed: of the random rule.
+        threads: for every stage; 0 leaves it to the backend.
         max_new_tokens: longest answer.
         progress: told label, question number and number of questions.
+        data: name of the questions.
 
     Raises:
         RedipruneError: an unusable bundle, rule or picture.
@@ -162,23 +229,22 @@ def evaluate(
     if unknown:
         raise RedipruneError(f"rule '{unknown[0]}' is not known; choose of: {', '.join(RULES)}")
     bundle = Bundle.open(folder)
-    pipeline = Pipeline.load(folder, backend, cache_bytes=4 << 30)
+    pipeline = Pipeline.load(folder, backend, threads=threads, cache_bytes=4 << 30)
     macs = _prefill_macs(bundle)
     key = _key(bundle, questions, backend, frames, seed, max_new_tokens)
-    done = _finished(out, key)
+    known = _known(out, key)
     media: dict[Path, tuple[list[Any], list[Any]]] = {}  # images, videos
+    first_sight: dict[Path, float] = {}  # seconds of preprocessing and vision
     scores = []
     for rule, keep in _runs(rules, keeps):
-        if (rule, keep) in done:
-            scores.append(done[rule, keep])
-            continue
-        alpha = apply_rule(pipeline, rule, seed)
-        right: dict[str, int] = defaultdict(int)
-        asked: dict[str, int] = defaultdict(int)
-        answers = []
+        replies = []
         for at, question in enumerate(questions):
             if progress is not None:
-                progress(f"{rule}, keep {keep:g}", at, len(questions))
+                progress(f"{data} {backend} {rule}, keep {keep:g}", at, len(questions))
+            if (rule, keep, at) in known:
+                replies.append(known[rule, keep, at])
+                continue
+            alpha = apply_rule(pipeline, rule, (seed, at))
             if question.media not in media:
                 whole = question.video and "video" in bundle.manifest.modalities
                 pictures = load_video(question.media, frames) if question.video and not whole else [question.media]
@@ -194,15 +260,22 @@ def evaluate(
                 max_new_tokens=max_new_tokens,
                 temperature=0.0,
             )
-            asked[question.kind] += 1
-            right[question.kind] += is_right(answer.text, question.answer)
-            answer.visuals = []  # the pictures are not needed again
-            answers.append(answer)
-        scores.append(_score(rule, keep, backend, right, asked, answers, macs))
-        if out is not None:
-            with open(out, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"key": key, "score": asdict(scores[-1])}) + "\n")
-    apply_rule(pipeline, "rediprune")
+            seeing = answer.timings["preprocess"] + answer.timings["vision"]
+            first_token = answer.timings["time_to_first_token"] - seeing
+            reply = Reply(
+                answer.text,
+                is_right(answer.text, question.answer),
+                answer.kept_tokens,
+                answer.visual_tokens,
+                first_token + first_sight.setdefault(question.media, seeing),
+                macs(answer.prompt_tokens + answer.kept_tokens),
+            )
+            replies.append(reply)
+            if out is not None:
+                line = {"key": key, "rule": rule, "keep": keep, "at": at, "reply": asdict(reply)}
+                with open(out, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+        scores.append(Score(data, backend, rule, keep, [q.kind for q in questions], replies))
     return scores
 
 
@@ -219,28 +292,6 @@ def _runs(rules: Sequence[str], keeps: Sequence[float]) -> list[tuple[str, float
         else:
             runs += [(rule, keep) for keep in keeps if keep < 1]
     return [("rediprune", 1.0)] * any(keep >= 1 for keep in keeps) + runs
-
-
-def _score(
-    rule: str,
-    keep: float,
-    backend: str,
-    right: dict[str, int],
-    asked: dict[str, int],
-    answers: Sequence[Answer],
-    macs: Callable[[int], float],
-) -> Score:
-    return Score(
-        rule,
-        keep,
-        backend,
-        dict(right),
-        dict(asked),
-        statistics.fmean(a.kept_tokens for a in answers),
-        statistics.fmean(a.visual_tokens for a in answers),
-        statistics.median(a.timings["time_to_first_token"] for a in answers),
-        statistics.fmean(macs(a.prompt_tokens + a.kept_tokens) for a in answers),
-    )
 
 
 def _prefill_macs(bundle: Bundle) -> Callable[[int], float]:
@@ -260,16 +311,22 @@ def _key(bundle: Bundle, questions: Sequence[Question], *settings: object) -> st
     return hashlib.sha256(json.dumps([stages, asked, settings]).encode()).hexdigest()[:16]
 
 
-def _finished(out: Path | None, key: str) -> dict[tuple[str, float], Score]:
+def _known(out: Path | None, key: str) -> dict[tuple[str, float, int], Reply]:
+    """The replies of an earlier call, by rule, keep and number of the question."""
     if out is None or not out.is_file():
         return {}
-    done = {}
-    for line in out.read_text(encoding="utf-8").splitlines():
+    try:
+        text = out.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RedipruneError(f"'{out}' holds no replies of an earlier call; give --out another file") from error
+    if text and not text.endswith("\n"):
+        out.write_text(text + "\n", encoding="utf-8")  # what was broken off stays a line of its own
+    known = {}
+    for line in text.splitlines():
         try:
             entry = json.loads(line)
         except ValueError:
             continue  # broken off while it was written
-        if entry.get("key") == key:
-            score = Score(**entry["score"])
-            done[score.rule, score.keep] = score
-    return done
+        if isinstance(entry, dict) and entry.get("key") == key and "reply" in entry:
+            known[entry["rule"], entry["keep"], entry["at"]] = Reply(**entry["reply"])
+    return known

@@ -1,6 +1,6 @@
 """Other ways to drop visual tokens, to hold ReDiPrune against: each turns a pipeline into one that uses it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -16,7 +16,7 @@ ALPHAS: dict[str, float | None] = {"rediprune": None, "diversity": 0.0, "relevan
 RULES = (*ALPHAS, "random", "uniform", "pool2x2")
 
 
-def apply_rule(pipeline: Pipeline, rule: str, seed: int = 0) -> float | None:
+def apply_rule(pipeline: Pipeline, rule: str, seed: int | Sequence[int] = 0) -> float | None:
     """Make a pipeline choose tokens by a rule.
 
     Args:
@@ -41,7 +41,7 @@ def apply_rule(pipeline: Pipeline, rule: str, seed: int = 0) -> float | None:
     return None
 
 
-def random_tokens(seed: int) -> Callable[[np.ndarray, int], np.ndarray]:
+def random_tokens(seed: int | Sequence[int]) -> Callable[[np.ndarray, int], np.ndarray]:
     """Chooses K tokens of each frame of features [F,P,C] at random: [F,K] ascending."""
     random = np.random.default_rng(seed)
 

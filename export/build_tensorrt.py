@@ -20,16 +20,14 @@ from typing import Any
 from ..runtime.bundle import Bundle, EngineSpec, file_sha256
 from ..runtime.errors import RedipruneError
 from ..runtime.gpu import compute_capability
+from ..runtime.memory import available_memory
 from ..runtime.nvinfer import LIBRARIES, find_plugin, load_library
 from .bundle import Progress
-from .memory import available_memory, build_estimate
+from .memory import build_estimate
 from .profiles import Profile, profile_of, ranges
 from .tensorrt_worker import Job, Outcome
 
-# What TensorRT-RTX builds for unless told otherwise, and what it can be told
-# (https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html).
-DEFAULT_TARGETS = ("sm_80", "sm_86", "sm_89", "sm_120")
-TARGETS = ("sm_75", *DEFAULT_TARGETS, "sm_121")
+DEFAULT_TARGETS = ("sm_80", "sm_86", "sm_89", "sm_120")  # of TensorRT-RTX, unless told otherwise
 
 
 @dataclass
@@ -145,11 +143,12 @@ def _targets(bundle: Bundle, backend: str, targets: list[str]) -> list[str]:
             )
         chosen = [present]
     else:
-        unknown = [target for target in targets if target not in TARGETS]
+        known = LIBRARIES[backend].targets
+        unknown = [target for target in targets if target not in known]
         if unknown:
-            raise RedipruneError(f"target '{unknown[0]}' is not one that TensorRT-RTX builds for: {', '.join(TARGETS)}")
+            raise RedipruneError(f"target '{unknown[0]}' is not one that TensorRT-RTX builds for: {', '.join(known)}")
         usual = [target for target in DEFAULT_TARGETS if made is None or made.refusal(backend, [target]) is None]
-        chosen = sorted(set(targets or usual), key=TARGETS.index)
+        chosen = sorted(set(targets or usual), key=known.index)
     if made is not None and (refusal := made.refusal(backend, chosen)) is not None:
         raise RedipruneError(refusal)
     return chosen
@@ -176,8 +175,7 @@ def _keep(engines: EngineSpec, old: EngineSpec, backend: str, stage: str) -> Non
 def _check_memory(bundle: Bundle, todo: list[str]) -> None:
     have = available_memory()
     for stage in todo:
-        weights = sum(bundle.path(file).stat().st_size for file in bundle.manifest.stages[stage].files)
-        needed = build_estimate(weights)
+        needed = build_estimate(bundle.manifest.stages[stage].weight_bytes)
         if have is not None and needed > have:
             raise RedipruneError(
                 f"building '{stage}' takes up to {needed / 1e9:.1f} GB of memory and {have / 1e9:.1f} GB are free; close "

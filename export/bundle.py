@@ -1,5 +1,6 @@
 """Checkpoint → bundle: every stage traced, bound to its weights, checked and saved; the bundle complete or absent.
 
+The graphs refer to the checkpoint's own weight files, hard-linked into the bundle, unless copies are asked for.
 Work is done beside the bundle (`runtime.staging`): a stage finished there is not redone by the next run.
 """
 
@@ -7,7 +8,7 @@ import json
 import shutil
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -19,18 +20,22 @@ from ..graphs.stages import Port, Stage
 from ..runtime.bundle import (
     MANIFEST,
     PRECISIONS,
+    WEIGHTS,
     Bundle,
     DecoderSpec,
     Manifest,
     ModalitySpec,
+    Source,
     StageSpec,
     TensorSpec,
     file_sha256,
 )
 from ..runtime.errors import RedipruneError
 from ..runtime.staging import Staging, check_room, check_target, making
-from .check import check_stage
+from .card import write_card
+from .check import COMPARED, check_graph, check_stage
 from .checkpoint import Checkpoint, Skeleton
+from .shards import Hashing, can_link, link
 from .trace import trace
 
 Progress = Callable[[str, str, float], None]  # stage, what is being done, fraction of the stage done
@@ -46,6 +51,7 @@ def export_bundle(
     force: bool = False,
     check: bool = True,
     progress: Progress | None = None,
+    copy: bool = False,
 ) -> Bundle:
     """Export a checkpoint to a bundle.
 
@@ -54,8 +60,11 @@ def export_bundle(
         folder: the bundle to make. An up-to-date bundle there is left as it is.
         precision: "fp32" or "fp16", of weights and activations (selection is always float32).
         force: redo everything.
-        check: run every graph beside its eager module at three sizes.
+        check: run every graph beside its eager module at three sizes, save stages too large for it (`check.COMPARED`);
+            `StageSpec.compared` says which were. That a graph is valid ONNX is always checked.
         progress: told what is being done.
+        copy: write the weights anew, converted and laid out as the engines read them, instead of referring to the
+            checkpoint's files. Always so where these cannot be linked to, as on another file system.
 
     Returns:
         The bundle, opened.
@@ -69,60 +78,81 @@ def export_bundle(
     folder = check_target(folder)
     skeleton = checkpoint.skeleton(precision)
     weights = skeleton.weights
-    report("checkpoint", "hashing the weights", 0.0)
-    source = checkpoint.source(weights)
-    key = {
-        "source": source.model_dump(),
-        "precision": precision,
-        "tool": version("rediprune"),
-        "check": check,
-    }
-    report("checkpoint", "hashed", 1.0)
-    if not force and (current := _current(folder, key, checkpoint.folder)) is not None:
-        return current
-    if not force:
-        _refuse_another_source(folder, source.name)
-
-    with making(folder):
-        staging = Staging(folder, key, force)
-        specs = {stage.name: staging.finished(stage.name) for stage in skeleton.stages}
-        check_room(staging.folder, sum(skeleton.parameter_bytes(s) for s in skeleton.stages if specs[s.name] is None))
-        stages = {}
-        for stage in skeleton.stages:
-            spec = specs[stage.name]
-            if spec is None:
-                spec = _export_stage(stage, staging.folder, skeleton, precision, check, report)
-                staging.finish(stage.name, spec)
-            stages[stage.name] = spec
-            report(stage.name, "done", 1.0)
-        manifest = _manifest(skeleton, source, precision, stages)
-        manifest.files = _copy_processor(checkpoint.folder, staging.folder)
-        if skeleton.newline is not None:
-            newline = staging.folder / _NEWLINE
-            np.save(newline, weights.of(skeleton.newline).load().to(skeleton.dtype).numpy())
-            manifest.newline = _NEWLINE
-            manifest.files[_NEWLINE] = file_sha256(newline)
-        staging.publish(manifest)
-    return Bundle.open(folder, verify=False)  # every hash in the manifest was just taken
+    refer = not copy and can_link(weights.files, folder)
+    with Hashing(weights.files) as hashing:  # beside the tracing
+        if not force and (folder / MANIFEST).is_file():
+            report("checkpoint", "hashing the weights", 0.0)
+            current = _current(folder, checkpoint, checkpoint.source(hashing.result()), precision, refer)
+            if current is not None:
+                return current
+            _refuse_another_source(folder, checkpoint.source_name)
+        with making(folder):
+            key = {
+                "source": checkpoint.source({}).model_dump(),
+                "weights": hashing.stamps,
+                "precision": precision,
+                "tool": version("rediprune"),
+                "check": check,
+                "refer": refer,
+            }
+            staging = Staging(folder, key, force)
+            specs = {stage.name: staging.finished(stage.name) for stage in skeleton.stages}
+            todo = [stage for stage in skeleton.stages if specs[stage.name] is None]
+            check_room(staging.folder, 0 if refer else sum(skeleton.parameter_bytes(stage) for stage in todo))
+            stages = {}
+            for stage in skeleton.stages:
+                spec = specs[stage.name]
+                if spec is None:
+                    spec = _export_stage(stage, staging.folder, skeleton, precision, check, refer, hashing, report)
+                    staging.finish(stage.name, spec)
+                stages[stage.name] = spec
+                report(stage.name, "done", 1.0)
+            manifest = _manifest(skeleton, checkpoint.source(hashing.result()), precision, stages)
+            manifest.files = _copy_processor(checkpoint.folder, staging.folder)
+            if skeleton.newline is not None:
+                newline = staging.folder / _NEWLINE
+                np.save(newline, weights.of(skeleton.newline).load().to(skeleton.dtype).numpy())
+                manifest.newline = _NEWLINE
+                manifest.files[_NEWLINE] = file_sha256(newline)
+            write_card(staging.folder, manifest)
+            hashing.check_unchanged()
+            staging.publish(manifest)
+    bundle = Bundle.open(folder, verify=False)
+    bundle.note_as_made()  # every hash in the manifest was just taken
+    return bundle
 
 
 def _export_stage(
-    stage: Stage, folder: Path, skeleton: Skeleton, precision: str, check: bool, report: Progress
+    stage: Stage,
+    folder: Path,
+    skeleton: Skeleton,
+    precision: str,
+    check: bool,
+    refer: bool,
+    hashing: Hashing,
+    report: Progress,
 ) -> StageSpec:
     path = folder / "onnx" / f"{stage.name}.onnx"
     data = path.with_name(path.name + ".data")
     try:
         report(stage.name, "tracing", 0.0)
         model = trace(stage, skeleton.dtype)
-        skeleton.weights.bind(model, stage.module, skeleton.buffers, skeleton.dtype)
+        place = PurePosixPath(WEIGHTS).name if refer else None
+        used = skeleton.weights.bind(model, stage.module, skeleton.buffers, skeleton.dtype, place)
+        link(used, folder / WEIGHTS)
 
         def written(tensor: Any, info: Any) -> None:
             report(stage.name, "writing weights", 0.4 + 0.3 * info.index / max(info.total, 1))
 
-        ir.save(model, path, external_data=data.name, callback=written)
-        if not data.stat().st_size:  # a stage without weights
-            data.unlink()
-        if check:
+        if refer:
+            ir.save(model, path)
+        else:
+            ir.save(model, path, external_data=data.name, callback=written)
+            if not data.stat().st_size:  # a stage without weights
+                data.unlink()
+        check_graph(stage, path)
+        compared = check and skeleton.parameters(stage) <= COMPARED
+        if compared:
             report(stage.name, "checking against PyTorch", 0.7)
             check_stage(stage, path, skeleton)
         report(stage.name, "hashing", 0.95)
@@ -131,12 +161,17 @@ def _export_stage(
         data.unlink(missing_ok=True)
         raise
     files = {f"onnx/{file.name}": file_sha256(file) for file in (path, data) if file.is_file()}
+    if used:
+        hashes = hashing.result()
+        files |= {f"{WEIGHTS}/{file.name}": hashes[file.name] for file in used}
     return StageSpec(
         file=f"onnx/{path.name}",
         files=files,
         precision=precision,
         inputs=[_tensor(port, skeleton.dtype) for port in stage.inputs],
         outputs=[_tensor(port, skeleton.dtype) for port in stage.outputs],
+        weight_bytes=skeleton.parameter_bytes(stage),
+        compared=compared,
     )
 
 
@@ -145,7 +180,7 @@ def _tensor(port: Port, dtype: torch.dtype) -> TensorSpec:
     return TensorSpec(name=port.name, dtype=name, shape=list(port.shape))
 
 
-def _manifest(skeleton: Skeleton, source: Any, precision: str, stages: dict[str, StageSpec]) -> Manifest:
+def _manifest(skeleton: Skeleton, source: Source, precision: str, stages: dict[str, StageSpec]) -> Manifest:
     config, family = skeleton.checkpoint.config, skeleton.checkpoint.family
     text, vision = config.text_config, config.vision_config
     placeholders = {"image": config.image_token_id, "video": getattr(config, "video_token_id", None)}
@@ -210,20 +245,18 @@ def _refuse_another_source(folder: Path, name: str) -> None:
         raise RedipruneError(f"'{folder}' is a bundle of '{there}'; choose another folder, or replace it with --force")
 
 
-def _current(folder: Path, key: dict[str, Any], source: Path) -> Bundle | None:
+def _current(folder: Path, checkpoint: Checkpoint, source: Source, precision: str, refer: bool) -> Bundle | None:
     """The bundle in `folder`, if it is whole and was made from the same source in the same way."""
-    if not (folder / MANIFEST).is_file():
-        return None
     try:
         bundle = Bundle.open(folder, remember=False)
     except RedipruneError:
         return None  # damaged: made anew
-    processor = {f"processor/{file.name}": file_sha256(file) for file in _processor_files(source)}
+    processor = {f"processor/{file.name}": file_sha256(file) for file in _processor_files(checkpoint.folder)}
     if processor != {name: sha for name, sha in bundle.manifest.files.items() if name.startswith("processor/")}:
         return None
     made = bundle.manifest
-    same = made.source.model_dump() == key["source"] and made.precision == key["precision"]
-    return bundle if same and made.tool_version == key["tool"] else None
+    same = made.source == source and made.precision == precision and made.refers == refer
+    return bundle if same and made.tool_version == version("rediprune") else None
 
 
 def _read(path: Path) -> Any:

@@ -75,12 +75,18 @@ class Checkpoint:
             raise RedipruneError(f"checkpoint '{folder}': {error}") from error
         return cls(name, folder, revision, config, family)
 
-    def source(self, weights: Weights) -> Source:
+    @property
+    def source_name(self) -> str:
+        """What finds the checkpoint again from anywhere on this machine."""
+        return str(self.folder.resolve()) if Path(self.name).is_dir() else self.name
+
+    def source(self, weights: dict[str, str]) -> Source:
+        """The checkpoint as a manifest names it; `weights` is each weight file's sha256."""
         return Source(
-            name=str(self.folder.resolve()) if Path(self.name).is_dir() else self.name,
+            name=self.source_name,
             revision=self.revision,
             config_sha256=file_sha256(self.folder / "config.json"),
-            weights=weights.sha256(),
+            weights=weights,
         )
 
     def skeleton(self, precision: str) -> "Skeleton":
@@ -125,8 +131,11 @@ class Skeleton:
             needed.append(self.newline)
         return Weights(self.checkpoint.folder, self.model, needed)
 
+    def parameters(self, stage: Stage) -> int:
+        return sum(p.numel() for p in stage.module.parameters())
+
     def parameter_bytes(self, stage: Stage) -> int:
-        return sum(p.numel() for p in stage.module.parameters()) * self.dtype.itemsize
+        return self.parameters(stage) * self.dtype.itemsize
 
 
 def _download(name: str, revision: str | None) -> Path:

@@ -5,6 +5,8 @@ Heavy packages are imported when a command runs, so that `--help` stays fast.
 
 import functools
 import json
+import shlex
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -16,8 +18,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from ..runtime.cli import BundleArgument, JsonOption, check_output_file
+from ..runtime.bundle import WEIGHTS
+from ..runtime.cli import BACKEND_HELP, BundleArgument, JsonOption, check_output_file
 from ..runtime.errors import RedipruneError
+from ..runtime.session import runs_on
 
 _NEEDED = ("torch", "accelerate", "onnx", "onnx_ir", "onnxscript", "polygraphy", "safetensors")
 
@@ -30,12 +34,14 @@ def add(app: typer.Typer) -> None:
         "export",
         epilog="""Examples:\n
     rediprune export path/to/llava-1.5-7b-hf -o engines/llava\n
-    rediprune export llava-hf/llava-1.5-7b-hf -o engines/llava --precision fp16""",
+    rediprune export llava-hf/llava-1.5-7b-hf -o engines/llava --precision fp16\n
+    rediprune export path/to/bf16-checkpoint -o engines/cpu --copy    (starts faster on CPUs)""",
     )(needs_extra(export))
     app.command(
         "build",
         epilog="""Examples:\n
     rediprune build engines/llava --backend ort\n
+    rediprune build engines/llava --backend openvino\n
     rediprune build engines/llava --backend tensorrt-rtx --target sm_89,sm_120 --profile kept=1:64:576""",
     )(needs_extra(build))
     app.command(
@@ -45,7 +51,12 @@ def add(app: typer.Typer) -> None:
     rediprune validate engines/llava --stage vision --stage select\n
     rediprune validate engines/llava --eager vision    (does the answer drift without the vision engine?)""",
     )(needs_extra(validate))
-    app.command("bench", epilog="Example:\n\n    rediprune bench engines/real --image photo.jpg")(needs_extra(bench))
+    app.command(
+        "bench",
+        epilog="""Examples:\n
+    rediprune bench engines/real --image photo.jpg\n
+    rediprune bench engines/real engines/real-int8 --backends ort,openvino --peers eager,compiled --page bench.md""",
+    )(needs_extra(bench))
     app.command(
         "new-checkpoint",
         epilog="Example:\n\n    rediprune new-checkpoint checkpoints/tiny --family llava_next_video --decoder qwen2",
@@ -70,6 +81,14 @@ def export(
     out: Out,
     precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
     revision: Annotated[str | None, typer.Option(help="Revision of a hub id.")] = None,
+    copy: Annotated[
+        bool,
+        typer.Option(
+            "--copy",
+            help="Write converted weights instead of referring to the checkpoint's own files: more disk, and a bfloat16 "
+            "checkpoint then needs no conversion at every start on a CPU.",
+        ),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Redo finished stages too.")] = False,
     check: Annotated[bool, typer.Option("--check/--no-check", help="Run each graph beside PyTorch.")] = True,
     as_json: JsonOption = False,
@@ -79,15 +98,27 @@ def export(
     from .checkpoint import Checkpoint
 
     with stage_progress(as_json) as report:
-        bundle = export_bundle(Checkpoint.open(checkpoint, revision), out, precision, force, check, report)
+        bundle = export_bundle(Checkpoint.open(checkpoint, revision), out, precision, force, check, report, copy)
     manifest = bundle.manifest
+    linked = {name for name in bundle.expected_files() if name.startswith(f"{WEIGHTS}/")}
+    own = sum(bundle.path(file).stat().st_size for file in bundle.expected_files().keys() - linked)
+    shared = sum(bundle.path(file).stat().st_size for file in linked)
+    uncompared = [] if not check else [name for name, stage in manifest.stages.items() if not stage.compared]
     if as_json:
-        print(json.dumps({"bundle": str(out), "family": manifest.family, "precision": manifest.precision}))
+        document = {"bundle": str(out), "family": manifest.family, "precision": manifest.precision}
+        print(json.dumps(document | {"bytes": own, "linked_bytes": shared, "not_compared": uncompared}))
         return
-    size = sum(bundle.path(file).stat().st_size for file in bundle.expected_files())
-    Console().print(
+    console = Console()
+    if not shared and not copy:
+        console.print("the weights were copied: this place cannot have hard links to the checkpoint's files")
+    if uncompared:
+        console.print(
+            f"not compared with PyTorch, too large: {', '.join(uncompared)} (every graph is valid ONNX)", soft_wrap=True
+        )
+    linked_size = f" and {shared / 1e6:.1f} MB of the checkpoint's own files" if shared else ""
+    console.print(
         f"[bold]{out}[/bold]: {manifest.family_name}, {manifest.precision}, {len(manifest.stages)} stages, "
-        f"{size / 1e6:.1f} MB. Ask it: rediprune run {out} --image photo.jpg --prompt 'What is this?'",
+        f"{own / 1e6:.1f} MB{linked_size}. Ask it: rediprune run {out} --image photo.jpg --prompt 'What is this?'",
         highlight=False,
         soft_wrap=True,
     )
@@ -96,7 +127,7 @@ def export(
 def build(
     bundle: BundleArgument,
     backend: Annotated[
-        str, typer.Option(help="ort, tensorrt (for the GPU here) or tensorrt-rtx (needs none).")
+        str, typer.Option(help="ort, openvino, tensorrt (for the GPU here) or tensorrt-rtx (needs none).")
     ] = "ort",
     target: Annotated[
         list[str] | None, typer.Option(help="GPUs to build for, e.g. sm_80,sm_89,sm_120; tensorrt-rtx only.")
@@ -108,11 +139,13 @@ def build(
     as_json: JsonOption = False,
 ) -> None:
     """Build a bundle's stages for a backend, and note in the manifest what they were built with."""
-    if backend == "ort":
-        _build_ort(bundle, bool(target or profile), as_json)
+    if backend in ("ort", "openvino"):
+        _build_cpu(bundle, backend, bool(target or profile), as_json)
         return
     if backend not in ("tensorrt", "tensorrt-rtx"):
-        raise RedipruneError(f"backend '{backend}' is not one that is built; choose ort, tensorrt or tensorrt-rtx")
+        raise RedipruneError(
+            f"backend '{backend}' is not one that is built; choose ort, openvino, tensorrt or tensorrt-rtx"
+        )
     from .build_tensorrt import build_tensorrt
 
     targets = [name.strip() for text in target or () for name in text.split(",")]
@@ -134,24 +167,24 @@ def build(
     )
 
 
-def _build_ort(bundle: Path, with_sizes: bool, as_json: bool) -> None:
-    from .build_ort import build_ort
+def _build_cpu(bundle: Path, backend: str, with_sizes: bool, as_json: bool) -> None:
+    from .build_cpu import build_cpu
 
     if with_sizes:
-        raise RedipruneError("--target and --profile are for tensorrt and tensorrt-rtx; ort takes every size")
+        raise RedipruneError(f"--target and --profile are for tensorrt and tensorrt-rtx; {backend} takes every size")
     with stage_progress(as_json) as report:
-        engine = build_ort(bundle, report)
+        engine = build_cpu(bundle, backend, report)
     if as_json:
         print(engine.model_dump_json())
         return
-    Console().print(f"{bundle}: {len(engine.stages)} stages run on {engine.library} {engine.version}", highlight=False)
+    left = "" if runs_on(backend, "select") == backend else f"; select runs on {runs_on(backend, 'select')}"
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{bundle}: {len(engine.stages)} stages run on {engine.library} {engine.version}{left}")
 
 
 def validate(
     bundle: BundleArgument,
-    backend: Annotated[
-        str, typer.Option(help="What runs the stages: ort, ort-cuda, tensorrt, tensorrt-rtx or eager.")
-    ] = "ort",
+    backend: Annotated[str, typer.Option(help=BACKEND_HELP)] = "ort",
     stage: Annotated[list[str] | None, typer.Option(help="Only this stage; repeat.")] = None,
     eager: Annotated[list[str] | None, typer.Option(help="Run this stage eagerly end to end; repeat.")] = None,
     image: Annotated[Path | None, typer.Option(help="Ask about this image.")] = None,
@@ -210,7 +243,9 @@ def _print_report(console: Console, report: Any) -> None:
     if report.stories:
         console.print(table)
     eager = f" with {', '.join(report.eager)} in eager PyTorch" if report.eager else ""
-    what = f"{report.bundle} on {report.backend} ({report.precision}){eager}"
+    left = {row.stage: runs_on(report.backend, row.stage) for row in report.stages}
+    others = "".join(f", {stage} on {backend}" for stage, backend in left.items() if backend != report.backend)
+    what = f"{report.bundle} on {report.backend}{others} ({report.precision}){eager}"
     equal = sum(row.equal for row in report.stories)
     if report.passed and not report.stories:
         stages = ", ".join(dict.fromkeys(row.stage for row in report.stages))
@@ -234,15 +269,26 @@ def _mark(passed: bool) -> str:
 
 
 def bench(
-    bundle: BundleArgument,
+    bundle: Annotated[list[Path], typer.Argument(help="Bundles of one checkpoint, e.g. in several precisions.")],
     image: Annotated[Path | None, typer.Option(help="Ask about this image.")] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Interleaved runs of every contender.")] = 5,
-    threads: Annotated[int, typer.Option(help="Threads of every contender; 0 is all cores.")] = 0,
+    video: Annotated[Path | None, typer.Option(help="Ask about this video instead.")] = None,
+    frames: Annotated[int, typer.Option(min=1, help="Frames of the video.")] = 8,
+    runs: Annotated[int, typer.Option(min=1, help="Turns of every contender, each a fresh process.")] = 3,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of every contender; 0 is all cores.")] = 0,
     keeps: Annotated[str, typer.Option(help="Keep ratios, comma separated.")] = "1,0.25,0.15,0.1",
+    backends: Annotated[str, typer.Option(help="Backends of every bundle, comma separated.")] = "ort",
+    peers: Annotated[
+        str,
+        typer.Option(help="Comma separated: eager, eager-bf16, compiled (torch.compile), released; or none."),
+    ] = "eager,eager-bf16,released",
+    limit: Annotated[float, typer.Option(help="Seconds a turn may take; a peer that takes longer is left out.")] = 600,
+    grow: Annotated[bool, typer.Option("--grow", help="Measure growth with frames, keep and prompt too.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write the JSON document here too.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Write a page in Markdown with plots here.")] = None,
 ) -> None:
-    """Time the bundle beside eager transformers. The last line is one JSON document."""
-    from .bench import bench as run
+    """Time bundles beside what a user would take instead. The last line is one JSON document."""
+    from .bench.run import bench as run
+    from .bench.table import print_table
 
     try:
         ratios = [float(keep) for keep in keeps.split(",")]
@@ -250,11 +296,31 @@ def bench(
         raise RedipruneError(f"--keeps takes ratios separated by commas, not '{keeps}'") from error
     if not all(0 < ratio <= 1 for ratio in ratios):
         raise RedipruneError(f"--keeps takes ratios in (0, 1], not '{keeps}'")
-    if out is not None:
-        check_output_file(out, "--out")
-    document = run(bundle, image, runs, threads, ratios, Console())
+    if page is not None and find_spec("matplotlib") is None:
+        raise RedipruneError("--page needs matplotlib; install it with: pip install 'rediprune[evaluate]'")
+    for path, option in ((out, "--out"), (page, "--page")):
+        if path is not None:
+            check_output_file(path, option)
+    document = run(
+        bundle,
+        image=image,
+        video=video,
+        frames=frames,
+        keeps=ratios,
+        backends=backends.split(","),
+        peers=[] if peers == "none" else peers.split(","),
+        runs=runs,
+        threads=threads,
+        limit=limit,
+        grow=grow,
+    )
+    print_table(Console(), document)
     if out is not None:
         out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    if page is not None:
+        from .bench.page import write_page
+
+        write_page(document, page, shlex.join(["rediprune", *sys.argv[1:]]))
     print(json.dumps(document))
 
 

@@ -14,18 +14,24 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 INT8 = 4  # ONNX Runtime's "accuracy level" at which the activations' blocks are rounded to int8
 
 
-def to_nbits(model: ir.Model, accuracy_level: int = INT8) -> None:
+def to_nbits(model: ir.Model, accuracy_level: int = INT8) -> int:
     """Rewrite every product with an int4 weight, in place; weights are repacked one at a time when the model is saved.
 
     Args:
         model: a graph that `calibration.int4` made, or one like it: int4 constants [in, out], scales [in / block, out].
         accuracy_level: the operator's attribute; 4 rounds activations to int8 (fastest), 1 computes in float32.
+
+    Returns:
+        The number of products rewritten.
     """
+    rewritten = 0
     for node in list(model.graph):
         source = node.inputs[1].producer() if node.op_type == "MatMul" and node.inputs[1] is not None else None
         if source is not None and _is_int4(source):
             _rewrite(model, node, source, accuracy_level)
+            rewritten += 1
     RemoveUnusedNodesPass()(model)
+    return rewritten
 
 
 def pack(integers: np.ndarray, block: int) -> np.ndarray:

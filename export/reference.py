@@ -105,7 +105,7 @@ class Reference:
                 parts.append(embed(torch.tensor([token])))
                 continue
             frames = next(counts[kind])
-            features = self._features(self._pixels(frames, kind), kind)
+            features = self.features(self._pixels(frames, kind), kind)
             tiled = self.modalities[kind].tiled
             keep = 1.0 if tiled and not request.prune_tiles else request.keep
             count = num_kept(features.shape[1], keep)
@@ -147,7 +147,7 @@ class Reference:
             return len(self.processor.layout(frames[0]))  # pyright: ignore[reportArgumentType]
         return len(frames) * (modality.leading + modality.rows * modality.columns)
 
-    def _features(self, pixels: Tensor, kind: str) -> Tensor:
+    def features(self, pixels: Tensor, kind: str) -> Tensor:
         """[F, P, C] before the projector, as `get_image_features` and `get_video_features` have them."""
         model, config = self.model.model, self.model.config
         split = config.model_type == "video_llava"

@@ -101,7 +101,9 @@ def build_engine(job: Job, tell: Any) -> Outcome:
         os.unlink(job.engine)
         raise RedipruneError(f"the engine cannot be built: {log.reason}")
     if cache is not None:
-        Path(str(job.timing_cache)).write_bytes(memoryview(cache.serialize()))
+        beside = Path(f"{job.timing_cache}.partial")
+        beside.write_bytes(memoryview(cache.serialize()))
+        beside.replace(str(job.timing_cache))
     layers = "".join(log.kept) or _inspected(trt, log, job.engine)
     precision = check_precisions(job.stage, asked, built_precisions(layers))
     return Outcome(precision, taken, peak_memory(), os.path.getsize(job.engine))
@@ -168,8 +170,11 @@ def _timing_cache(job: Job, config: Any) -> Any:
     if job.timing_cache is None:
         return None
     file = Path(job.timing_cache)
-    cache = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
-    return cache if config.set_timing_cache(cache, ignore_mismatch=False) else None
+    for content in (file.read_bytes() if file.is_file() else b"", b""):  # one that is damaged or foreign gives way
+        cache = config.create_timing_cache(content)
+        if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+            return cache
+    return None
 
 
 def _inspected(trt: Any, log: Any, engine: str) -> str:

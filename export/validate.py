@@ -487,7 +487,7 @@ def _feeds(bundle: Bundle, reference: Any, pictures: list[Any]) -> dict[str, lis
         )
         if kind == "image":
             with torch.inference_mode():
-                features = rounded(reference._features(torch.from_numpy(pixels[:1]), kind).numpy())
+                features = rounded(reference.features(torch.from_numpy(pixels[:1]), kind).numpy())
     patches = features.shape[1]
     select = []
     for keep, frames, tau in ((0.5, features, 0.0), (0.15, features, 0.0), (0.25, normal(5, 36, channels), 0.05)):

@@ -1,37 +1,51 @@
-"""The checkpoint's weights: found by their safetensors headers, bound to a graph, read only when written.
+"""The checkpoint's weights: found by their safetensors headers and bound to a graph, by reference or as copies.
 
-Nothing here holds more than one tensor in memory.
+By reference, a graph's initialiser is a place in the checkpoint's own file (zero-copy). As a copy, it is read,
+converted and written when the graph is saved. Nothing here holds more than one tensor in memory.
 """
 
 import json
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-from ..runtime.bundle import file_sha256
 from ..runtime.errors import RedipruneError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
+# What safetensors calls the types that weights may have, and what ONNX calls them.
+_DTYPES = {
+    "F64": ir.DataType.DOUBLE,
+    "F32": ir.DataType.FLOAT,
+    "F16": ir.DataType.FLOAT16,
+    "BF16": ir.DataType.BFLOAT16,
+}
+_ONNX = {torch.float32: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT16}
+
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a weight lies: file, its key there, and its shape."""
+    """Where a weight lies: file, its key there, its type and shape, and its bytes: offset in the file and length."""
 
     file: Path
     key: str
+    dtype: str
     shape: tuple[int, ...]
+    offset: int
+    length: int
 
     def load(self) -> Tensor:
         with safe_open(self.file, framework="pt") as shard:
@@ -50,12 +64,22 @@ class Weights:
             needed: the model's parameters that must be there.
 
         Raises:
-            RedipruneError: no safetensors, a missing, truncated or inconsistent shard, or weights that are not those
-                of the model.
+            RedipruneError: no safetensors, a missing, truncated or inconsistent shard, weights of a type that is not
+                taken, or weights that are not those of the model.
         """
-        self.files = weight_files(folder)
+        index = weight_index(folder)
+        self.files = [folder / name for name in index]
         rename = _renamer(model)
-        self.stored = {rename(tensor.key): tensor for file in self.files for tensor in _read_header(file)}
+        self.stored = {}
+        for file, keys in zip(self.files, index.values(), strict=True):
+            found = {tensor.key: tensor for tensor in _read_header(file)}
+            for key in found if keys is None else keys:
+                if key not in found:
+                    raise RedipruneError(
+                        f"'{folder / INDEX}' says that '{key}' is in '{file.name}', and it is not; the weight files and "
+                        "the index are of different downloads: download the checkpoint again"
+                    )
+                self.stored[rename(key)] = found[key]
         self._owners: dict[int, list[str]] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             self._owners.setdefault(id(parameter), []).append(name)
@@ -70,6 +94,11 @@ class Weights:
                     f"weight '{found.key}' in '{found.file}' has shape {list(found.shape)}, but config.json asks for "
                     f"{list(parameter.shape)}; the weights and the config are of different models: download both again"
                 )
+            elif found.dtype not in _DTYPES:
+                raise RedipruneError(
+                    f"weight '{found.key}' in '{found.file}' is stored as {found.dtype}; weights must be bfloat16, float16 "
+                    "or float32: give the checkpoint as it was before it was quantised"
+                )
         if missing:
             raise RedipruneError(
                 f"checkpoint '{folder}' lacks {len(missing)} weights of its config, the first being '{missing[0]}'; "
@@ -80,48 +109,95 @@ class Weights:
         """The stored tensor of one of the model's parameters (tied parameters share one)."""
         return next(self.stored[name] for name in self._owners[id(parameter)] if name in self.stored)
 
-    def sha256(self) -> dict[str, str]:
-        return {file.name: file_sha256(file) for file in self.files}
+    def supplied(self, module: nn.Module, buffers: dict[int, Tensor], dtype: torch.dtype) -> "_Supply":
+        """While entered, a module on the meta device computes on the CPU in float32, its weights rounded to `dtype`."""
+        return _Supply(self, module, buffers, dtype)
 
-    def load(self, module: nn.Module, buffers: dict[int, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-        """Parameters and buffers of a stage by name, for `functional_call(…, tie_weights=False)`."""
-        distinct = {id(p): self.of(p).load().to(dtype) for p in module.parameters()}
-        state = {name: distinct[id(p)] for name, p in module.named_parameters(remove_duplicate=False)}
-        return state | {name: buffers[id(b)] for name, b in module.named_buffers(remove_duplicate=False)}
+    def bind(
+        self, model: ir.Model, module: nn.Module, buffers: dict[int, Tensor], dtype: torch.dtype, place: str | None
+    ) -> list[Path]:
+        """Give every initialiser of a stage's graph its value.
 
-    def bind(self, model: ir.Model, module: nn.Module, buffers: dict[int, Tensor], dtype: torch.dtype) -> None:
-        """Give every initialiser of a stage's graph its value, read and converted only when the graph is saved."""
+        Args:
+            model: the traced graph, its initialisers without values.
+            module: the stage's module.
+            buffers: values of the module's buffers by `id`.
+            dtype: of the graph's weights.
+            place: folder of the checkpoint's files as seen from the graph: matrices refer to their bytes there, with
+                a Cast behind them where they are stored in another type. None copies: every weight is read, converted
+                and transposed when the graph is saved.
+
+        Returns:
+            The checkpoint's files that the graph refers to.
+        """
         parameters = dict(module.named_parameters(remove_duplicate=False))
         constants = dict(module.named_buffers(remove_duplicate=False))
-        for name, value in model.graph.initializers.items():
-            if name in parameters:
-                value.const_value = _lazy(self.of(parameters[name]), dtype, name)
-            elif name in constants:
+        used: dict[Path, None] = {}
+        for name, value in list(model.graph.initializers.items()):
+            if name in constants:
                 value.const_value = ir.tensor(buffers[id(constants[name])].numpy(), name=name)
-        fold_transposes(model)
+            elif name in parameters:
+                stored = self.of(parameters[name])
+                if place is None or len(stored.shape) < 2:  # biases and norms are small: they go into the graph's file
+                    value.const_value = _lazy(stored, dtype, name)
+                else:
+                    _refer(model.graph, value, stored, dtype, place)
+                    used[stored.file] = None
+        if place is None:
+            fold_transposes(model)
+        return list(used)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The checkpoint's safetensors files.
+class _Supply(TorchFunctionMode):
+    """Gives every torch function a parameter's value in place of the parameter, read at that moment and then dropped."""
+
+    def __init__(self, weights: Weights, module: nn.Module, buffers: dict[int, Tensor], dtype: torch.dtype):
+        super().__init__()
+        self.weights, self.buffers, self.dtype = weights, buffers, dtype
+        self.owned = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        supply = self._blank if func.__name__ == "__get__" else self._value  # shape, dtype and the like need no value
+        return func(*tree_map(supply, args), **tree_map(supply, kwargs or {}))
+
+    def _blank(self, thing: Any) -> Any:
+        if id(thing) not in self.owned:
+            return thing
+        return torch.empty_like(thing, device="cpu", dtype=torch.float32 if thing.is_floating_point() else thing.dtype)
+
+    def _value(self, thing: Any) -> Any:
+        if id(thing) not in self.owned:
+            return thing
+        # Half-precision weights, single-precision arithmetic: PyTorch has no fast half arithmetic on CPUs.
+        stored = self.buffers[id(thing)] if id(thing) in self.buffers else self.weights.of(thing).load().to(self.dtype)
+        return stored.float() if stored.is_floating_point() else stored
+
+
+def weight_index(folder: Path) -> dict[str, list[str] | None]:
+    """The checkpoint's safetensors files, each with the keys that the index promises there; None is all it has.
 
     Raises:
-        RedipruneError: there are none, or the index names files that are missing.
+        RedipruneError: there are none, or the index is damaged or names files that are missing.
     """
-    index = folder / INDEX
-    if index.is_file():
+    path = folder / INDEX
+    if path.is_file():
+        index: dict[str, list[str] | None] = {}
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
-            raise RedipruneError(f"'{index}' is damaged; download the checkpoint again") from error
-        absent = [name for name in names if not (folder / name).is_file()]
+            for key, name in sorted(json.loads(path.read_text(encoding="utf-8"))["weight_map"].items()):
+                if PurePosixPath(name).name != name:
+                    raise ValueError
+                index.setdefault(name, []).append(key)  # pyright: ignore[reportOptionalMemberAccess]
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise RedipruneError(f"'{path}' is damaged; download the checkpoint again") from error
+        absent = [name for name in index if not (folder / name).is_file()]
         if absent:
             raise RedipruneError(
-                f"checkpoint '{folder}' lacks {len(absent)} of {len(names)} weight files, the first being '{absent[0]}'; "
+                f"checkpoint '{folder}' lacks {len(absent)} of {len(index)} weight files, the first being '{absent[0]}'; "
                 "download the rest"
             )
-        return [folder / name for name in names]
+        return dict(sorted(index.items()))
     if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
+        return {SINGLE: None}
     if list(folder.glob("*.bin")):
         raise RedipruneError(
             f"checkpoint '{folder}' has its weights in .bin files; convert them once with transformers: "
@@ -131,25 +207,24 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _read_header(file: Path) -> list[StoredTensor]:
-    """Entries of a safetensors file, after checking that the file is as long as its header says."""
-    size = file.stat().st_size
-    damaged = RedipruneError(f"weight file '{file}' is truncated or damaged; download it again")
-    with open(file, "rb") as stream:
-        prefix = stream.read(8)
-        if len(prefix) < 8:
-            raise damaged
-        (length,) = struct.unpack("<Q", prefix)
-        if length > size - 8:
-            raise damaged
-        try:
+    """Entries of a safetensors file.
+
+    Raises:
+        RedipruneError: the file does not hold what its header says (checked by safetensors: offsets without gaps or
+            overlaps, each as long as type and shape make it, the last at the file's end).
+    """
+    try:
+        with safe_open(file, framework="pt"), open(file, "rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
             header: dict[str, Any] = json.loads(stream.read(length))
-            header.pop("__metadata__", None)
-            end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-            entries = [StoredTensor(file, key, tuple(entry["shape"])) for key, entry in header.items()]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise damaged from error
-    if 8 + length + end != size:
-        raise damaged
+    except (SafetensorError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RedipruneError(f"weight file '{file}' is truncated or damaged ({reason}); download it again") from error
+    header.pop("__metadata__", None)
+    entries = []
+    for key, entry in header.items():
+        start, end = entry["data_offsets"]
+        entries.append(StoredTensor(file, key, entry["dtype"], tuple(entry["shape"]), 8 + length + start, end - start))
     return entries
 
 
@@ -164,15 +239,36 @@ def _renamer(model: Any) -> Callable[[str], str]:
 
 def _lazy(stored: StoredTensor, dtype: torch.dtype, name: str, transpose: bool = False) -> ir.LazyTensor:
     shape = stored.shape[::-1] if transpose else stored.shape
-    kind = ir.DataType.FLOAT16 if dtype == torch.float16 else ir.DataType.FLOAT
 
     def read() -> ir.TensorProtocol:
         tensor = stored.load().to(dtype)
         return ir.tensor((tensor.T if transpose else tensor).contiguous().numpy(), name=name)
 
-    lazy = ir.LazyTensor(read, dtype=kind, shape=ir.Shape(shape), name=name)
+    lazy = ir.LazyTensor(read, dtype=_ONNX[dtype], shape=ir.Shape(shape), name=name)
     lazy.meta["stored"] = (stored, dtype)
     return lazy
+
+
+def _refer(graph: ir.Graph, value: ir.Value, stored: StoredTensor, dtype: torch.dtype, place: str) -> None:
+    """Let an initialiser be a weight's own bytes; its users get it through a Cast where the type differs."""
+    name, kind, shape = str(value.name), _DTYPES[stored.dtype], ir.Shape(stored.shape)
+    tensor = ir.ExternalTensor(
+        f"{place}/{stored.file.name}", stored.offset, stored.length, kind, shape=shape, name=name
+    )
+    if kind == _ONNX[dtype]:
+        value.const_value = tensor
+        return
+    raw = ir.Value(name=name, type=ir.TensorType(kind), shape=shape, const_value=tensor)
+    cast = ir.node("Cast", [raw], attributes={"to": int(_ONNX[dtype])}, name=f"{name}.cast")
+    converted = cast.outputs[0]
+    converted.name, converted.type, converted.shape = f"{name}.converted", value.type, shape
+    # Beside its first use: run as written, a graph then holds one converted weight at a time.
+    users = {id(node) for node, _ in value.uses()}
+    first = next(node for node in graph if id(node) in users)
+    value.replace_all_uses_with(converted)
+    graph.initializers.pop(name)
+    graph.register_initializer(raw)
+    graph.insert_before(first, cast)
 
 
 def fold_transposes(model: ir.Model) -> None:

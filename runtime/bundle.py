@@ -3,6 +3,7 @@
 <bundle>/
   manifest.json
   onnx/<stage>.onnx (+ .data), onnx/<stage>.<backend>.onnx
+  onnx/weights/…            the checkpoint's own weight files, hard links, where the graphs refer to them
   engines/<backend>/…
   processor/
 """
@@ -23,6 +24,7 @@ from .errors import RedipruneError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+WEIGHTS = "onnx/weights"
 _VERIFIED = ".verified.json"  # sizes and times of files whose hash was once found right
 
 PRECISIONS = ("fp32", "fp16")
@@ -67,6 +69,8 @@ class StageSpec(_Strict):
     precision: str
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
+    weight_bytes: int = 0  # of its weights in its precision; its files may hold other stages' too
+    compared: bool = False  # with its eager module right after tracing
 
     @property
     def sha256(self) -> str:
@@ -223,12 +227,18 @@ class Manifest(_Strict):
         return self.model_copy(update={"digest": self._digest()})
 
     def _digest(self) -> str:
-        body = self.model_dump(mode="json", exclude={"digest"})
+        # Without defaults, so that a field added later does not break the seal of bundles made before.
+        body = self.model_dump(mode="json", exclude={"digest"}, exclude_defaults=True)
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
     @property
     def is_sealed(self) -> bool:
         return self.digest == self._digest()
+
+    @property
+    def refers(self) -> bool:
+        """Whether graphs refer to the checkpoint's own weight files rather than to copies."""
+        return any(name.startswith(f"{WEIGHTS}/") for stage in self.stages.values() for name in stage.files)
 
     def rebuild_command(self, folder: Path) -> str:
         """The command that makes this bundle anew."""
@@ -236,7 +246,9 @@ class Manifest(_Strict):
             made = self.calibration
             return shlex.join(["rediprune", "calibrate", made.source, "-o", str(folder), *made.options, "--force"])
         command = ["rediprune", "export", self.source.name, "-o", str(folder), "--force"]
-        return shlex.join([*command, "--precision", self.precision] if self.precision != "fp32" else command)
+        command += ["--revision", self.source.revision] if self.source.revision else []
+        command += ["--precision", self.precision] if self.precision != "fp32" else []
+        return shlex.join([*command, "--copy"] if not self.refers else command)
 
 
 class Bundle:
@@ -326,7 +338,8 @@ class Bundle:
         name, engine = EngineSpec.own_graph(backend, stage), self.manifest.engines.get(backend)
         if engine is None or name not in engine.files:
             return self.path(self.manifest.stages[stage].file)
-        self._check_built(backend, stage, name)
+        for file in (name, *(file for file in engine.files if file == f"{name}.data")):
+            self._check_built(backend, stage, file)
         return self.path(name)
 
     def _check_built(self, backend: str, stage: str, name: str, hashes: bool = True) -> None:
@@ -358,6 +371,13 @@ class Bundle:
             if hashes and not self._is_as_made(path, name, sha):
                 raise RedipruneError(f"'{path}' is damaged or was replaced; make the bundle again with: {rebuild}")
 
+    def note_as_made(self) -> None:
+        """Note that every file has its hash, where all were just taken: they are not hashed again until they change."""
+        for name, sha in self.expected_files().items():
+            stat = self.path(name).stat()
+            self._verified[name] = [stat.st_size, stat.st_mtime_ns, sha]
+        self._write_verified()
+
     def _is_as_made(self, path: Path, name: str, sha: str) -> bool:
         """Whether a file has this hash. One found right is noted, and not hashed again until its size or time changes."""
         stat = path.stat()
@@ -367,9 +387,12 @@ class Bundle:
         if file_sha256(path) != sha:
             return False
         self._verified[name] = stamp
+        self._write_verified()
+        return True
+
+    def _write_verified(self) -> None:
         with suppress(OSError):  # a read-only bundle is hashed at every load
             self.path(_VERIFIED).write_text(json.dumps(self._verified), encoding="utf-8")
-        return True
 
     @cached_property
     def _verified(self) -> dict[str, list[object]]:

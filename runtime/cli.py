@@ -24,6 +24,10 @@ app = typer.Typer(
 )
 
 BundleArgument = Annotated[Path, typer.Argument(help="The bundle, a folder that `rediprune export` made.")]
+BACKEND_HELP = (
+    "What runs the stages: ort, openvino (but select, which is on ort), openvino-bf16, ort-cuda, tensorrt, tensorrt-rtx or "
+    "eager."
+)
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
 
@@ -53,9 +57,7 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Of sampling.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="A string that ends the answer; repeat for several.")] = None,
     show: Annotated[Path | None, typer.Option(help="Write a picture of the kept patches here (PNG).")] = None,
-    backend: Annotated[
-        str, typer.Option(help="What runs the stages: ort, ort-cuda, tensorrt, tensorrt-rtx or eager.")
-    ] = "ort",
+    backend: Annotated[str, typer.Option(help=BACKEND_HELP)] = "ort",
     eager: Annotated[list[str] | None, typer.Option(help="Run this stage in eager PyTorch; repeat.")] = None,
     threads: Annotated[int, typer.Option(help="Threads per stage; 0 leaves it to the backend.")] = 0,
     chat: Annotated[bool, typer.Option("--chat/--raw", help="Use the chat template, or the prompt as it is.")] = True,
@@ -63,7 +65,7 @@ def run(
 ) -> None:
     """Answer a question about images or videos, and say what was kept and what it took."""
     if backend != "eager" and not eager:
-        _hide_torch()
+        hide_torch()
     from .pipeline import Pipeline
 
     if keep is not None and count is not None:
@@ -138,7 +140,7 @@ def check_output_file(path: Path, option: str) -> None:
         raise RedipruneError(f"'{path}' cannot be written; give {option} a file in a folder that is there")
 
 
-def _hide_torch() -> None:
+def hide_torch() -> None:
     """Keep transformers from importing torch where it is installed: seconds at start-up for what is not used here."""
     sys.modules.setdefault("torch", None)  # pyright: ignore[reportArgumentType]
 

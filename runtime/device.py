@@ -154,9 +154,13 @@ class Stream:
         status, *values = getattr(self.cuda, function)(*arguments)
         if status != self.cuda.cudaError_t.cudaSuccess:
             reason = self.cuda.cudaGetErrorString(status)[1].decode()
-            hint = "close other programs on the GPU, or build with a smaller cache: --profile cache=…"
-            more = f"; {hint}" if status == self.cuda.cudaError_t.cudaErrorMemoryAllocation else " (see nvidia-smi)"
-            raise RedipruneError(f"CUDA: {function} fails: {reason}{more}, or use --backend ort")
+            errors = self.cuda.cudaError_t
+            hint = {
+                errors.cudaErrorMemoryAllocation: "close other programs on the GPU, build with a smaller cache (--profile "
+                "cache=…)",
+                errors.cudaErrorInsufficientDriver: "update NVIDIA's driver",
+            }.get(status, "see nvidia-smi")
+            raise RedipruneError(f"CUDA: {function} fails: {reason}; {hint}, or use --backend ort")
         return values[0] if values else None
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from .arrays import Array
 from .bundle import Bundle, file_sha256
 from .errors import RedipruneError
+from .memory import check_memory
 
 
 class EagerStage:
@@ -75,7 +76,8 @@ def eager_model(bundle: Bundle, threads: int = 0) -> Any:
     """The bundle's checkpoint in eager PyTorch, float32.
 
     Raises:
-        RedipruneError: torch is not installed, or the checkpoint is gone or no longer the one the bundle was made from.
+        RedipruneError: torch is not installed, the checkpoint is gone or no longer the one the bundle was made from, or
+            there is too little memory for it.
     """
     try:
         import torch
@@ -93,7 +95,8 @@ def eager_model(bundle: Bundle, threads: int = 0) -> Any:
         )
     if threads:
         torch.set_num_threads(threads)
-    return _load(folder.resolve())
+    stages = bundle.manifest.stages.values()
+    return _load(folder.resolve(), sum(s.weight_bytes * (2 if s.precision == "fp16" else 1) for s in stages))
 
 
 def eager_stages(bundle: Bundle, threads: int = 0) -> list[Any]:
@@ -105,7 +108,8 @@ def eager_stages(bundle: Bundle, threads: int = 0) -> list[Any]:
 
 
 @lru_cache(maxsize=1)
-def _load(folder: Path) -> Any:
+def _load(folder: Path, weights: int) -> Any:
+    check_memory(f"'{folder}' in eager PyTorch, fp32,", weights, "leave eager PyTorch out")
     import torch
     from transformers import AutoModelForImageTextToText
     from transformers.utils import logging

@@ -25,7 +25,7 @@ def compute_capability(backend: str, instead: str = "--backend ort answers on th
     count = ctypes.c_int()
     status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
     if status or count.value < 1:
-        reason = f"the driver gives error {status}" if status else "the driver sees none"
+        reason = f"the driver gives error {status}, {_text(driver, status)}" if status else "the driver sees none"
         raise RedipruneError(f"backend '{backend}' needs an NVIDIA GPU and {reason} (see nvidia-smi); {without}")
     numbers = []
     for attribute in (_MAJOR, _MINOR):
@@ -33,3 +33,9 @@ def compute_capability(backend: str, instead: str = "--backend ort answers on th
         driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, 0)
         numbers.append(value.value)
     return f"sm_{numbers[0]}{numbers[1]}"
+
+
+def _text(driver: ctypes.CDLL, status: int) -> str:
+    text = ctypes.c_char_p()
+    driver.cuGetErrorString(status, ctypes.byref(text))
+    return (text.value or b"unknown").decode()

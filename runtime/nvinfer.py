@@ -11,17 +11,27 @@ from .errors import RedipruneError
 
 @dataclass(frozen=True)
 class Library:
-    """One of the packages: its module, what it is called, whether it takes plugins, whether it makes CUDA graphs itself."""
+    """One of the packages.
+
+    Attributes:
+        module: what is imported. title: what it is called.
+        plugins: whether it takes plugins.
+        own_graphs: whether it makes CUDA graphs itself.
+        targets: the compute capabilities it runs on and builds for; none where it builds for the GPU present.
+    """
 
     module: str
     title: str
     plugins: bool
     own_graphs: bool
+    targets: tuple[str, ...] = ()
 
 
+# TensorRT-RTX's targets: https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html
+RTX_TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
 LIBRARIES = {
     "tensorrt": Library("tensorrt", "TensorRT", plugins=True, own_graphs=False),
-    "tensorrt-rtx": Library("tensorrt_rtx", "TensorRT-RTX", plugins=False, own_graphs=True),
+    "tensorrt-rtx": Library("tensorrt_rtx", "TensorRT-RTX", plugins=False, own_graphs=True, targets=RTX_TARGETS),
 }
 
 

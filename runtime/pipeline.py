@@ -20,9 +20,10 @@ from .arrays import Array, concatenate
 from .bundle import Bundle
 from .errors import RedipruneError
 from .generate import Sampling, Stopping
+from .memory import check_memory
 from .preprocess import Processor, image_key, load_image, load_video
 from .prompt import Prompt, check_placeholders, render_prompt
-from .session import BACKENDS, LanguageSession, StageSession, open_language, open_stage
+from .session import BACKENDS, LanguageSession, StageSession, open_language, open_stage, runs_on
 from .visuals import FeatureCache, Visual, splice
 
 DEFAULT_FRAMES = 8
@@ -99,8 +100,8 @@ class Pipeline:
 
         Args:
             bundle: folder.
-            backend: what runs the stages: "ort" (ONNX Runtime on the CPU), "ort-cuda", "tensorrt", "tensorrt-rtx" or
-                "eager" (PyTorch, the reference). A mapping gives each stage its own, `{"vision": "ort", "default":
+            backend: what runs the stages: "ort" (ONNX Runtime on the CPU), "openvino" (`select` stays on "ort"),
+                "openvino-bf16", "ort-cuda", "tensorrt", "tensorrt-rtx" or "eager" (PyTorch, the reference). A mapping gives each stage its own, `{"vision": "ort", "default":
                 "tensorrt"}`; "default", itself "ort", is for stages not named.
             eager: stages to run in eager PyTorch instead, to find one that drifts.
             threads: for every stage; 0 leaves it to the backend.
@@ -130,7 +131,13 @@ class Pipeline:
             )
         if threads < 0 or cache_bytes < 0:
             raise RedipruneError("threads and cache_bytes must be 0 or more")
-        backends = {stage: "eager" if stage in eager else chosen.get(stage, chosen["default"]) for stage in stages}
+        asked = {stage: "eager" if stage in eager else chosen.get(stage, chosen["default"]) for stage in stages}
+        backends = {stage: runs_on(backend, stage) for stage, backend in asked.items()}
+        check_memory(
+            f"'{bundle}' in {opened.manifest.precision}",
+            sum(spec.weight_bytes for name, spec in opened.manifest.stages.items() if backends[name] == "ort"),
+            "quantise the bundle (rediprune calibrate --help)",
+        )
         return cls(opened, backends, threads, cache_bytes)
 
     def stage(self, name: str) -> StageSession:

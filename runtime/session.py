@@ -23,9 +23,13 @@ BACKENDS = {
     "ort-cuda": ".ort_cuda",
     "tensorrt": ".tensorrt",
     "tensorrt-rtx": ".tensorrt_rtx",
+    "openvino": ".openvino",
+    "openvino-bf16": ".openvino_bf16",
     "kernel": ".kernel",
     "eager": ".eager",
 }
+# Stages that a backend cannot read, and what runs them instead: OpenVINO knows no functions of a model's own.
+_INSTEAD = {("openvino", "select"): "ort", ("openvino-bf16", "select"): "ort"}
 
 
 class StageSession(Protocol):
@@ -54,9 +58,14 @@ class LanguageSession(Protocol):
         ...
 
 
+def runs_on(backend: str, stage: str) -> str:
+    """The backend that runs a stage where this one was asked for: another where it cannot read the stage's graph."""
+    return _INSTEAD.get((backend, stage), backend)
+
+
 def open_stage(backend: str, bundle: Bundle, stage: str, threads: int) -> StageSession:
     """Load a stage other than `language` on a backend; threads 0 leaves their number to the backend."""
-    return _module(backend).open_stage(bundle, stage, threads)
+    return _module(runs_on(backend, stage)).open_stage(bundle, stage, threads)
 
 
 def open_language(backend: str, bundle: Bundle, threads: int) -> LanguageSession:

@@ -138,7 +138,13 @@ class Engine:
         self.stream = open_stream(backend)
         if stage == "select" and (plugin := find_plugin(backend)) is not None:
             load_plugin(module, plugin)
-        self.runtime = module.Runtime(self.log)
+        try:
+            self.runtime = module.Runtime(self.log)
+        except TypeError as error:  # what the bindings raise where the library could not start
+            raise RedipruneError(
+                f"{LIBRARIES[backend].title} does not start ({self.log.reason}); compare its CUDA version with the "
+                "driver's (nvidia-smi), or use --backend ort"
+            ) from error
         path = bundle.path(EngineSpec.file(backend, stage))
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             self.engine = self.runtime.deserialize_cuda_engine(content)
@@ -206,6 +212,12 @@ def _usable(bundle: Bundle, backend: str, stage: str) -> tuple[Any, EngineSpec]:
         raise RedipruneError(
             f"the engines of '{bundle.folder}' were built by {title} {spec.version} and {module.__version__} is "
             f"installed; build them again with: {rebuild}"
+        )
+    runs_on = LIBRARIES[backend].targets
+    if runs_on and present not in runs_on:
+        raise RedipruneError(
+            f"{title} does not run on this GPU, which is {present}; it takes {', '.join(runs_on)}. Use --backend tensorrt, "
+            "or --backend ort"
         )
     if present not in spec.compute_capability:
         target = f" --target {present}" if backend == "tensorrt-rtx" else ""

@@ -20,6 +20,7 @@ BUNDLES = {
     "llava_next_video": ("llava_next_video", "clip", "qwen2", "fp32"),
     "video_llava": ("video_llava", "clip", "llama", "fp32"),
     "llava_fp16": ("llava", "clip", "llama", "fp16"),
+    "llava_copy": ("llava", "clip", "llama", "fp32"),  # weights copied; all others refer to the checkpoint's files
 }
 
 
@@ -44,7 +45,9 @@ def bundle_of(tmp_path_factory: pytest.TempPathFactory, checkpoint_of: Callable[
     def make(name: str) -> Path:
         folder = root / name
         if not folder.exists():
-            export_bundle(Checkpoint.open(str(checkpoint_of(name))), folder, BUNDLES[name][3])
+            export_bundle(
+                Checkpoint.open(str(checkpoint_of(name))), folder, BUNDLES[name][3], copy=name == "llava_copy"
+            )
         return folder
 
     return make

@@ -30,7 +30,9 @@ def rediprune(
     return done
 
 
-@pytest.mark.parametrize("command", ["run", "inspect", "export", "build", "validate", "bench", "new-checkpoint"])
+@pytest.mark.parametrize(
+    "command", ["run", "inspect", "export", "build", "validate", "evaluate", "bench", "new-checkpoint"]
+)
 def test_help_has_an_example(command: str) -> None:
     assert f"rediprune {command}" in rediprune(command, "--help", COLUMNS="200").stdout
 
@@ -114,6 +116,8 @@ def test_bad_input_is_one_line_and_exit_code_2(bundle_of: Callable[[str], Path],
         ("validate", bundle, "--video", tmp_path / "empty.mp4"),
         ("evaluate", bundle, "--split", "foo"),
         ("evaluate", bundle, "--data", photo),
+        ("evaluate", bundle, "--page", tmp_path / "page.txt"),
+        ("evaluate", bundle, "--images", 0, "--clips", 0),
         ("bench", bundle, "--keeps", "1,2"),
         ("run", bundle, *ask, "--video", photo),
         ("run", bundle, *ask, "--backend", "abacus"),

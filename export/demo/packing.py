@@ -105,12 +105,15 @@ def patch_labels(things: Sequence[Thing]) -> np.ndarray:
 HARD_KINDS = ("count", "beside", "compare", "place")  # asked about more often
 
 
-def image_row(rng: Generator, scene: Scene, with_description: bool) -> np.ndarray:
-    """One packed row about a scene, int16 [6, ROW]."""
+FOCUS = 12  # times that a kind in focus is tried beyond the others
+
+
+def image_row(rng: Generator, scene: Scene, with_description: bool, focus: Sequence[str] = ()) -> np.ndarray:
+    """One packed row about a scene, int16 [6, ROW]; kinds in `focus` are asked about most."""
     asked: list[Asked] = [(*describe(scene), "describe")] if with_description else []
-    for kind in rng.permutation([*IMAGE_KINDS, *IMAGE_KINDS, *HARD_KINDS, *HARD_KINDS]).tolist():
+    for kind in rng.permutation([*IMAGE_KINDS, *IMAGE_KINDS, *HARD_KINDS, *HARD_KINDS, *tuple(focus) * FOCUS]).tolist():
         found = ask_scene(rng, scene, kind)
-        if found is not None:
+        if found is not None and (*found, kind) not in asked:
             asked.append((*found, kind))
     return pack(asked, rng)
 
@@ -138,6 +141,7 @@ def chunk(
     split: str = "train",
     easy: int = 0,
     draw_pictures: bool = True,
+    focus: Sequence[str] = (),
 ) -> Chunk:
     """Chunk `number` of a split.
 
@@ -148,6 +152,7 @@ def chunk(
         split: "train" or "val".
         easy: length of the curriculum in chunks.
         draw_pictures: False leaves the pixels out, for text-only training.
+        focus: kinds of questions about pictures to ask about most.
 
     Returns:
         images uint8 [N, H, W, 3], image_labels int16 [N, 6, P], image_rows int16 [N, ROWS, 6, ROW], and for
@@ -159,7 +164,7 @@ def chunk(
     for i in range(images):
         rng = generator(split, seed, number * images + i, 0)
         scene = sample_scene(rng, objects_at(number, easy))
-        out["image_rows"].append(np.stack([image_row(rng, scene, r % 2 == 0) for r in range(ROWS)]))
+        out["image_rows"].append(np.stack([image_row(rng, scene, r % 2 == 0, focus) for r in range(ROWS)]))
         if draw_pictures:
             out["images"].append(draw(scene))
             out["image_labels"].append(patch_labels(scene.things))

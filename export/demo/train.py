@@ -54,6 +54,8 @@ class Recipe:
     seed: int = 0
     start: str = ""  # a checkpoint folder to start from, instead of random weights
     blind: bool = False  # text only: the baseline that never sees a picture
+    frozen: bool = False  # the tower learns nothing more, and each picture is encoded once: less than half the work
+    focus: str = ""  # kinds of questions about pictures to ask yet more often, comma separated
 
     @property
     def total(self) -> int:
@@ -203,6 +205,7 @@ class Trainer:
         self.model = new_model(recipe.seed)
         if recipe.start:
             self.model = LlavaForConditionalGeneration.from_pretrained(recipe.start, dtype=torch.float32)
+        self.model.model.vision_tower.requires_grad_(not recipe.frozen)
         nn.Module.to(self.model, self.device)
         self.average = copy.deepcopy(self.model).eval()
         self.names = PatchNames().to(self.device)
@@ -274,6 +277,7 @@ class Trainer:
             clips=recipe.clips,
             easy=recipe.easy,
             draw_pictures=not recipe.blind,
+            focus=tuple(filter(None, recipe.focus.split(","))),
         )
         loader = DataLoader(
             data,  # type: ignore[arg-type]
@@ -285,6 +289,11 @@ class Trainer:
         pool: dict[int, dict[str, Tensor]] = {}
         for number, drawn in enumerate(loader, start=first):
             pool[number] = self.to_device(drawn)
+            if recipe.frozen:
+                torch.manual_seed(recipe.seed * 1_000_003 + number)
+                seen = self.features([(pool[number], 0)])
+                pool[number] = {name: array for name, array in pool[number].items() if name.endswith("rows")}
+                pool[number] |= {medium + "_features": seen[medium] for medium in seen}
             pool.pop(number - (ROWS - 1) * delay - 1, None)
             if number >= self.step:
                 # Row r comes r · delay steps after the picture was new; at first all rows come at once.
@@ -304,6 +313,15 @@ class Trainer:
         level = 6 * torch.rand(len(pictures), 1, 1, 1, device=self.device)
         return (pictures * gain + level * torch.randn(pictures.shape, device=self.device)).clamp(0, 255)
 
+    def features(self, parts: list[tuple[dict[str, Tensor], int]]) -> dict[str, Tensor]:
+        """What the tower makes of a step's pictures and clips: [B, F, P, C] by medium."""
+        if all("image_features" in part for part, _ in parts):
+            return {m: torch.cat([part[m + "_features"] for part, _ in parts]) for m in ("image", "clip")}
+        with torch.set_grad_enabled(not self.recipe.frozen):
+            encoded = vision_features(self.model, self.disturbed(self.pictures(parts)))  # [N, P, C]
+        stills = sum(len(part["images"]) for part, _ in parts)
+        return {"image": encoded[:stills, None], "clip": encoded[stills:].view(-1, FRAMES, *encoded.shape[1:])}
+
     def tower_loss(self, parts: list[tuple[dict[str, Tensor], int]]) -> tuple[Tensor, dict[str, Tensor]]:
         labels = torch.cat(
             [
@@ -319,12 +337,7 @@ class Trainer:
         """Mean loss over the tokens of answers (of clips counted half), and the answers right by medium."""
         total = torch.zeros((), device=self.device)
         stats = {}
-        features: dict[str, Tensor] = {}
-        if not self.recipe.blind:
-            encoded = vision_features(self.model, self.disturbed(self.pictures(parts)))  # [N, P, C]
-            stills = sum(len(part["images"]) for part, _ in parts)
-            features["image"] = encoded[:stills, None]  # [B, F, P, C]
-            features["clip"] = encoded[stills:].view(-1, FRAMES, *encoded.shape[1:])
+        features = {} if self.recipe.blind else self.features(parts)
         for medium, share in (("image", 1.0), ("clip", 0.5)):
             rows = torch.cat([part[medium + "_rows"][:, r] for part, r in parts]).long()  # [B, 6, T]
             visual = None

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rediprune.calibration.dataset import write_set
-from rediprune.calibration.evaluate import check_disjoint, evaluate, is_right, read_questions, wilson
+from rediprune.calibration.evaluate import Reply, Score, check_disjoint, evaluate, is_right, read_questions, wilson
+from rediprune.calibration.page import write_page
 from rediprune.calibration.plot import plot_scores
 from rediprune.calibration.rules import apply_rule, uniform_tokens
 from rediprune.export.bundle import export_bundle
@@ -55,18 +56,70 @@ def test_the_demo_answers_as_in_eager_pytorch(keep: float, demo: Path, dataset: 
         assert answer.token_ids == expected.token_ids
 
 
-def test_finished_scores_are_not_measured_again(
+def test_an_interrupted_run_goes_on_where_it_stopped(
     demo: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    questions = read_questions(dataset)[:3]
-    out = tmp_path / "scores.jsonl"
-    first = evaluate(demo, questions, [1.0, 0.5], ["rediprune"], out=out)
+    questions = read_questions(dataset)[:4]
+    arguments = (demo, questions, [1.0, 0.15], ["rediprune", "random"])
+    whole = evaluate(*arguments)
+    out = tmp_path / "replies.jsonl"
+    generate = Pipeline.generate
+    asked: list[str] = []
+
+    def interrupted(self: Pipeline, prompt: str, *given, **options):
+        if len(asked) == 10:
+            raise KeyboardInterrupt
+        asked.append(prompt)
+        return generate(self, prompt, *given, **options)
+
+    monkeypatch.setattr(Pipeline, "generate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(*arguments, out=out)
     with open(out, "a") as file:
         file.write('{"key": "broken off')
-    monkeypatch.setattr(Pipeline, "generate", lambda *a, **k: (_ for _ in ()).throw(AssertionError("asked again")))
-    assert evaluate(demo, questions, [1.0, 0.5], ["rediprune"], out=out) == first
-    with pytest.raises(AssertionError, match="asked again"):
+    asked.clear()
+    scores = evaluate(*arguments, out=out)
+    assert asked == [questions[at].question for at in (2, 3)]  # of 12, ten were answered before
+    for score, expected in zip(scores, whole, strict=True):
+        assert [r.answer for r in score.replies] == [r.answer for r in expected.replies]
+        assert score.right == expected.right and score.visual_tokens == expected.visual_tokens
+    asked.clear()
+    assert evaluate(*arguments, out=out) == scores and not asked
+    with pytest.raises(KeyboardInterrupt):  # other questions are other replies
+        asked += ["?"] * 10
         evaluate(demo, questions[:2], [1.0], ["rediprune"], out=out)
+    with pytest.raises(RedipruneError, match="another file"):
+        evaluate(*arguments, out=questions[0].media)
+
+
+def test_backends_answer_alike_to_the_question(demo: Path, dataset: Path, tmp_path: Path) -> None:
+    questions = read_questions(dataset)
+    chosen = [*questions[:4], *(q for q in questions if q.video)][:5]
+    ours, eager = (
+        evaluate(demo, chosen, [1.0, 0.15], ["rediprune", "random"], backend, data="few")
+        for backend in ("ort", "eager")
+    )
+    for one, other in zip(ours, eager, strict=True):
+        assert one.same_answers(other) == len(chosen) == len(one.replies)
+        assert one.visual_tokens == other.visual_tokens and one.prefill_macs == other.prefill_macs
+    page = tmp_path / "page.md"
+    write_page([*ours, *eager], page, demo, "rediprune evaluate few")
+    text = page.read_text()
+    assert "rediprune evaluate few" in text and "![accuracy against tokens and time](page.png)" in text
+    assert f"| few | eager | 3 | {3 * len(chosen)} of {3 * len(chosen)} |" in text
+    assert f"**{100 * ours[0].accuracy:.1f}**" in text
+    assert (tmp_path / "page.png").stat().st_size > 10_000
+
+
+def test_the_page_says_where_pruning_hurts(demo: Path, tmp_path: Path) -> None:
+    def score(keep: float, rights: str) -> Score:
+        replies = [Reply("a", right == "1", 9, 10, 0.1, 1e6) for right in rights]
+        return Score("few", "ort", "rediprune", keep, ["count", "count", "place", "place"], replies)
+
+    write_page([score(1.0, "1111"), score(0.5, "1111"), score(0.1, "1011")], tmp_path / "page.md", demo, "")
+    text = (tmp_path / "page.md").read_text()
+    assert "- keep 0.5: +0.0 points; no kind loses 5 points" in text
+    assert "- keep 0.1: -25.0 points; count 100 → 50" in text
 
 
 def test_rules_choose_what_they_say(bundle_of: Callable[[str], Path], photo: Path) -> None:
@@ -90,6 +143,8 @@ def test_rules_choose_what_they_say(bundle_of: Callable[[str], Path], photo: Pat
 
 def test_bad_datasets(tmp_path: Path, photo: Path) -> None:
     path = tmp_path / "questions.jsonl"
+    (tmp_path / "text.png").write_text("this is no picture")
+    (tmp_path / "text.mp4").write_text("this is no video")
     good = {"image": str(photo), "question": "What?", "answer": "a suit"}
     for line, word in (
         ("{", "is no JSON"),
@@ -97,6 +152,9 @@ def test_bad_datasets(tmp_path: Path, photo: Path) -> None:
         (json.dumps(good | {"image": ""}), "needs an image or a video"),
         (json.dumps(good | {"video": "b.mp4"}), "both an image and a video"),
         (json.dumps(good | {"image": "gone.png"}), "'gone.png', which is not there"),
+        (json.dumps(good | {"image": "text.png"}), "cannot be asked: .*text.png"),
+        (json.dumps(good | {"image": "", "video": "text.mp4"}), "cannot be asked: .*text.mp4"),
+        (json.dumps(good | {"image": 7}), "path of its image as a text"),
         (json.dumps(good | {"question": " "}), "has no question"),
         (json.dumps(good | {"answer": ""}), "has no answer"),
     ):

@@ -123,6 +123,43 @@ def test_int4_of_a_half_precision_graph_stays_there() -> None:
     assert np.allclose(y, x.astype(np.float64) @ (constant(model, "fc0.weight.int4").astype(float) * scales), atol=0.05)
 
 
+def correlated(count: int, width: int, seed: int) -> np.ndarray:
+    """Rows [count, width] as in a network: a few directions and outlier channels carry most of them."""
+    mixing = random(width // 8, width, seed=99) * np.exp(random(width, seed=98))
+    return random(count, width // 8, seed=seed) @ mixing + 0.1 * random(count, width, seed=seed + 1)
+
+
+def test_samples_lessen_the_error_on_other_tokens() -> None:
+    width, seen, unseen = 192, correlated(600, 192, 1), correlated(200, 192, 3)
+    weight, errors = random(width, 48), []
+    for samples in (None, {"x": seen}):
+        model = graph(weight)
+        int4.quantize(model, linear_layers(model), samples)
+        (y,) = run(model, unseen[None])
+        errors.append(np.linalg.norm(y - unseen @ weight) / np.linalg.norm(unseen @ weight))
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_uncorrelated_samples_change_nothing() -> None:
+    """With independent inputs of one size the errors cannot be made up for: GPTQ is rounding to the nearest."""
+    weight = random(64, 9)
+    models = [graph(weight), graph(weight)]
+    for model, samples in zip(models, (None, {"x": np.eye(64, dtype=np.float32) * 3}), strict=True):
+        int4.quantize(model, linear_layers(model), samples)
+    nearest, gptq = (constant(model, "fc0.weight.int4").astype(int) for model in models)
+    assert np.array_equal(nearest, gptq)
+
+
+@pytest.mark.parametrize("rows", [np.zeros((5, 32), np.float32), np.ones((1, 32), np.float32) * 1e4])
+def test_samples_that_say_little_are_no_trouble(rows: np.ndarray) -> None:
+    weight = random(32, 6)
+    model = graph(weight)
+    int4.quantize(model, linear_layers(model), {"x": rows})
+    scales = np.repeat(constant(model, "fc0.weight.scale"), 32, axis=0)
+    restored = constant(model, "fc0.weight.int4").astype(np.float32) * scales
+    assert np.linalg.norm(rows @ (restored - weight)) <= 0.1 * np.linalg.norm(rows @ weight)
+
+
 def exact_int8(x: np.ndarray, weight: np.ndarray, largest: int) -> np.ndarray:
     """The formula in integers: every row and every column by its own scale."""
     rows = np.maximum(np.abs(x).max(axis=-1, keepdims=True), np.float32(1e-30)) * np.float32(1 / 127)

@@ -7,13 +7,14 @@ import signal
 from pathlib import Path
 
 import pytest
-from rediprune.export.build_tensorrt import TARGETS, build_tensorrt
+from rediprune.export.build_tensorrt import build_tensorrt
 from rediprune.export.bundle import export_bundle
 from rediprune.export.checkpoint import Checkpoint
 from rediprune.export.checkpoints import make_checkpoint
 from rediprune.export.precisions import Asked, built_precisions, check_precisions
 from rediprune.runtime.bundle import Bundle, EngineSpec, file_sha256
 from rediprune.runtime.errors import RedipruneError
+from rediprune.runtime.nvinfer import RTX_TARGETS
 
 trt = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx: pip install 'rediprune[tensorrt-rtx]'")
 
@@ -129,7 +130,7 @@ def test_bad_profiles_are_refused_before_anything_is_built(bundle, profile, says
 
 def test_targets_are_those_of_the_library(bundle):
     names = {name.replace("SM", "sm_") for name in trt.ComputeCapability.__members__ if name.startswith("SM")}
-    assert names == set(TARGETS)
+    assert names == set(RTX_TARGETS)
     with pytest.raises(RedipruneError, match=r"sm_90.*sm_80, sm_86"):
         build_tensorrt(bundle, RTX, targets=["sm_90"])
 
@@ -187,15 +188,19 @@ def test_engines_of_a_changed_graph_are_stale(built, tmp_path):
     folder = shutil.copytree(built[0], tmp_path / "bundle")
     opened = Bundle.open(folder)
     stage = opened.manifest.stages["embed"]
-    name = next(name for name in stage.files if name.endswith(".data"))
+    (name,) = (name for name in stage.files if name.endswith(".safetensors"))
     data = folder / name
-    data.write_bytes(data.read_bytes()[::-1])  # other weights, same graph
-    stage.files[name] = file_sha256(data)
+    bytes_ = data.read_bytes()
+    data.write_bytes(bytes_[:-4096] + bytes_[-4096:][::-1])  # other weights, same graph
+    sha = file_sha256(data)
+    for spec in opened.manifest.stages.values():
+        spec.files.update({name: sha} if name in spec.files else {})
     opened.write_manifest()
     with pytest.raises(RedipruneError, match=r"another graph.*rediprune build .* --backend tensorrt-rtx --force"):
         Bundle.open(folder).check_engine(RTX, "embed")
     again = build_tensorrt(folder, RTX, profile=SMALL)
-    assert [name for name, stage in again.stages.items() if not stage.reused] == ["embed"]
+    rebuilt = [name for name, stage in again.stages.items() if not stage.reused]
+    assert rebuilt == ["vision", "project", "embed", "language"]  # all read the one weights file
 
 
 def test_a_truncated_engine_is_refused_and_harms_no_other_backend(built, tmp_path):

@@ -195,3 +195,30 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path: Path, mon
         assert torch.equal(a, b)
     with pytest.raises(SystemExit, match="another recipe"):
         Trainer(Recipe(steps=5, blind=True), tmp_path / "parts", "cpu", workers=0, compiled=False)
+
+
+def test_a_frozen_tower_stays_as_it_was_also_when_interrupted(tmp_path: Path, monkeypatch) -> None:
+    settings = {"tower_steps": 0, "steps": 0, "images": 1, "clips": 1, "delay": 1, "warmup": 1, "easy": 0}
+    recipe = Recipe(**settings, pruned_steps=2, seed=7, start=str(CHECKPOINT), frozen=True, focus="place")
+
+    def trained(name: str, minutes: float) -> Trainer:
+        trainer = Trainer(recipe, tmp_path / name, "cpu", workers=0, compiled=False)
+        trainer.run(minutes, every=10)
+        return trainer
+
+    monkeypatch.setattr(Trainer, "validate", lambda *_: {})
+    whole = trained("whole", 9)
+    assert trained("parts", 0).step == 1
+    parts = trained("parts", 9)
+    assert parts.step == whole.step == 2
+    before = checkpoint()[0].state_dict()
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, parts.model.state_dict()[name])
+        assert torch.equal(weight, before[name]) == ("vision_tower" in name), name
+
+
+def test_kinds_in_focus_are_asked_about_most() -> None:
+    rows = chunk(0, 4, 6, 0, draw_pictures=False, focus=("place",))["image_rows"]  # [N, ROWS, 6, T]
+    starts = (rows[:, :, 2] == 0) & (rows[:, :, 1] >= 0)
+    asked = [KINDS[kind] for kind in rows[:, :, 4][starts]]
+    assert asked.count("place") > len(asked) / 3 and {"colour", "count", "beside"} <= set(asked)

@@ -11,7 +11,9 @@ from rediprune.runtime import RedipruneError
 from rediprune.runtime.bundle import Bundle, file_sha256
 
 
-@pytest.mark.parametrize("name", ["llava", "llava_siglip", "llava_next_video", "video_llava", "llava_fp16"])
+@pytest.mark.parametrize(
+    "name", ["llava", "llava_siglip", "llava_next_video", "video_llava", "llava_fp16", "llava_copy"]
+)
 def test_every_family_passes(name: str, bundle_of: Callable[[str], Path]) -> None:
     report = validate(bundle_of(name))
     assert report.passed, report.failing_stages
@@ -40,13 +42,13 @@ def corrupt(bundle: Path, target: Path, stage: str, factor: float = 1.02) -> Pat
 
 @pytest.mark.parametrize("stage", ["vision", "project", "embed", "language"])
 def test_a_corrupted_stage_is_named(stage: str, bundle_of: Callable[[str], Path], tmp_path: Path) -> None:
-    report = validate(corrupt(bundle_of("llava"), tmp_path / "bundle", stage))
+    report = validate(corrupt(bundle_of("llava_copy"), tmp_path / "bundle", stage))
     assert not report.passed
     assert report.failing_stages == [stage]
 
 
 def test_a_drifting_stage_is_found_by_running_it_eagerly(bundle_of: Callable[[str], Path], tmp_path: Path) -> None:
-    bad = corrupt(bundle_of("llava"), tmp_path / "bundle", "vision", 4.0)
+    bad = corrupt(bundle_of("llava_copy"), tmp_path / "bundle", "vision", 4.0)
     assert not all(row.passed for row in validate(bad, eager={"project"}).stories)
     assert all(row.passed for row in validate(bad, eager={"vision"}).stories)
 

@@ -24,7 +24,7 @@ class Cuda:
     """`cuda.bindings.runtime` as far as it is used. A captured graph replays the calls made while capturing."""
 
     cudaStreamNonBlocking = 1
-    cudaError_t = SimpleNamespace(cudaSuccess=OK, cudaErrorMemoryAllocation=2)
+    cudaError_t = SimpleNamespace(cudaSuccess=OK, cudaErrorMemoryAllocation=2, cudaErrorInsufficientDriver=35)
     cudaMemPoolAttr = SimpleNamespace(cudaMemPoolAttrReleaseThreshold=4)
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3)
     cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
@@ -37,10 +37,11 @@ class Cuda:
         self.graphs = []
         self.launches = 0
         self.limit = 1 << 40
+        self.state = OK
         self.copies = {1: [], 2: [], 3: []}  # to the device, to the host, within the device: bytes of each
 
     def cudaSetDevice(self, ordinal):
-        return (OK,)
+        return (self.state,)
 
     def cudaDeviceGetDefaultMemPool(self, ordinal):
         return OK, 3
@@ -112,7 +113,7 @@ class Cuda:
         return (OK,)
 
     def cudaGetErrorString(self, status):
-        return OK, b"out of memory"
+        return OK, {2: b"out of memory", 35: b"CUDA driver version is insufficient"}[status]
 
     def do(self, work):
         """Enqueue; while capturing, into the graph."""

@@ -35,7 +35,7 @@ def test_manifest_holds_the_contract(bundle: Path, checkpoint_of: Callable[[str]
     for name, sha in Bundle.open(bundle).expected_files().items():
         assert file_sha256(bundle / name) == sha
     on_disk = {str(p.relative_to(bundle)) for p in bundle.rglob("*") if p.is_file()}
-    assert on_disk - {MANIFEST, ".verified.json"} == set(Bundle.open(bundle).expected_files())
+    assert on_disk - {MANIFEST, ".verified.json", "README.md"} == set(Bundle.open(bundle).expected_files())
 
 
 def test_not_a_bundle(tmp_path: Path) -> None:
@@ -70,11 +70,11 @@ def test_a_manifest_that_is_no_json(bundle: Path) -> None:
 
 
 def test_changed_missing_and_linked_files(bundle: Path, tmp_path: Path) -> None:
-    data = bundle / "onnx" / "vision.onnx.data"
+    data = bundle / "onnx" / "weights" / "model.safetensors"
     Bundle.open(bundle)  # remembers the hashes it found right
     good = data.read_bytes()
     data.write_bytes(good[:-4] + b"\0\0\0\1")
-    with pytest.raises(RedipruneError, match=r"vision\.onnx\.data.*damaged.*rediprune export"):
+    with pytest.raises(RedipruneError, match=r"model\.safetensors.*damaged.*rediprune export"):
         Bundle.open(bundle)
     data.write_bytes(good)
     Bundle.open(bundle)
@@ -85,7 +85,7 @@ def test_changed_missing_and_linked_files(bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(RedipruneError, match="damaged"):
         Bundle.open(bundle, remember=False)
     data.unlink()
-    with pytest.raises(RedipruneError, match=r"lacks 'onnx/vision\.onnx\.data'"):
+    with pytest.raises(RedipruneError, match=r"lacks 'onnx/weights/model\.safetensors'"):
         Bundle.open(bundle)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_bytes(good)
@@ -99,7 +99,7 @@ def test_external_data_that_leads_outside_the_bundle(bundle: Path, tmp_path: Pat
     opened = Bundle.open(bundle)
     spec = opened.manifest.stages["vision"]
     path = bundle / spec.file
-    shutil.copyfile(bundle / f"{spec.file}.data", tmp_path / "stolen.data")
+    shutil.copyfile(bundle / "onnx" / "weights" / "model.safetensors", tmp_path / "stolen.data")
     graph = onnx.load(path, load_external_data=False)
     for tensor in graph.graph.initializer:
         for entry in tensor.external_data:

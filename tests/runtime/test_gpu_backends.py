@@ -103,8 +103,13 @@ def test_a_driver_without_a_gpu_is_one_line(bundle, monkeypatch):
         def cuInit(self, flags):
             return 100  # CUDA_ERROR_NO_DEVICE
 
+        def cuGetErrorString(self, status, text):
+            text._obj.value = b"no CUDA-capable device is detected"
+
     monkeypatch.setattr("ctypes.CDLL", lambda name: Driver())
-    with pytest.raises(RedipruneError, match="needs an NVIDIA GPU and the driver gives error 100"):
+    with pytest.raises(
+        RedipruneError, match="needs an NVIDIA GPU and the driver gives error 100, no CUDA-capable device is detected"
+    ):
         importlib.import_module("rediprune.runtime.gpu").compute_capability("tensorrt")
 
 
@@ -191,6 +196,29 @@ def test_an_engine_that_does_not_fit_is_refused_before_it_is_loaded(bundle, gpu,
         engines.stages.remove("vision")
     opened.write_manifest()
     with pytest.raises(RedipruneError, match=says + r".*rediprune build .* --backend tensorrt --force"):
+        ask(bundle, "tensorrt")
+
+
+def test_a_gpu_that_tensorrt_rtx_does_not_run_on_is_said_so(bundle, gpu, monkeypatch):
+    monkeypatch.setattr(tensorrt, "compute_capability", lambda backend: "sm_90")
+    with pytest.raises(
+        RedipruneError, match=r"TensorRT-RTX does not run on this GPU, which is sm_90.*--backend tensorrt"
+    ):
+        ask(bundle, "tensorrt-rtx")
+
+
+def test_a_driver_that_is_too_old_is_one_line(bundle, gpu, monkeypatch):
+    gpu.state = 35
+    with pytest.raises(RedipruneError, match=r"insufficient; update NVIDIA's driver, or use --backend ort"):
+        ask(bundle, "tensorrt")
+    gpu.state = 0
+
+    def no_runtime(self, log):
+        log.log(self.ILogger.Severity.ERROR, "CUDA initialization failure with error 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(fake_gpu.Nvinfer, "Runtime", no_runtime)
+    with pytest.raises(RedipruneError, match=r"TensorRT does not start \(CUDA initialization failure with error 35\)"):
         ask(bundle, "tensorrt")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from rediprune.export.build_ort import build_ort
+from rediprune.export.build_cpu import build_cpu
 from rediprune.runtime.bundle import Bundle
 from rediprune.runtime.errors import RedipruneError
 from rediprune.runtime.session import open_language
@@ -15,7 +15,7 @@ from rediprune.runtime.session import open_language
 
 def built(bundle: Path, folder: Path) -> Path:
     shutil.copytree(bundle, folder)
-    build_ort(folder)
+    build_cpu(folder, "ort")
     return folder
 
 
@@ -52,6 +52,6 @@ def test_a_replaced_graph_is_refused_and_built_again(bundle_of: Callable[[str], 
     path.unlink()
     with pytest.raises(RedipruneError, match="is missing"):
         open_language("ort", Bundle.open(folder), 0)
-    build_ort(folder)
+    build_cpu(folder, "ort")
     open_language("ort", Bundle.open(folder), 0)
     assert path.is_file()

@@ -1,0 +1,52 @@
+"""One turn of a contender, in a process of its own: start, a first answer, then every request so many times.
+
+    python -m rediprune.export.bench.turn MODULE < JOB    MODULE has `load(**arguments)`, which returns `ask(request)`
+
+A contender imports what it needs itself, so that its start-up is its own. The last line on stdout is one JSON document.
+"""
+
+import gc
+import json
+import sys
+import time
+from importlib import import_module
+
+
+def take_turn(module: str, job: dict) -> dict:
+    """Load and ask.
+
+    Args:
+        module: the contender's module.
+        job: `arguments` of its `load`; `requests`, each a dict of question, images, videos, frames, keep and
+            new_tokens; `repeats` of each; `warm`, whether each is answered once before; `spawned`, when this process
+            was started (`time.monotonic`).
+
+    Returns:
+        start_up: seconds from the start of the process to the end of the first answer; first: seconds of that answer;
+        answers: per request, for each repeat its seconds by stage, `time_to_first_token`, `decode_token`, `total`;
+        peak_memory: bytes.
+    """
+    ask = import_module(module).load(**job["arguments"])
+    first = ask(job["requests"][-1] | {"new_tokens": 1})
+    start_up = time.monotonic() - job["spawned"]
+    answers: list = [[] for _ in job["requests"]]
+    for request in job["requests"] if job["warm"] else ():  # every shape once before it counts
+        ask(request | {"new_tokens": min(2, request["new_tokens"])})
+    for _ in range(job["repeats"]):
+        for request, taken in zip(job["requests"], answers, strict=True):
+            gc.collect()
+            taken.append(ask(request))
+    return {"start_up": start_up, "first": first, "answers": answers, "peak_memory": _peak_memory()}
+
+
+def _peak_memory() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == "darwin" else size * 1024
+
+
+if __name__ == "__main__":
+    print(json.dumps(take_turn(sys.argv[1], json.load(sys.stdin))))

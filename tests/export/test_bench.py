@@ -1,0 +1,126 @@
+"""The bench over tiny bundles: what it measures and what it says; never how fast anything is."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from rediprune.export.bench import contenders
+from rediprune.export.bench.eager import select_as_released
+from rediprune.export.bench.page import write_page
+from rediprune.export.bench.run import STAGES, bench
+from rediprune.export.bench.work import multiply_adds
+from rediprune.export.checkpoint import Checkpoint
+from rediprune.graphs.selection import select_tokens
+from rediprune.runtime import RedipruneError
+from rediprune.runtime.bundle import Bundle
+
+
+@pytest.fixture(autouse=True)
+def small_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rediprune.export.bench.ceilings._SIDE", 64)
+    monkeypatch.setattr("rediprune.export.bench.ceilings._MEMORY", 1 << 16)
+
+
+def test_a_bench_tells_everything_and_writes_its_page(
+    bundle_of: Callable[[str], Path], photo: Path, tmp_path: Path
+) -> None:
+    keeps = (1.0, 0.15)
+    document = bench([bundle_of("llava")], image=photo, keeps=keeps, peers=("eager", "released"), runs=1, threads=2)
+    rows = {(row["contender"], row["keep"]): row for row in document["rows"]}
+    released = "eager fp32, selection as released"
+    assert set(rows) == {("llava on ort", 1.0), ("llava on ort", 0.15), ("eager fp32", 1.0), (released, 0.15)}
+    for row in rows.values():
+        assert 0 < row["fastest"] <= row["time_to_first_token"] <= row["slowest"] < row["end_to_end"] * 1.5
+        assert sum(row["stages"].values()) <= row["slowest"] + 1e-3
+        assert row["decode_token"] > 0 and row["peak_memory_bytes"] > 1 << 20
+        assert row["start_up"] > row["fastest"]  # a process that starts, loads and answers
+        assert bool(row["stages"].get("select")) == (row["keep"] < 1)
+        assert row["gflops"]["vision"] > 0
+    assert rows["llava on ort", 0.15]["decode_gb_per_second"] > 0
+    ratios = document["speed_up"]["llava on ort, keep 0.15"]["eager fp32, keep 1"]
+    peer, ours = rows["eager fp32", 1.0], rows["llava on ort", 0.15]
+    assert ratios["first_token"] == peer["time_to_first_token"] / ours["time_to_first_token"]
+    assert document["multiply_adds"]["0.15"]["prefill"] < document["multiply_adds"]["1"]["prefill"]
+    assert all(value > 0 for value in document["ceilings"].values())
+    json.dumps(document)
+
+    files = write_page(document, tmp_path / "bench.md", "rediprune bench …")
+    assert {file.name for file in files} == {"bench.md", "bench-keep.png", "bench-stages.png"}
+    text = (tmp_path / "bench.md").read_text()
+    assert f"{ratios['first_token']:.2f} ×" in text and "bench-keep.png" in text and "rediprune bench …" in text
+    assert all(stage in text for stage in STAGES)
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(file.name for file in files)
+
+
+def test_a_peer_that_fails_or_takes_too_long_is_left_out_with_its_reason(
+    bundle_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = Path(Bundle.open(bundle_of("llava")).manifest.source.name)
+    listed, _ = contenders.peer_contenders(["eager"], checkpoint, (1.0,), 1)
+    request = {"question": "?", "images": [], "videos": [], "frames": 1, "keep": 1.0, "new_tokens": 1}
+    with pytest.raises(contenders.TurnError, match=r"took longer than 0 s"):
+        contenders.take_turn(listed[0], [request], 1, 0.01)
+    listed[0].arguments["dtype"] = "float31"
+    with pytest.raises(contenders.TurnError, match="float31"):
+        contenders.take_turn(listed[0], [request], 1, 60)
+
+    def all_peers(*_):
+        return listed, {"compiled": "there is no C++ compiler"}
+
+    monkeypatch.setattr("rediprune.export.bench.run.peer_contenders", all_peers)
+    document = bench(
+        [bundle_of("llava")], keeps=(0.5,), peers=("eager",), runs=1, threads=1, backends=("ort", "kernel")
+    )
+    assert set(document["absent"]) == {"compiled", "eager fp32", "llava on kernel"}
+    assert "float31" in document["absent"]["eager fp32"]
+    assert document["absent"]["llava on kernel"].startswith("backend 'kernel' runs the stage 'select' only")
+    assert [row["contender"] for row in document["rows"]] == ["llava on ort"]
+
+
+def test_where_no_bundle_runs_it_is_an_error(bundle_of: Callable[[str], Path]) -> None:
+    with pytest.raises(RedipruneError, match=r"no bundle runs on kernel: .*'select' only"):
+        bench([bundle_of("llava")], keeps=(0.5,), runs=1, threads=1, backends=("kernel",))
+
+
+def test_bad_requests_are_refused(bundle_of: Callable[[str], Path], clip: Path) -> None:
+    with pytest.raises(RedipruneError, match="peer 'abacus' is not known"):
+        bench([bundle_of("llava")], peers=("abacus",))
+    with pytest.raises(RedipruneError, match="not of one checkpoint"):
+        bench([bundle_of("llava"), bundle_of("llava_siglip")])
+    with pytest.raises(RedipruneError, match="images only"):
+        bench([bundle_of("llava")], video=clip)
+    with pytest.raises(RedipruneError, match="tiles"):
+        bench([bundle_of("llava_next_video")])
+
+
+@pytest.mark.parametrize("keep", [0.05, 0.3, 1.0])
+def test_the_release_chooses_the_same_tokens(keep: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    features, query = torch.randn(2, 40, 24, generator=generator), torch.randn(24, generator=generator)
+    assert torch.equal(select_as_released(features, query, keep), select_tokens(features, query, keep))
+
+
+def test_multiply_adds_are_those_counted_by_hand(checkpoint_of: Callable[[str], Path]) -> None:
+    checkpoint = Checkpoint.open(str(checkpoint_of("llava")))
+    skeleton = checkpoint.skeleton("fp32")
+    text, vision = checkpoint.config.text_config, checkpoint.config.vision_config
+    patches = (vision.image_size // vision.patch_size) ** 2
+    counted = multiply_adds(skeleton, "image", 2, 5, 7)
+    assert counted["project"] == 2 * 5 * (vision.hidden_size + text.hidden_size) * text.hidden_size
+
+    def layer(tokens: int, cached: int, width: int, keys: int, inner: int, factors: int) -> int:
+        attention = 2 * tokens * cached * width
+        return tokens * (2 * width * width + 2 * width * keys + factors * width * inner) + attention
+
+    width, keys = text.hidden_size, text.num_key_value_heads * text.hidden_size // text.num_attention_heads
+    head = width * text.vocab_size
+    for name, tokens, cached in (("prefill", 17, 17), ("decode", 1, 18)):
+        one = layer(tokens, cached, width, keys, text.intermediate_size, 3)
+        # Rotary frequencies are a matrix product in transformers: far below a thousandth.
+        assert counted[name] == pytest.approx(text.num_hidden_layers * one + head, rel=1e-3)
+    one = layer(patches + 1, patches + 1, vision.hidden_size, vision.hidden_size, vision.intermediate_size, 2)
+    embedding = patches * 3 * vision.patch_size**2 * vision.hidden_size
+    # The last layer of the tower is not run: its output is not the feature layer.
+    assert counted["vision"] == 2 * ((vision.num_hidden_layers - 1) * one + embedding)
