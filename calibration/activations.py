@@ -23,7 +23,8 @@ from ..runtime.pipeline import Pipeline
 from ..runtime.session import Decoding, cast_inputs
 from ..runtime.video import load_video
 from .evaluate import Question
-from .layers import Linear, linear_layers, load_graph
+from .graph import load_graph
+from .layers import Linear, linear_layers
 
 KEEPS = (1.0, 0.15)  # what the language stage sees: all visual tokens, and few
 NEW_TOKENS = 5  # the prefill and four decoded tokens
@@ -110,7 +111,7 @@ def collect(
     readers: dict[str, dict[str, Linear]] = {}  # stage → input of linear layers → the first of them
     for stage in tapped:
         first = readers.setdefault(stage, {})
-        for layer in linear_layers(_graph(bundle, stage)):
+        for layer in linear_layers(load_graph(bundle, stage)):
             first.setdefault(str(layer.input.name), layer)
     rows = max(1, _ROWS // len(samples))
     seen = {stage: _Seen({name: layer.name for name, layer in readers[stage].items()}, rows) for stage in tapped}
@@ -157,7 +158,7 @@ def tap(bundle: Bundle, stage: str, names: Iterable[str], threads: int = 0) -> t
     An input of the stage cannot be an output; whoever runs the stage has it at hand.
     """
     path = bundle.path(bundle.manifest.stages[stage].file)
-    model = ir.load(path)
+    model = ir.load(path)  # with its references as they are
     values = {value.name: value for node in model.graph for value in node.outputs}
     added = [name for name in names if name in values]
     model.graph.outputs.extend(values[name] for name in added if values[name] not in model.graph.outputs)
@@ -320,7 +321,3 @@ def _groups(bundle: Bundle, readers: Mapping[str, Mapping[str, Linear]]) -> list
             groups[-1].setdefault(stage, []).append(name)
             size += needed
     return groups
-
-
-def _graph(bundle: Bundle, stage: str) -> ir.Model:
-    return load_graph(bundle.path(bundle.manifest.stages[stage].file))

@@ -1,6 +1,6 @@
 """Bundle → bundle: the same model with the linear layers of its stages in smaller forms.
 
-Made beside its place (`runtime.staging`), stage by stage; the source is only read. What is not quantised is linked to.
+Made beside its place (`runtime.staging`), stage by stage; the source is only read.
 """
 
 import fnmatch
@@ -16,15 +16,16 @@ import numpy as np
 import onnx_ir as ir
 
 from ..runtime.arrays import Array
-from ..runtime.bundle import Bundle, CalibrationSpec, Fidelity, StageSpec, TensorSpec, file_sha256
+from ..runtime.bundle import WEIGHTS, Bundle, CalibrationSpec, Fidelity, StageSpec, TensorSpec, file_sha256
 from ..runtime.errors import RedipruneError
 from ..runtime.memory import available_memory
 from ..runtime.session import LanguageSession, open_language, open_stage
 from ..runtime.staging import Staging, check_room, check_target, making
-from . import int4, int8_dynamic, qdq
+from . import halves, int4, int8_dynamic, qdq
 from .activations import Activation, Held, Statistics, collect
 from .data import Data, open_data
-from .layers import linear_layers, load_graph
+from .graph import load_graph
+from .layers import linear_layers
 from .ranges import RANGES
 from .recipes import FORMS, limits_of, parse_recipe
 from .smooth import ALPHA
@@ -92,7 +93,14 @@ def calibrate(
     if target == bundle.folder.resolve():
         raise RedipruneError(f"'{folder}' is the bundle to calibrate, which stays as it is; give -o another folder")
 
-    needed = [stage for stage, form in forms.items() if FORMS[form].needs_data]
+    for form in forms.values():
+        if FORMS[form].from_fp32 and made_of.precision != "fp32":
+            raise RedipruneError(
+                f"{form} is made of an fp32 bundle, and '{source}' is {made_of.precision}; export one with: rediprune export "
+                f"{made_of.source.name} -o {source}-fp32"
+            )
+    needed = [stage for stage, form in forms.items() if FORMS[form].data == "needed"]
+    used = [stage for stage, form in forms.items() if FORMS[form].data]
     options = ["--recipe", recipe, "--samples", str(samples), "--seed", str(seed), "--ranges", ranges]
     options += ["--alpha", str(alpha)] if alpha is not None else ["--no-smooth"]
     options += [word for pattern in skip for word in ("--skip", pattern)]
@@ -120,10 +128,10 @@ def calibrate(
         if not force and (current := _current(target, key)) is not None:
             return current
         staging = Staging(target, key, force)
-        check_room(staging.folder, sum(bundle.path(file).stat().st_size for file in bundle.expected_files()))
+        check_room(staging.folder, _size(bundle))
         statistics = {}
         if shown is not None:
-            statistics = _statistics(bundle, list(forms), needed, shown, cache, report)
+            statistics = _statistics(bundle, list(forms), used, shown, cache, report)
         for stage in needed:
             if not statistics[stage].activations:
                 raise RedipruneError(
@@ -131,11 +139,9 @@ def calibrate(
                     f"or leave it as it is: --recipe {recipe},{stage}=keep"
                 )
         stages = {}
-        for name, spec in made_of.stages.items():
+        for name in made_of.stages:
             if name not in forms:
-                for file in spec.files:
-                    staging.take(bundle.path(file), file)
-                stages[name] = spec
+                stages[name] = _carry_over(bundle, name, staging.folder)
                 continue
             finished, fidelity = staging.finished(name), staging.folder / f"{name}.fidelity.done"
             if finished is None or not fidelity.is_file():
@@ -192,10 +198,7 @@ def _skipped(bundle: Bundle, forms: Mapping[str, str], patterns: Sequence[str]) 
     Raises:
         RedipruneError: a pattern that names none.
     """
-    names = {
-        stage: [layer.name for layer in linear_layers(load_graph(bundle.path(bundle.manifest.stages[stage].file)))]
-        for stage in forms
-    }
+    names = {stage: [layer.name for layer in linear_layers(load_graph(bundle, stage))] for stage in forms}
     found: dict[str, list[str]] = {}
     for pattern in patterns:
         hits = {
@@ -210,30 +213,34 @@ def _skipped(bundle: Bundle, forms: Mapping[str, str], patterns: Sequence[str]) 
     return {stage: layers for stage, layers in found.items() if layers}
 
 
+def _size(bundle: Bundle) -> int:
+    return sum(bundle.path(file).stat().st_size for file in bundle.expected_files())
+
+
 def _can_run(bundle: Bundle, needed: Sequence[str]) -> bool:
     """Whether the source fits into memory: without it no activations are had, and no stage is compared.
 
     Raises:
         RedipruneError: it does not, and stages are `needed` that are made from activations.
     """
-    size, have = sum(bundle.path(file).stat().st_size for file in bundle.expected_files()), available_memory()
+    size, have = _size(bundle), available_memory()
     needs = int(_RUNNING * size) + (1 << 30)
     if have is None or needs <= have:
         return True
     if needed:
         raise RedipruneError(
             f"running '{bundle.folder}' on samples takes up to {needs / 1e9:.1f} GB of memory and {have / 1e9:.1f} GB are "
-            f"free; close other programs, or give {' and '.join(needed)} a form that needs no samples: int8-dynamic or int4"
+            f"free; close other programs, or give {' and '.join(needed)} a form that needs no samples: {', '.join(name for name, form in FORMS.items() if form.data != 'needed')}"
         )
     return False
 
 
 def _statistics(
-    bundle: Bundle, stages: list[str], needed: Sequence[str], shown: Data, cache: Path, report: Progress
+    bundle: Bundle, stages: list[str], used: Sequence[str], shown: Data, cache: Path, report: Progress
 ) -> dict[str, Statistics]:
     """What the stages got on the samples, from an earlier calibration of the same bundle on the same data if it is there.
 
-    Activations are taken for those `needed`; cases held out for all.
+    Activations are taken for those where they are `used`; cases held out for all.
     """
     digest = hashlib.sha256(f"{bundle.manifest.digest} {shown.sha256}".encode()).hexdigest()[:16]
     place = cache / digest
@@ -242,13 +249,13 @@ def _statistics(
     for stage in stages:
         with suppress(OSError, ValueError):
             stored = Statistics.load(place / f"{stage}.npz")
-            if stored.activations or stage not in needed:
+            if stored.activations or stage not in used:
                 found[stage] = stored
     missing = [stage for stage in stages if stage not in found]
     if missing:
         made = collect(
             bundle,
-            [stage for stage in missing if stage in needed],
+            [stage for stage in missing if stage in used],
             missing,
             shown.samples,
             shown.held_out,
@@ -272,36 +279,61 @@ def _make_stage(
     staging: Staging,
     report: Progress,
 ) -> StageSpec:
+    model = load_graph(bundle, stage)
+    layers = [layer for layer in linear_layers(model) if layer.name not in skipped]
+    match form:
+        case "int8":
+            qdq.quantize(model, layers, activations, qdq.INT8, ranges, alpha)
+        case "fp8":  # has exponents for the outliers
+            qdq.quantize(model, layers, activations, qdq.FP8, alpha=None)
+        case "int8-dynamic":
+            int8_dynamic.quantize(model, layers)
+        case "int4":
+            int4.quantize(model, layers, {name: seen.rows for name, seen in activations.items()} or None)
+        case "fp16":
+            halves.convert(model, ir.DataType.FLOAT16)
+        case "bf16":
+            halves.convert(model, ir.DataType.BFLOAT16)
+    return _save(model, bundle.manifest.stages[stage], form, staging.folder, report)
+
+
+def _carry_over(bundle: Bundle, stage: str, folder: Path) -> StageSpec:
+    """A stage as it is: copied, or written anew with weights of its own where it refers to the checkpoint's files.
+
+    Not linked: these files hold the other stages' weights too, and onnx_ir reads no file of two names.
+    """
     spec = bundle.manifest.stages[stage]
-    path = staging.folder / spec.file
+    if any(file.startswith(f"{WEIGHTS}/") for file in spec.files):
+        return _save(load_graph(bundle, stage), spec, spec.precision, folder, lambda *_: None)
+    for file in spec.files:
+        shutil.copyfile(bundle.path(file), folder / file)
+    return spec
+
+
+def _save(model: ir.Model, spec: StageSpec, precision: str, folder: Path, report: Progress) -> StageSpec:
+    path = folder / spec.file
     data = path.with_name(path.name + ".data")
+
+    def written(tensor: ir.TensorProtocol, info: ir.external_data.CallbackInfo) -> None:
+        report(path.stem, "writing weights", 0.1 + 0.7 * info.index / max(info.total, 1))
+
     try:
-        model = load_graph(bundle.path(bundle.manifest.stages[stage].file))
-        layers = [layer for layer in linear_layers(model) if layer.name not in skipped]
-        match form:
-            case "int8":
-                qdq.quantize(model, layers, activations, qdq.INT8, ranges, alpha)
-            case "fp8":  # has exponents for the outliers
-                qdq.quantize(model, layers, activations, qdq.FP8, alpha=None)
-            case "int8-dynamic":
-                int8_dynamic.quantize(model, layers)
-            case "int4":
-                int4.quantize(model, layers)
-
-        def written(tensor: ir.TensorProtocol, info: ir.external_data.CallbackInfo) -> None:
-            report(stage, "writing weights", 0.1 + 0.7 * info.index / max(info.total, 1))
-
-        for stale in (path, data):
-            stale.unlink(missing_ok=True)  # it may be a link into another bundle
+        path.unlink(missing_ok=True)
+        data.unlink(missing_ok=True)
         ir.save(model, path, external_data=data.name, callback=written)
-    except BaseException:
+        if not data.stat().st_size:  # a stage without weights
+            data.unlink()
+    except BaseException:  # Ctrl-C too: an unfinished stage leaves nothing behind
         path.unlink(missing_ok=True)
         data.unlink(missing_ok=True)
         raise
     files = {f"onnx/{file.name}": file_sha256(file) for file in (path, data) if file.is_file()}
     ports = zip((spec.inputs, spec.outputs), (model.graph.inputs, model.graph.outputs), strict=True)
     inputs, outputs = ([_port(port, value) for port, value in zip(*both, strict=True)] for both in ports)
-    return StageSpec(file=spec.file, files=files, precision=form, inputs=inputs, outputs=outputs)
+    size = data.stat().st_size if data.is_file() else 0
+    return StageSpec(
+        file=spec.file, files=files, precision=precision, inputs=inputs, outputs=outputs, weight_bytes=size
+    )
 
 
 def _port(port: TensorSpec, value: ir.Value) -> TensorSpec:
@@ -310,7 +342,7 @@ def _port(port: TensorSpec, value: ir.Value) -> TensorSpec:
 
 def _fidelity(bundle: Bundle, stage: str, spec: StageSpec, held: Sequence[Held], folder: Path) -> Fidelity | None:
     """Run a finished stage on what the source's got and compare; None where there is nothing to compare."""
-    if not held:
+    if not held or "ort" in FORMS[spec.precision].refused:
         return None
     manifest = bundle.manifest.model_copy(update={"stages": {**bundle.manifest.stages, stage: spec}, "engines": {}})
     made = Bundle(folder, manifest)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -63,21 +62,6 @@ class Linear:
                 "export the bundle again from an undamaged checkpoint"
             )
         return weight
-
-
-def load_graph(path: Path) -> ir.Model:
-    """A stage's graph of a bundle whose files were held against their hashes.
-
-    onnx_ir takes weights in a hard-linked file for an attack (`ExternalTensor._check_path_containment`), but that is how
-    a bundle refers to its checkpoint. The check rests where a tensor has no base folder.
-    """
-    model = ir.load(path)
-    for value in model.graph.initializers.values():
-        if isinstance(tensor := value.const_value, ir.ExternalTensor):
-            value.const_value = ir.ExternalTensor(
-                tensor.path, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=tensor.name
-            )
-    return model
 
 
 def linear_layers(model: ir.Model) -> list[Linear]:

@@ -15,27 +15,39 @@ class Form:
 
     Attributes:
         summary: what it is, in a few words.
-        needs_data: whether it is made from activations.
+        data: "needed" where it is made from activations, "used" where these make it better, "" where they do not count.
         refused: backend → why it does not take the form.
         least: the least compute capability of GPUs whose TensorRT takes it.
+        from_fp32: whether only an fp32 bundle can be made into it.
     """
 
     summary: str
-    needs_data: bool
+    data: str
     refused: Mapping[str, str] = field(default_factory=dict)
     least: str | None = None
+    from_fp32: bool = False
 
 
 _CPU_ONLY = "its operators are ONNX Runtime's own for CPUs; choose int8"
+_NO_BF16 = "it has no bf16 products; choose fp16"
 FORMS = {
-    "int8": Form("static INT8 Q/DQ, one scale per activation tensor and per output channel", True),
+    "int8": Form("static INT8 Q/DQ, one scale per activation tensor and per output channel", "needed"),
     "int8-dynamic": Form(
         "INT8 with a scale for each token, taken as it comes",
-        False,
-        dict.fromkeys(("tensorrt", "tensorrt-rtx", "ort-cuda"), _CPU_ONLY),
+        "",
+        dict.fromkeys(("tensorrt", "tensorrt-rtx", "ort-cuda", "openvino"), _CPU_ONLY),
+        from_fp32=True,
     ),
-    "fp8": Form("static FP8 (E4M3) Q/DQ; ONNX Runtime emulates it, slower than fp32", True, {}, "sm_89"),
-    "int4": Form("INT4 weights in blocks of 16 to 128 inputs; products as they were", False, {}, "sm_80"),
+    "fp8": Form("static FP8 (E4M3) Q/DQ; ONNX Runtime emulates it, slower than fp32", "needed", least="sm_89"),
+    "int4": Form("INT4 weights in blocks of 16 to 128 inputs; products as they were", "used", least="sm_80"),
+    "fp16": Form("half precision; norms, softmax and angles in fp32", "", from_fp32=True),
+    "bf16": Form(
+        "bfloat16; norms, softmax and angles in fp32",
+        "",
+        dict.fromkeys(("ort", "ort-cuda", "openvino"), _NO_BF16),
+        least="sm_80",
+        from_fp32=True,
+    ),
 }
 
 # Shorthand → stage → form. `select` is float32 in every recipe, `embed` is a table that is only looked up.
@@ -44,6 +56,7 @@ RECIPES: dict[str, dict[str, str]] = {
     "int8": dict.fromkeys(_STAGES, "int8"),
     "int8-dynamic": dict.fromkeys(_STAGES, "int8-dynamic"),
     "fp8": dict.fromkeys(_STAGES, "fp8"),
+    **{half: dict.fromkeys((*_STAGES, "embed"), half) for half in ("fp16", "bf16")},
     "int4": {"vision": "int8", "project": "int8", "language": "int4"},
 }
 _FIXED = {"select": "always computes in fp32", "embed": "only looks up a table"}
@@ -70,7 +83,8 @@ def parse_recipe(text: str, stages: Sequence[str]) -> dict[str, str]:
             continue
         if stage not in stages:
             raise RedipruneError(f"stage '{stage}' is not one of this bundle's: {', '.join(stages)}")
-        if stage in _FIXED and form != AS_IT_IS:
+        halved = stage == "embed" and form in ("fp16", "bf16")
+        if stage in _FIXED and form != AS_IT_IS and not halved:
             raise RedipruneError(f"stage '{stage}' {_FIXED[stage]}; leave it out of the recipe")
         if form != AS_IT_IS and form not in FORMS:
             raise RedipruneError(f"form '{form}' is not known; choose one of {', '.join((*FORMS, AS_IT_IS))}")

@@ -40,16 +40,6 @@ class Staging:
     def finish(self, stage: str, spec: StageSpec) -> None:
         (self.folder / f"{stage}.done").write_text(spec.model_dump_json(), encoding="utf-8")
 
-    def take(self, file: Path, name: str) -> None:
-        """Have a file of another bundle here too: a hard link, or a copy where the file system has none."""
-        place = self.folder / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.unlink(missing_ok=True)
-        try:
-            os.link(file, place)
-        except OSError:
-            shutil.copyfile(file, place)
-
     def publish(self, manifest: Manifest) -> None:
         """Write the manifest and put the bundle in its place."""
         Bundle(self.folder, manifest).write_manifest()
