@@ -29,7 +29,8 @@ from .layers import Linear, linear_layers
 KEEPS = (1.0, 0.15)  # what the language stage sees: all visual tokens, and few
 NEW_TOKENS = 5  # the prefill and four decoded tokens
 FRAMES = 8
-_ROWS = 256  # rows kept per input from all prefills (or frames) together; each decoded token gives one more
+_ROWS = 2048  # rows kept per input from all prefills (or frames) together; each decoded token gives one more
+_ROWS_SIZE = 1 << 30  # bytes of all of them at most, which for large models are fewer rows
 _AT_ONCE = 1 << 30  # bytes of extra outputs in one run
 
 Arrays = dict[str, np.ndarray]
@@ -113,7 +114,8 @@ def collect(
         first = readers.setdefault(stage, {})
         for layer in linear_layers(load_graph(bundle, stage)):
             first.setdefault(str(layer.input.name), layer)
-    rows = max(1, _ROWS // len(samples))
+    width = sum(layer.shape[0] for layers in readers.values() for layer in layers.values())
+    rows = max(1, min(_ROWS, _ROWS_SIZE // (4 * max(width, 1))) // len(samples))
     seen = {stage: _Seen({name: layer.name for name, layer in readers[stage].items()}, rows) for stage in tapped}
     groups = _groups(bundle, readers)
     total = len(groups) * len(samples) + len(held_out)
@@ -191,8 +193,6 @@ class _Seen:
         self.largest[name] = np.maximum(self.largest[name], largest) if name in self.largest else largest
         count = min(self.count, len(flat))
         chosen = self.random.choice(len(flat), count, replace=False, shuffle=False)
-        # With the row of the largest value: rare (attention sinks), and what the others' errors do not show.
-        chosen = np.union1d(chosen, np.abs(flat).max(axis=1).argmax())
         self.rows.setdefault(name, []).append(flat[chosen].astype(np.float32))
 
     def activations(self) -> dict[str, Activation]:

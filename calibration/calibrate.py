@@ -93,7 +93,7 @@ def calibrate(
     if target == bundle.folder.resolve():
         raise RedipruneError(f"'{folder}' is the bundle to calibrate, which stays as it is; give -o another folder")
 
-    for stage, form in forms.items():
+    for form in forms.values():
         if FORMS[form].from_fp32 and made_of.precision != "fp32":
             raise RedipruneError(
                 f"{form} is made of an fp32 bundle, and '{source}' is {made_of.precision}; export one with: rediprune export "
@@ -139,7 +139,7 @@ def calibrate(
                     f"or leave it as it is: --recipe {recipe},{stage}=keep"
                 )
         stages = {}
-        for name, spec in made_of.stages.items():
+        for name in made_of.stages:
             if name not in forms:
                 stages[name] = _carry_over(bundle, name, staging.folder)
                 continue

@@ -15,13 +15,14 @@ from rediprune.calibration.calibrate import calibrate
 from rediprune.calibration.dataset import write_set
 from rediprune.calibration.evaluate import evaluate, read_questions
 from rediprune.calibration.recipes import parse_recipe
-from rediprune.export.build_ort import build_ort
+from rediprune.export.build_cpu import build_cpu
 from rediprune.export.build_tensorrt import build_tensorrt
 from rediprune.export.bundle import export_bundle
 from rediprune.export.checkpoint import Checkpoint
 from rediprune.export.validate import validate
 from rediprune.runtime import Pipeline, RedipruneError
-from rediprune.runtime.bundle import MANIFEST, Bundle, CalibrationSpec
+from rediprune.runtime.bundle import MANIFEST, Bundle, CalibrationSpec, file_sha256
+from rediprune.runtime.session import open_stage
 
 DEMO = Path(__file__).parents[2] / "export" / "demo" / "checkpoint"
 STAGES = ["vision", "select", "project", "embed", "language"]
@@ -35,7 +36,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def int8(demo: Path) -> Bundle:
-    return calibrate(demo, demo.parent / "int8", samples=8)
+    return calibrate(demo, demo.parent / "int8")
 
 
 @pytest.fixture
@@ -66,8 +67,11 @@ def test_int8_is_near_the_source_and_says_how_near(demo: Path, int8: Bundle) -> 
         assert near is not None and near.cosine > 0.995 and near.relative_error < 0.1
         assert int8.manifest.stages[stage].precision == "int8"
     source = Bundle.open(demo).manifest
-    for stage in ("select", "embed"):
-        assert int8.manifest.stages[stage] == source.stages[stage]
+    assert int8.manifest.stages["select"] == source.stages["select"]
+    ids = {"input_ids": np.arange(7)[None]}
+    tables = [open_stage("ort", Bundle.open(folder), "embed", 0).run(ids)["embeds"] for folder in (demo, int8.folder)]
+    assert np.array_equal(*map(np.asarray, tables))
+    assert source.refers and not int8.manifest.refers  # a calibrated bundle needs nothing of the checkpoint
     assert made.source_digest == source.digest
     assert int8.manifest.rebuild_command(Path("x")).startswith(f"rediprune calibrate {demo} -o x --recipe int8")
 
@@ -81,9 +85,9 @@ def test_int8_weights_are_symmetric_per_channel_and_a_quarter_of_the_size(demo: 
         assert weight.dtype == np.int8
         assert (np.abs(weight.astype(int)).max(axis=0) == 127).all()  # every channel uses its whole range
     assert all((array == 0).all() for name, array in stored.items() if name.endswith(".zero"))
-    size = {folder: (folder / "onnx/vision.onnx.data").stat().st_size for folder in (demo, int8.folder)}
+    before, after = (Bundle.open(folder).manifest.stages["vision"].weight_bytes for folder in (demo, int8.folder))
     products = sum(weight.size for weight in weights)
-    assert size[int8.folder] < size[demo] - 3 * products + 100_000  # three bytes less each, but for scales
+    assert after < before - 3 * products + 100_000  # three bytes less each, but for scales
 
 
 def test_every_product_becomes_an_integer_product_in_onnx_runtime(int8: Bundle, tmp_path: Path) -> None:
@@ -96,12 +100,12 @@ def test_every_product_becomes_an_integer_product_in_onnx_runtime(int8: Bundle, 
 
 
 def test_int8_answers_as_well_as_the_source(demo: Path, int8: Bundle, tmp_path: Path) -> None:
-    questions = read_questions(write_set(tmp_path, "test", seed=5, images=20, clips=0))
+    questions = read_questions(write_set(tmp_path, "test", seed=5, images=12, clips=0))
     right = {
         folder: [sum(score.right.values()) for score in evaluate(folder, questions, [1.0, 0.15], ["rediprune"])]
         for folder in (demo, int8.folder)
     }
-    allowed = 2  # of about 80 questions: the 1 point asked for is measured on more (docs)
+    allowed = 2  # of about 48 questions: the 1 point asked for is measured on more (docs)
     assert all(abs(ours - theirs) <= allowed for ours, theirs in zip(*right.values(), strict=True))
 
 
@@ -119,9 +123,9 @@ def test_validation_passes_int8_and_fails_what_is_broken(int8: Bundle, tmp_path:
     assert validate(folder, stages=["vision"]).failing_stages == ["vision"]
 
 
-@pytest.mark.parametrize("recipe", ["fp8", "int4", "int8-dynamic"])
+@pytest.mark.parametrize("recipe", ["fp8", "int4", "int8-dynamic", "fp16"])
 def test_other_recipes_are_near_the_source_too(demo: Path, int8: Bundle, recipe: str, tmp_path: Path) -> None:
-    made = calibrate(demo, demo.parent / recipe, recipe, samples=8)
+    made = calibrate(demo, demo.parent / recipe, recipe)
     for stage, near in record(made).fidelity.items():
         assert near is not None and near.cosine > 0.99, stage
     answer = Pipeline.load(made.folder).generate("What is this?", images=[np.zeros((224, 224, 3), np.uint8)], keep=0.15)
@@ -134,14 +138,14 @@ def test_activations_are_taken_once_for_all_recipes(demo: Path, int8: Bundle, mo
 
     monkeypatch.setattr("rediprune.calibration.calibrate.collect", again)
     for ranges in ("percentile", "entropy"):
-        made = calibrate(demo, demo.parent / f"int8-{ranges}", samples=8, ranges=ranges)
+        made = calibrate(demo, demo.parent / f"int8-{ranges}", ranges=ranges)
         near = record(made).fidelity["vision"]
         assert near is not None and near.cosine > 0.98
 
 
 def test_an_up_to_date_bundle_is_left_as_it_is(demo: Path, int8: Bundle) -> None:
     stamp = (int8.folder / MANIFEST).stat().st_mtime_ns
-    calibrate(demo, int8.folder, samples=8)
+    calibrate(demo, int8.folder)
     assert (int8.folder / MANIFEST).stat().st_mtime_ns == stamp
 
 
@@ -188,16 +192,12 @@ def test_pictures_of_one_colour_give_finite_scales(tiny: Path, colour: int, tmp_
 def test_values_that_are_not_finite_name_the_layer(tiny: Path, photo: Path, tmp_path: Path) -> None:
     opened = Bundle.open(tiny)
     path = tiny / "onnx/vision.onnx"
-    model = onnx.load(path)
-    norm = next(node for node in model.graph.node if node.op_type == "LayerNormalization")
+    model = onnx.load(path, load_external_data=False)
+    norm = next(node for node in model.graph.node if node.op_type == "LayerNormalization" and "_1" in node.output[0])
     scale = next(tensor for tensor in model.graph.initializer if tensor.name == norm.input[1])
     scale.CopyFrom(onnx.numpy_helper.from_array(np.full(32, np.nan, np.float32), scale.name))
     onnx.save(model, path)
-    (tiny / "onnx/vision.onnx.data").unlink()
-    spec = opened.manifest.stages["vision"]
-    from rediprune.runtime.bundle import file_sha256
-
-    spec.files = {"onnx/vision.onnx": file_sha256(path)}
+    opened.manifest.stages["vision"].files["onnx/vision.onnx"] = file_sha256(path)
     opened.write_manifest()
     with pytest.raises(RedipruneError, match=r"layer 'tower.*layers.0.* is not finite.*\.jpg"):
         calibrate(tiny, tmp_path / "int8", data=photo.parent, samples=1)
@@ -247,11 +247,11 @@ def test_a_calibrated_bundle_is_not_calibrated_again_nor_the_source_replaced(
 
 
 def test_a_backend_that_cannot_take_it_refuses_at_once(demo: Path, int8: Bundle) -> None:
-    dynamic = calibrate(demo, demo.parent / "int8-dynamic", "int8-dynamic", samples=8)
+    dynamic = calibrate(demo, demo.parent / "int8-dynamic", "int8-dynamic")
     with pytest.raises(RedipruneError, match="tensorrt-rtx does not take int8-dynamic"):
         Pipeline.load(dynamic.folder, "tensorrt-rtx")
     assert "ort" not in {limit.backend for limit in record(dynamic).limits}
-    assert build_ort(dynamic.folder).precision["vision"] == "int8-dynamic"
+    assert build_cpu(dynamic.folder, "ort").precision["vision"] == "int8-dynamic"
 
 
 def test_a_tower_for_videos_follows_the_one_for_images() -> None:
@@ -261,9 +261,9 @@ def test_a_tower_for_videos_follows_the_one_for_images() -> None:
     assert parse_recipe("int8,language=int4", stages)["language"] == "int4"
 
 
-@pytest.mark.parametrize("family", ["llava_next_video", "video_llava"])
+@pytest.mark.parametrize("family", ["video_llava", pytest.param("llava_next_video", marks=pytest.mark.slow)])
 def test_every_family_is_calibrated(family: str, bundle_of: Callable[[str], Path], tmp_path: Path) -> None:
-    made = calibrate(bundle_of(family), tmp_path / "int8", samples=4)
+    made = calibrate(bundle_of(family), tmp_path / "int8", samples=2)
     assert all(near is not None and near.cosine > 0.9 for near in record(made).fidelity.values())
 
 
@@ -275,7 +275,7 @@ OLD = {"int8": ["sm_80", "sm_120"], "int4": ["sm_80", "sm_120"], "fp8": ["sm_89"
 @pytest.mark.parametrize("recipe", ["int8", "fp8", "int4"])
 def test_tensorrt_builds_what_was_asked(recipe: str, demo: Path, int8: Bundle, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx: pip install 'rediprune[tensorrt-rtx]'")
-    made = calibrate(demo, demo.parent / recipe, recipe, samples=8)
+    made = calibrate(demo, demo.parent / recipe, recipe)
     folder = Path(shutil.copytree(made.folder, tmp_path / recipe))
     engines = build_tensorrt(folder, targets=OLD[recipe], profile=["cache=256", "frames=1:1:2"]).engines
     assert engines.compute_capability == OLD[recipe]
@@ -287,7 +287,7 @@ def test_tensorrt_builds_what_was_asked(recipe: str, demo: Path, int8: Bundle, t
 @pytest.mark.parametrize(("recipe", "target"), [("fp8", "sm_86"), ("int4", "sm_75")])
 def test_a_gpu_too_old_is_refused_before_building(recipe: str, target: str, demo: Path, int8: Bundle) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx: pip install 'rediprune[tensorrt-rtx]'")
-    made = calibrate(demo, demo.parent / recipe, recipe, samples=8)
+    made = calibrate(demo, demo.parent / recipe, recipe)
     with pytest.raises(RedipruneError, match=f"{recipe} needs a GPU of"):
         build_tensorrt(made.folder, targets=[target, "sm_120"])
 
