@@ -342,6 +342,13 @@ class Bundle:
             self._check_built(backend, stage, file)
         return self.path(name)
 
+    def check_built(self, backend: str, stage: str) -> None:
+        """Hold whatever was built of a stage for a backend against its hashes; raises as `check_engine`."""
+        own = EngineSpec.own_graph(backend, stage)
+        for name in (EngineSpec.file(backend, stage), own, f"{own}.data"):
+            if name in self.manifest.engines[backend].files:
+                self._check_built(backend, stage, name)
+
     def _check_built(self, backend: str, stage: str, name: str, hashes: bool = True) -> None:
         engine, path, reason = self.manifest.engines[backend], self.path(name), None
         if engine.source_sha256.get(stage) != self.manifest.stages[stage].sha256:

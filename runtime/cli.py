@@ -202,7 +202,7 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     console.print(table)
     for backend, engine in manifest.engines.items():
         for stage in engine.stages if engine.files else ():
-            opened.check_engine(backend, stage)
+            opened.check_built(backend, stage)
         targets = f" for {', '.join(engine.compute_capability)}" if engine.compute_capability else ""
         stages = ", ".join(f"{stage} {engine.precision.get(stage, '')}".strip() for stage in engine.stages)
         console.print(f"engines: {backend} with {engine.library} {engine.version}{targets}; {stages}", highlight=False)

@@ -75,7 +75,7 @@ def test_two_turns_video_and_count(bundle_of: Callable[[str], Path], clip: Path)
 
 def test_export_build_inspect_and_validate(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
-    done = rediprune("export", checkpoint_of("llava"), "-o", bundle)
+    done = rediprune("export", checkpoint_of("llava"), "-o", bundle, "--copy")
     assert "rediprune run" in done.stdout and "vision" in done.stderr
     assert json.loads(rediprune("build", bundle, "--json").stdout)["library"] == "onnxruntime"
     manifest = json.loads(rediprune("inspect", bundle, "--json").stdout)

@@ -23,6 +23,7 @@ def small_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rediprune.export.bench.ceilings._MEMORY", 1 << 16)
 
 
+@pytest.mark.slow
 def test_a_bench_tells_everything_and_writes_its_page(
     bundle_of: Callable[[str], Path], photo: Path, tmp_path: Path
 ) -> None:

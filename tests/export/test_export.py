@@ -41,7 +41,7 @@ def test_legacy_names_shards_and_dtypes_give_the_same_engines(tmp_path: Path, ph
     answers = []
     for name, options in (("now", {}), ("then", {"legacy_names": True, "shard_size": 100_000})):
         folder = make_checkpoint(tmp_path / name, "llava_next_video", "clip", "qwen2", **options)
-        bundle = export_bundle(Checkpoint.open(str(folder)), tmp_path / f"{name}-bundle")
+        bundle = export_bundle(Checkpoint.open(str(folder)), tmp_path / f"{name}-bundle", copy=True)
         answers.append(Pipeline.load(bundle.folder).generate("What is this?", [photo], max_new_tokens=5).token_ids)
         stages = bundle.manifest.stages
         answers.append({stage: spec.files for stage, spec in stages.items()})

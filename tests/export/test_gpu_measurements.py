@@ -9,6 +9,8 @@ from rediprune.export import gpu_measurements
 from rediprune.runtime import Pipeline
 from rediprune.runtime.preprocess import load_image
 
+pytestmark = pytest.mark.slow  # it validates and times every backend that is here
+
 
 def run(monkeypatch, capsys, *arguments):
     monkeypatch.setattr(sys, "argv", ["gpu_measurements", *map(str, arguments)])

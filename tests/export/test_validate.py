@@ -36,6 +36,7 @@ def corrupt(bundle: Path, target: Path, stage: str, factor: float = 1.02) -> Pat
     weights[: weights.size // 4] *= factor
     weights.tofile(data)
     spec.files[f"{spec.file}.data"] = file_sha256(data)
+    opened.manifest.engines.clear()
     opened.write_manifest()
     return target
 
