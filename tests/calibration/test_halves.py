@@ -9,15 +9,12 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from rediprune.calibration.graph import load_graph
 from rediprune.calibration.halves import convert
 from rediprune.runtime.bundle import Bundle
 from rediprune.runtime.errors import RedipruneError
 
 SIZES = {"batch": 1, "tokens": 5, "cache": 16, "frames": 2, "kept": 4}
-
-
-def stage_graph(bundle: Bundle, stage: str) -> ir.Model:
-    return ir.load(bundle.path(bundle.manifest.stages[stage].file))
 
 
 def feed(bundle: Bundle, stage: str) -> dict[str, np.ndarray]:
@@ -39,7 +36,7 @@ def run(path: Path, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
 @pytest.mark.parametrize("name", ["llava", "llava_siglip"])
 def test_fp16_is_the_same_but_for_rounding(name: str, stage: str, bundle_of, tmp_path: Path) -> None:
     bundle = Bundle.open(bundle_of(name))
-    model = stage_graph(bundle, stage)
+    model = load_graph(bundle, stage)
     convert(model, ir.DataType.FLOAT16)
     ir.save(model, tmp_path / "half.onnx", external_data="half.data")
     expected = run(bundle.path(bundle.manifest.stages[stage].file), feed(bundle, stage))
@@ -50,7 +47,7 @@ def test_fp16_is_the_same_but_for_rounding(name: str, stage: str, bundle_of, tmp
 @pytest.mark.parametrize("half", [ir.DataType.FLOAT16, ir.DataType.BFLOAT16])
 def test_islands_and_products(half: ir.DataType, bundle_of) -> None:
     bundle = Bundle.open(bundle_of("llava_next_video"))
-    model = stage_graph(bundle, "language")
+    model = load_graph(bundle, "language")
     names = [value.name for value in (*model.graph.inputs, *model.graph.outputs)]
     convert(model, half)
     for node in model.graph:
@@ -89,7 +86,7 @@ def test_a_large_residual_survives_its_norm(tmp_path: Path) -> None:
 
 
 def test_weights_beyond_fp16_are_named(tmp_path: Path, bundle_of) -> None:
-    model = stage_graph(Bundle.open(bundle_of("llava")), "project")
+    model = load_graph(Bundle.open(bundle_of("llava")), "project")
     name, value = next((n, v) for n, v in model.graph.initializers.items() if len(v.shape or ()) == 2)
     value.const_value = ir.tensor(np.full(value.const_value.shape.numpy(), 1e6, np.float32), name=name)
     convert(model, ir.DataType.FLOAT16)
@@ -102,7 +99,7 @@ def test_weights_beyond_fp16_are_named(tmp_path: Path, bundle_of) -> None:
 def test_tensorrt_rtx_builds_it(stage: str, half: ir.DataType, named: str, bundle_of, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx: pip install 'rediprune[tensorrt-rtx]'")
     bundle = Bundle.open(bundle_of("llava"))
-    model = stage_graph(bundle, stage)
+    model = load_graph(bundle, stage)
     convert(model, half)
     ir.save(model, tmp_path / "half.onnx", external_data="half.data")
     sizes = {"batch": [1, 1, 1], "tokens": [1, 8, 64], "cache": [64, 64, 64], "frames": [1, 2, 4]}

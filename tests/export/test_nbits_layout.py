@@ -7,6 +7,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from rediprune.calibration import int4
+from rediprune.calibration.graph import load_graph
 from rediprune.calibration.layers import linear_layers
 from rediprune.export.nbits_layout import pack, to_nbits
 from rediprune.runtime.bundle import Bundle
@@ -21,7 +22,7 @@ def test_nibbles_lie_as_documented() -> None:
 def test_both_layouts_of_a_decoder_agree_to_the_bit(name: str, bundle_of, tmp_path: Path) -> None:
     bundle = Bundle.open(bundle_of(name))
     spec = bundle.manifest.stages["language"]
-    model = ir.load(bundle.path(spec.file))
+    model = load_graph(bundle, "language")
     int4.quantize(model, linear_layers(model))
     ir.save(model, tmp_path / "qdq.onnx", external_data="qdq.data")
     model = ir.load(tmp_path / "qdq.onnx")
@@ -46,7 +47,7 @@ def test_both_layouts_of_a_decoder_agree_to_the_bit(name: str, bundle_of, tmp_pa
 
 def test_other_products_are_left_alone(bundle_of) -> None:
     bundle = Bundle.open(bundle_of("llava"))
-    model = ir.load(bundle.path(bundle.manifest.stages["language"].file))
+    model = load_graph(bundle, "language")
     before = [node.op_type for node in model.graph]
     to_nbits(model)
     assert [node.op_type for node in model.graph] == before
