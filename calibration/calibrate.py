@@ -198,6 +198,8 @@ def _skipped(bundle: Bundle, forms: Mapping[str, str], patterns: Sequence[str]) 
     Raises:
         RedipruneError: a pattern that names none.
     """
+    if not patterns:
+        return {}
     names = {stage: [layer.name for layer in linear_layers(load_graph(bundle, stage))] for stage in forms}
     found: dict[str, list[str]] = {}
     for pattern in patterns:

@@ -15,8 +15,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from ..graphs.initializers import add_constant
 from ..runtime.errors import RedipruneError
-from .layers import add_constant
 
 _PRODUCTS = {"MatMul", "Gemm", "Conv", "ConvTranspose", "Attention"}
 _NORMS = {"LayerNormalization", "RMSNormalization", "GroupNormalization", "InstanceNormalization", "Softmax"}

@@ -18,7 +18,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from .layers import Linear, add_constant, lazy_constant
+from ..graphs.initializers import add_constant, lazy_constant
+from .layers import Linear
 
 BLOCKS = (128, 64, 32, 16)  # smaller ones are more exact and slower; TensorRT takes these
 

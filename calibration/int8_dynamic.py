@@ -15,8 +15,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from ..graphs.initializers import add_constant, lazy_constant
 from ..runtime.errors import RedipruneError
-from .layers import Linear, add_constant, lazy_constant
+from .layers import Linear
 
 _ZERO = 128  # of uint8
 

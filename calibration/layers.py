@@ -1,6 +1,5 @@
 """The linear layers of a stage's graph: what quantisation replaces, found and read without loading the rest."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,22 +74,6 @@ def linear_layers(model: ir.Model) -> list[Linear]:
             name = str(value.name).removesuffix(".T").removesuffix(".weight")
             layers.append(Linear(name, node, value.const_value, turned))
     return layers
-
-
-def add_constant(model: ir.Model, tensor: ir.TensorProtocol) -> ir.Value:
-    """Register a tensor, named, as an initialiser of the graph."""
-    value = ir.Value(
-        name=tensor.name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(_sizes(tensor)), const_value=tensor
-    )
-    model.graph.register_initializer(value)
-    return value
-
-
-def lazy_constant(
-    model: ir.Model, name: str, dtype: ir.DataType, shape: tuple[int, ...], compute: Callable[[], ir.TensorProtocol]
-) -> ir.Value:
-    """An initialiser computed only when the model is saved, so that one at a time is in memory."""
-    return add_constant(model, ir.LazyTensor(compute, dtype=dtype, shape=ir.Shape(shape), name=name))
 
 
 def _behind(value: ir.Value | None) -> tuple[ir.Value | None, bool]:

@@ -19,8 +19,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from ..graphs.initializers import add_constant, lazy_constant
 from .activations import Activation
-from .layers import Linear, add_constant, lazy_constant
+from .layers import Linear
 from .ranges import RANGES
 from .smooth import ALPHA, smooth, smoothing
 

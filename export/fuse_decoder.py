@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 from onnxscript.rewriter import pattern
 
+from ..graphs.initializers import add_constant
 from ..runtime.bundle import DecoderSpec
 
 _HEAD_WIDTHS = 16  # the operator takes multiples of it
@@ -39,10 +40,10 @@ def fuse_decoder(model: ir.Model, decoder: DecoderSpec) -> int:
     )  # [T, width / 2]
     kind = inputs["inputs_embeds"].dtype or ir.DataType.FLOAT
     tables = [
-        _constant(graph, f"rotary.{name}", function(angles).astype(kind.numpy()))
+        add_constant(model, ir.tensor(function(angles).astype(kind.numpy()), name=f"rotary.{name}"))
         for name, function in (("cos", np.cos), ("sin", np.sin))
     ]
-    lengths = _lengths(graph, inputs["inputs_embeds"], inputs["write_index"])
+    lengths = _lengths(model, inputs["inputs_embeds"], inputs["write_index"])
 
     def fused(op: Any, q: Any, k: Any, v: Any, past_key: Any, past_value: Any, attention: Any, **_: Any) -> Any:
         channels = q.shape[2]  # torch.onnx notes it at every value
@@ -88,8 +89,9 @@ def _rotated(op, x, cos, sin, name: str):
     return op.Add(op.Mul(x, cos), op.Mul(op.Concat(op.Neg(second), first, axis=-1), sin))
 
 
-def _lengths(graph: ir.Graph, embeds: ir.Value, write_index: ir.Value) -> tuple[ir.Value, ir.Value]:
+def _lengths(model: ir.Model, embeds: ir.Value, write_index: ir.Value) -> tuple[ir.Value, ir.Value]:
     """What the operator asks for: the last position of each row [B] int32, and the greatest length, int32."""
+    graph = model.graph
     first = next(iter(graph))
 
     def add(operator: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
@@ -99,13 +101,6 @@ def _lengths(graph: ir.Graph, embeds: ir.Value, write_index: ir.Value) -> tuple[
 
     tokens = add("Shape", embeds, start=1, end=2)
     total = add("Add", write_index, tokens)
-    last = add("Sub", total, _constant(graph, "rotary.one", np.array([1], np.int64)))
+    last = add("Sub", total, add_constant(model, ir.tensor(np.array([1], np.int64), name="rotary.one")))
     greatest = add("ReduceMax", total, keepdims=0)
     return add("Cast", last, to=ir.DataType.INT32), add("Cast", greatest, to=ir.DataType.INT32)
-
-
-def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
-    graph.register_initializer(value)
-    return value

@@ -1,8 +1,7 @@
 """int4 weights in ONNX Runtime's layout: `DequantizeLinear(int4, blocks of inputs) → MatMul` becomes `MatMulNBits`.
 
 ONNX Runtime does the same each time it loads the portable float32 graph, with the same results to the bit; done once,
-loading takes a third of the time and no longer holds both layouts. In float16 the two
-differ by its rounding.
+loading takes a third of the time and no longer holds both layouts. In float16 the two differ by its rounding.
 """
 
 from collections.abc import Callable
@@ -10,6 +9,8 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from ..graphs.initializers import lazy_constant
 
 INT8 = 4  # ONNX Runtime's "accuracy level" at which the activations' blocks are rounded to int8
 
@@ -92,7 +93,4 @@ def _constant(
     found = model.graph.initializers.get(name)
     if found is not None:  # one weight of several products
         return found
-    tensor = ir.LazyTensor(lambda: ir.tensor(compute(), name=name), dtype=dtype, shape=ir.Shape(shape), name=name)
-    value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape), const_value=tensor)
-    model.graph.register_initializer(value)
-    return value
+    return lazy_constant(model, name, dtype, shape, lambda: ir.tensor(compute(), name=name))

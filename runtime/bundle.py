@@ -338,8 +338,7 @@ class Bundle:
         name, engine = EngineSpec.own_graph(backend, stage), self.manifest.engines.get(backend)
         if engine is None or name not in engine.files:
             return self.path(self.manifest.stages[stage].file)
-        for file in (name, *(file for file in engine.files if file == f"{name}.data")):
-            self._check_built(backend, stage, file)
+        self.check_built(backend, stage)
         return self.path(name)
 
     def check_built(self, backend: str, stage: str) -> None:

@@ -101,8 +101,9 @@ class Pipeline:
         Args:
             bundle: folder.
             backend: what runs the stages: "ort" (ONNX Runtime on the CPU), "openvino" (`select` stays on "ort"),
-                "openvino-bf16", "ort-cuda", "tensorrt", "tensorrt-rtx" or "eager" (PyTorch, the reference). A mapping gives each stage its own, `{"vision": "ort", "default":
-                "tensorrt"}`; "default", itself "ort", is for stages not named.
+                "openvino-bf16", "ort-cuda", "tensorrt", "tensorrt-rtx" or "eager" (PyTorch, the reference). A mapping gives
+                each stage its own, `{"vision": "ort", "default": "tensorrt"}`; "default", itself "ort", is for stages
+                not named.
             eager: stages to run in eager PyTorch instead, to find one that drifts.
             threads: for every stage; 0 leaves it to the backend.
             cache_bytes: bound of the feature cache.

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from rediprune.calibration.layers import add_constant, linear_layers
+from rediprune.calibration.layers import linear_layers
+from rediprune.graphs.initializers import add_constant
 
 
 def graph(stored: np.ndarray, *views: str) -> ir.Model:
