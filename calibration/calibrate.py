@@ -31,7 +31,7 @@ from .smooth import ALPHA
 
 Progress = Callable[[str, str, float], None]  # stage, what is being done, fraction done
 
-_RUNNING = 1.6  # memory that a bundle takes to run with its activations tapped, in sizes of its files
+_RUNNING = 1.6  # memory that a bundle takes to run with its activations tapped, in sizes of its weights
 _TOOLS = ("rediprune", "onnx-ir", "onnxruntime", "numpy")
 
 
@@ -216,7 +216,8 @@ def _can_run(bundle: Bundle, needed: Sequence[str]) -> bool:
     Raises:
         RedipruneError: it does not, and stages are `needed` that are made from activations.
     """
-    size, have = sum(bundle.path(file).stat().st_size for file in bundle.expected_files()), available_memory()
+    # Not the files' sizes: weights that lie in a checkpoint of 16 bits are converted when they are loaded.
+    size, have = sum(stage.weight_bytes for stage in bundle.manifest.stages.values()), available_memory()
     needs = int(_RUNNING * size) + (1 << 30)
     if have is None or needs <= have:
         return True
@@ -301,7 +302,11 @@ def _make_stage(
     files = {f"onnx/{file.name}": file_sha256(file) for file in (path, data) if file.is_file()}
     ports = zip((spec.inputs, spec.outputs), (model.graph.inputs, model.graph.outputs), strict=True)
     inputs, outputs = ([_port(port, value) for port, value in zip(*both, strict=True)] for both in ports)
-    return StageSpec(file=spec.file, files=files, precision=form, inputs=inputs, outputs=outputs)
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    weight_bytes = sum(tensor.nbytes for tensor in tensors if tensor is not None)
+    return StageSpec(
+        file=spec.file, files=files, weight_bytes=weight_bytes, precision=form, inputs=inputs, outputs=outputs
+    )
 
 
 def _port(port: TensorSpec, value: ir.Value) -> TensorSpec:
