@@ -32,7 +32,7 @@ from .smooth import ALPHA
 
 Progress = Callable[[str, str, float], None]  # stage, what is being done, fraction done
 
-_RUNNING = 1.6  # memory that a bundle takes to run with its activations tapped, in sizes of its files
+_RUNNING = 1.6  # memory that a bundle takes to run with its activations tapped, in sizes of its weights
 _TOOLS = ("rediprune", "onnx-ir", "onnxruntime", "numpy")
 
 
@@ -225,7 +225,8 @@ def _can_run(bundle: Bundle, needed: Sequence[str]) -> bool:
     Raises:
         RedipruneError: it does not, and stages are `needed` that are made from activations.
     """
-    size, have = _size(bundle), available_memory()
+    # Not the files' sizes: weights that lie in a checkpoint of 16 bits are converted when they are loaded.
+    size, have = sum(stage.weight_bytes for stage in bundle.manifest.stages.values()), available_memory()
     needs = int(_RUNNING * size) + (1 << 30)
     if have is None or needs <= have:
         return True
@@ -312,7 +313,7 @@ def _carry_over(bundle: Bundle, stage: str, folder: Path) -> StageSpec:
     return spec
 
 
-def _save(model: ir.Model, spec: StageSpec, precision: str, folder: Path, report: Progress) -> StageSpec:
+def _save(model: ir.Model, spec: StageSpec, form: str, folder: Path, report: Progress) -> StageSpec:
     path = folder / spec.file
     data = path.with_name(path.name + ".data")
 
@@ -332,9 +333,10 @@ def _save(model: ir.Model, spec: StageSpec, precision: str, folder: Path, report
     files = {f"onnx/{file.name}": file_sha256(file) for file in (path, data) if file.is_file()}
     ports = zip((spec.inputs, spec.outputs), (model.graph.inputs, model.graph.outputs), strict=True)
     inputs, outputs = ([_port(port, value) for port, value in zip(*both, strict=True)] for both in ports)
-    size = data.stat().st_size if data.is_file() else 0
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    weight_bytes = sum(tensor.nbytes for tensor in tensors if tensor is not None)
     return StageSpec(
-        file=spec.file, files=files, precision=precision, inputs=inputs, outputs=outputs, weight_bytes=size
+        file=spec.file, files=files, weight_bytes=weight_bytes, precision=form, inputs=inputs, outputs=outputs
     )
 
 

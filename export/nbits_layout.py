@@ -67,14 +67,14 @@ def _rewrite(model: ir.Model, node: ir.Node, source: ir.Node, accuracy_level: in
             f"{integers.name}.nbits",
             ir.DataType.UINT8,
             (out, width // block, block // 2),
-            lambda: pack(stored.numpy(), block),
+            lambda: pack(_read(stored), block),
         ),
         _constant(
             model,
             f"{scale.name}.nbits",
             scales.dtype,
             (out, width // block),
-            lambda: np.ascontiguousarray(scales.numpy().T),
+            lambda: np.ascontiguousarray(_read(scales).T),
         ),
     ]
     model.opset_imports["com.microsoft"] = 1
@@ -85,6 +85,13 @@ def _rewrite(model: ir.Model, node: ir.Node, source: ir.Node, accuracy_level: in
     graph.insert_before(node, product)
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     graph.remove(node, safe=True)
+
+
+def _read(tensor: ir.TensorProtocol) -> np.ndarray:
+    array = tensor.numpy()
+    if isinstance(tensor, ir.ExternalTensor) and tensor.dtype == ir.DataType.INT4:
+        tensor.release()  # it would keep what it unpacked, a byte for each weight
+    return array
 
 
 def _constant(
