@@ -105,23 +105,25 @@ def patch_labels(things: Sequence[Thing]) -> np.ndarray:
 HARD_KINDS = ("count", "beside", "compare", "place")  # asked about more often
 
 
-FOCUS = 12  # times that a kind in focus is tried beyond the others
+FOCUS = 4  # times that a kind is tried beyond the others for each time it is named in focus
 
 
 def image_row(rng: Generator, scene: Scene, with_description: bool, focus: Sequence[str] = ()) -> np.ndarray:
-    """One packed row about a scene, int16 [6, ROW]; kinds in `focus` are asked about most."""
+    """One packed row about a scene, int16 [6, ROW]; kinds in `focus` are asked about more often."""
     asked: list[Asked] = [(*describe(scene), "describe")] if with_description else []
-    for kind in rng.permutation([*IMAGE_KINDS, *IMAGE_KINDS, *HARD_KINDS, *HARD_KINDS, *tuple(focus) * FOCUS]).tolist():
+    extra = [kind for kind in focus if kind in IMAGE_KINDS] * FOCUS
+    for kind in rng.permutation([*IMAGE_KINDS, *IMAGE_KINDS, *HARD_KINDS, *HARD_KINDS, *extra]).tolist():
         found = ask_scene(rng, scene, kind)
         if found is not None and (*found, kind) not in asked:
             asked.append((*found, kind))
     return pack(asked, rng)
 
 
-def clip_row(rng: Generator, clip: Clip) -> np.ndarray:
-    """One packed row about a clip, int16 [6, ROW]; it seldom fills up, so many are tried."""
+def clip_row(rng: Generator, clip: Clip, focus: Sequence[str] = ()) -> np.ndarray:
+    """One packed row about a clip, int16 [6, ROW], likewise; it seldom fills up, so many are tried."""
     asked: list[Asked] = []
-    for kind in rng.permutation([*CLIP_KINDS] * 5).tolist():
+    extra = [kind for kind in focus if kind in CLIP_KINDS] * FOCUS
+    for kind in rng.permutation([*[*CLIP_KINDS] * 5, *extra]).tolist():
         found = ask_clip(rng, clip, kind)
         if found is not None and (*found, kind) not in asked:
             asked.append((*found, kind))
@@ -152,7 +154,7 @@ def chunk(
         split: "train" or "val".
         easy: length of the curriculum in chunks.
         draw_pictures: False leaves the pixels out, for text-only training.
-        focus: kinds of questions about pictures to ask about most.
+        focus: kinds of questions to ask more often, once more for each time that they are named.
 
     Returns:
         images uint8 [N, H, W, 3], image_labels int16 [N, 6, P], image_rows int16 [N, ROWS, 6, ROW], and for
@@ -171,7 +173,7 @@ def chunk(
     for i in range(clips):
         rng = generator(split, seed, number * clips + i, 1)
         clip = sample_clip(rng)
-        out["clip_rows"].append(np.stack([clip_row(rng, clip) for _ in range(ROWS)]))
+        out["clip_rows"].append(np.stack([clip_row(rng, clip, focus) for _ in range(ROWS)]))
         if draw_pictures:
             out["clips"].append(draw_clip(clip))
             times = frame_numbers(FRAMES) / (FILE_FRAMES - 1)

@@ -55,7 +55,7 @@ class Recipe:
     start: str = ""  # a checkpoint folder to start from, instead of random weights
     blind: bool = False  # text only: the baseline that never sees a picture
     frozen: bool = False  # the tower learns nothing more, and each picture is encoded once: less than half the work
-    focus: str = ""  # kinds of questions about pictures to ask yet more often, comma separated
+    focus: str = ""  # kinds of questions to ask yet more often, comma separated
 
     @property
     def total(self) -> int:
