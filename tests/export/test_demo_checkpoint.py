@@ -217,8 +217,15 @@ def test_a_frozen_tower_stays_as_it_was_also_when_interrupted(tmp_path: Path, mo
         assert torch.equal(weight, before[name]) == ("vision_tower" in name), name
 
 
-def test_kinds_in_focus_are_asked_about_most() -> None:
-    rows = chunk(0, 4, 6, 0, draw_pictures=False, focus=("place",))["image_rows"]  # [N, ROWS, 6, T]
-    starts = (rows[:, :, 2] == 0) & (rows[:, :, 1] >= 0)
-    asked = [KINDS[kind] for kind in rows[:, :, 4][starts]]
-    assert asked.count("place") > len(asked) / 3 and {"colour", "count", "beside"} <= set(asked)
+def kinds_asked(medium: str, focus: tuple[str, ...]) -> list[str]:
+    rows = chunk(0, 4, 6, 6, draw_pictures=False, focus=focus)[medium + "_rows"]  # [N, ROWS, 6, T]
+    return [KINDS[kind] for kind in rows[:, :, 4][(rows[:, :, 2] == 0) & (rows[:, :, 1] >= 0)]]
+
+
+@pytest.mark.parametrize(("medium", "kind", "other"), [("image", "place", "colour"), ("clip", "happens", "what")])
+def test_kinds_in_focus_are_asked_about_more_often_and_the_others_still(medium: str, kind: str, other: str) -> None:
+    plain, once, often = (kinds_asked(medium, (kind,) * times) for times in (0, 1, 4))
+    assert plain.count(kind) < once.count(kind) < often.count(kind)
+    assert often.count(other) > 0
+    other_medium = {"image": "clip", "clip": "image"}[medium]
+    assert kinds_asked(other_medium, (kind,)) == kinds_asked(other_medium, ())
