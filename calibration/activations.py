@@ -21,8 +21,7 @@ from ..runtime.errors import RedipruneError
 from ..runtime.ort import OrtDecoding, OrtLanguage, session_options
 from ..runtime.pipeline import Pipeline
 from ..runtime.session import Decoding, cast_inputs
-from ..runtime.video import load_video
-from .evaluate import Question
+from .evaluate import Question, media_of
 from .graph import load_graph
 from .layers import Linear, linear_layers
 
@@ -115,7 +114,7 @@ def collect(
         for layer in linear_layers(load_graph(bundle, stage)):
             first.setdefault(str(layer.input.name), layer)
     width = sum(layer.shape[0] for layers in readers.values() for layer in layers.values())
-    rows = max(1, min(_ROWS, _ROWS_SIZE // (4 * max(width, 1))) // len(samples))
+    rows = max(1, min(_ROWS, _ROWS_SIZE // (4 * max(width, 1))) // max(len(samples), 1))
     seen = {stage: _Seen({name: layer.name for name, layer in readers[stage].items()}, rows) for stage in tapped}
     groups = _groups(bundle, readers)
     total = len(groups) * len(samples) + len(held_out)
@@ -292,12 +291,11 @@ def _uninstall(pipeline: Pipeline, stage: str) -> None:
 
 
 def _ask(pipeline: Pipeline, sample: Question, number: int) -> None:
-    whole = sample.video and "video" in pipeline.bundle.manifest.modalities
-    images = [] if whole else load_video(sample.media, FRAMES) if sample.video else [sample.media]
+    images, videos = media_of(sample, pipeline.bundle, FRAMES)
     pipeline.generate(
         sample.question,
         images,
-        [sample.media] if whole else [],
+        videos,
         frames=FRAMES,
         keep=KEEPS[number % len(KEEPS)],
         max_new_tokens=NEW_TOKENS,

@@ -12,18 +12,16 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
-from ..runtime.arrays import Array
 from ..runtime.bundle import WEIGHTS, Bundle, CalibrationSpec, Fidelity, StageSpec, TensorSpec, file_sha256
 from ..runtime.errors import RedipruneError
 from ..runtime.memory import available_memory
-from ..runtime.session import LanguageSession, open_language, open_stage
 from ..runtime.staging import Staging, check_room, check_target, making
 from . import halves, int4, int8_dynamic, qdq
 from .activations import Activation, Held, Statistics, collect
 from .data import Data, open_data
+from .fidelity import compare_stage
 from .graph import load_graph
 from .layers import linear_layers
 from .ranges import RANGES
@@ -349,30 +347,10 @@ def _fidelity(bundle: Bundle, stage: str, spec: StageSpec, held: Sequence[Held],
     if not held or "ort" in FORMS[spec.precision].refused:
         return None
     manifest = bundle.manifest.model_copy(update={"stages": {**bundle.manifest.stages, stage: spec}, "engines": {}})
-    made = Bundle(folder, manifest)
-    cosines, errors = [], []
-    run = _decode(open_language("ort", made, 0)) if stage == "language" else open_stage("ort", made, stage, 0).run
-    for case in held:
-        ours = run(case.feed)
-        for name, theirs in case.outputs.items():
-            a, b = (np.asarray(array).astype(np.float64).ravel() for array in (ours[name], theirs))
-            norm = max(float(np.linalg.norm(b)), 1e-300)
-            cosines.append(float(a @ b) / max(float(np.linalg.norm(a)) * norm, 1e-300))
-            errors.append(float(np.linalg.norm(a - b)) / norm)
-    return Fidelity(cosine=min(cosines), relative_error=max(errors))
-
-
-def _decode(language: LanguageSession) -> Callable[[Mapping[str, np.ndarray]], Mapping[str, Array]]:
-    """The language stage as a function of a held-out case: its prompt, then token after token."""
-
-    def run(feed: Mapping[str, np.ndarray]) -> dict[str, Array]:
-        prompt, steps = feed["prompt"], feed["steps"]
-        decoding = language.start(prompt.shape[1] + steps.shape[1])
-        logits = [decoding.step(prompt)]
-        logits += [decoding.step(steps[:, at : at + 1]) for at in range(steps.shape[1])]
-        return {"logits": np.stack(logits)}
-
-    return run
+    found = compare_stage(Bundle(folder, manifest), stage, held)
+    return Fidelity(
+        cosine=min(near.cosine for near in found), relative_error=max(near.relative_error for near in found)
+    )
 
 
 def _current(folder: Path, key: Mapping[str, object]) -> Bundle | None:

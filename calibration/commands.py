@@ -1,4 +1,4 @@
-"""The commands of `rediprune` that work with data: calibrate and evaluate."""
+"""The commands of `rediprune` that work with data: calibrate, report and evaluate."""
 
 import json
 import shlex
@@ -35,6 +35,13 @@ def add(app: typer.Typer) -> None:
     rediprune calibrate engines/llava -o engines/llava-mixed --recipe vision=int8,language=int8 --skip "*.down_proj"\n
     rediprune calibrate engines/llava -o engines/llava-int8 --data questions.jsonl --samples 128 --ranges percentile""",
     )(needs_extra(calibrate))
+    app.command(
+        "report",
+        epilog="""Examples:\n
+    rediprune report engines/demo-fp32\n
+    rediprune report engines/demo-fp32 engines/demo-int8 engines/demo-int4 --page calibration.md\n
+    rediprune report engines/llava-int8 --data questions.jsonl --runs 0 --json""",
+    )(needs_extra(report))
     app.command(
         "evaluate",
         epilog="""Examples:\n
@@ -128,12 +135,7 @@ def evaluate(
     """Accuracy per kind of question, keep ratio, selection rule and backend; images and videos apart."""
     from .evaluate import evaluate as run
 
-    try:
-        keeps = [float(ratio) for ratio in keep.split(",")]
-    except ValueError as error:
-        raise RedipruneError(f"--keep takes ratios separated by commas, not '{keep}'") from error
-    if not all(0 < ratio <= 1 for ratio in keeps):
-        raise RedipruneError(f"--keep takes ratios in (0, 1], not '{keep}'")
+    keeps = _ratios(keep, "--keep")
     if (plot or page) and find_spec("matplotlib") is None:
         raise RedipruneError("--plot and --page need matplotlib; install it with: pip install 'rediprune[evaluate]'")
     if plot is not None:
@@ -178,6 +180,94 @@ def evaluate(
         )
         return
     _print(Console(), scores)
+
+
+def report(
+    bundle: Annotated[list[Path], typer.Argument(help="A bundle, and those made of it; alone: all beside it.")],
+    data: Annotated[
+        Path | None, typer.Option(help="JSONL of {image or video, question, answer, kind}; default: the built-in task.")
+    ] = None,
+    images: Annotated[int, typer.Option(min=0, help="Pictures of the built-in task, about four questions each.")] = 100,
+    clips: Annotated[int, typer.Option(min=0, help="Clips of the built-in task, likewise.")] = 40,
+    keep: Annotated[str, typer.Option(help="Keep ratios of answers and times, comma separated.")] = "1,0.15",
+    kept: Annotated[str, typer.Option(help="Keep ratios at which kept sets are compared.")] = "0.5,0.25,0.15,0.1",
+    samples: Annotated[int, typer.Option(min=1, help="Questions on which stages and kept sets are compared.")] = 32,
+    backend: Annotated[str, typer.Option(help="What runs the stages.")] = "ort",
+    frames: Annotated[int, typer.Option(min=1, help="Frames of a video.")] = 8,
+    threads: Annotated[int, typer.Option(min=0, help="Threads per stage; 0 leaves it to the backend.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of samples.")] = 0,
+    runs: Annotated[int, typer.Option(min=0, help="Turns of the bench; 0 leaves times and memory out.")] = 3,
+    limit: Annotated[float, typer.Option(help="Seconds that one of these may take.")] = 600,
+    tolerance: Annotated[float, typer.Option(min=0, help="Points of accuracy that may be lost.")] = 1.0,
+    out: Annotated[Path | None, typer.Option(help="Keep every reply here (JSONL); a rerun goes on from it.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Write the report here (Markdown), its picture beside it.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Calibrated bundles beside their source: size, times, nearness, kept sets, answers; and which one to take.
+
+    How far the stages were off is noted in the calibrated bundles: `rediprune validate` holds them to it.
+    """
+    from .report import find_bundles
+    from .report import report as run
+    from .report_page import figures, write_page
+
+    keeps, ratios = _ratios(keep, "--keep"), _ratios(kept, "--kept")
+    if page is not None and find_spec("matplotlib") is None:
+        raise RedipruneError("--page needs matplotlib; install it with: pip install 'rediprune[evaluate]'")
+    for path, option in ((out, "--out"), (page, "--page")):
+        if path is not None:
+            check_output_file(path, option)
+    if page is not None and page.suffix != ".md":
+        raise RedipruneError(f"--page takes a file ending in .md, not '{page}'")
+    if data is None and not images and not clips:
+        raise RedipruneError("there is nothing to ask; give --images or --clips more than 0")
+    bundles = find_bundles(bundle)
+    with TemporaryDirectory() as made, Progress(console=Console(stderr=True), transient=True, disable=as_json) as bar:
+        task = bar.add_task("")
+
+        def say(label: str, at: int, total: int) -> None:
+            bar.update(task, description=label, completed=at, total=total)
+
+        document = run(
+            bundles,
+            _sets(data, None, ["test"], images, clips, Path(made), say),
+            keeps=keeps,
+            kept=ratios,
+            samples=samples,
+            backend=backend,
+            frames=frames,
+            threads=threads,
+            seed=seed,
+            runs=runs,
+            limit=limit,
+            tolerance=tolerance,
+            out=out,
+            progress=say,
+        )
+    if page is not None:
+        write_page(document, page, shlex.join(["rediprune", *sys.argv[1:]]))
+    if as_json:
+        print(json.dumps(document))
+        return
+    console = Console()
+    head, rows = figures(document)
+    table = Table(*head, box=SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    for name, why in document["absent"].items():
+        console.print(f"left out: {name}: {why}", highlight=False)
+    console.print(document["recommendation"], highlight=False, soft_wrap=True)
+
+
+def _ratios(text: str, option: str) -> list[float]:
+    try:
+        ratios = [float(ratio) for ratio in text.split(",")]
+    except ValueError as error:
+        raise RedipruneError(f"{option} takes ratios separated by commas, not '{text}'") from error
+    if not all(0 < ratio <= 1 for ratio in ratios):
+        raise RedipruneError(f"{option} takes ratios in (0, 1], not '{text}'")
+    return ratios
 
 
 def _sets(

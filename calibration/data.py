@@ -63,7 +63,7 @@ def open_data(path: Path | None, count: int, seed: int, videos: bool, made: Path
     questions = [question for question in questions if videos or not question.video]
     if not questions:
         raise RedipruneError(f"'{path}' has only videos, and this family answers about images; give pictures")
-    chosen = _choose(questions, count + _HELD, seed)
+    chosen = choose(questions, count + _HELD, seed)
     for question in chosen:
         if question.video:
             load_video(question.media, 1)
@@ -76,8 +76,8 @@ def open_data(path: Path | None, count: int, seed: int, videos: bool, made: Path
     return Data(name, chosen[:-held], chosen[-held:])
 
 
-def _choose(questions: Sequence[Question], count: int, seed: int) -> list[Question]:
-    """Shuffle, and take every picture once before any is taken again."""
+def choose(questions: Sequence[Question], count: int, seed: int) -> list[Question]:
+    """A part of the questions: shuffled, every picture once before any is taken again, videos evenly among pictures."""
     shuffled = random.Random(seed).sample(list(questions), len(questions))
     seen: dict[Path, int] = {}
     rounds = []

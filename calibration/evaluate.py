@@ -15,6 +15,7 @@ from ..runtime.pipeline import Pipeline
 from ..runtime.preprocess import load_image, load_video
 from .rules import RULES, apply_rule
 
+_FORMAT = 2  # of a stored reply
 POOLED_KEEP = 0.25  # what 2 × 2 pooling keeps; it has no other ratio
 
 
@@ -39,6 +40,7 @@ class Reply:
     visual_tokens: int  # before pruning
     first_token: float  # seconds, as for a picture that was not seen before: preprocessing and vision count
     prefill_macs: float  # multiply-adds
+    token_ids: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -96,6 +98,15 @@ class Score:
     def same_answers(self, other: "Score") -> int:
         """How many questions two scores of the same set answer alike, word for word."""
         return sum(a.answer == b.answer for a, b in zip(self.replies, other.replies, strict=True))
+
+    def same_ids(self, other: "Score") -> float:
+        """Share of an answer's token ids before it first differs from another score's, the mean over all questions."""
+        shares = []
+        for a, b in zip(self.replies, other.replies, strict=True):
+            pairs = zip(a.token_ids, b.token_ids, strict=False)
+            alike = next((at for at, (x, y) in enumerate(pairs) if x != y), min(len(a.token_ids), len(b.token_ids)))
+            shares.append(alike / max(len(a.token_ids), len(b.token_ids), 1))
+        return statistics.fmean(shares)
 
     def document(self) -> dict[str, Any]:
         numbers = ("right", "asked", "accuracy", "visual_tokens", "all_tokens", "first_token", "prefill_macs")
@@ -246,9 +257,7 @@ def evaluate(
                 continue
             alpha = apply_rule(pipeline, rule, (seed, at))
             if question.media not in media:
-                whole = question.video and "video" in bundle.manifest.modalities
-                pictures = load_video(question.media, frames) if question.video and not whole else [question.media]
-                media[question.media] = ([], pictures) if whole else ([load_image(p) for p in pictures], [])
+                media[question.media] = media_of(question, bundle, frames)
             images, videos = media[question.media]
             answer = pipeline.generate(
                 question.question,
@@ -269,6 +278,7 @@ def evaluate(
                 answer.visual_tokens,
                 first_token + first_sight.setdefault(question.media, seeing),
                 macs(answer.prompt_tokens + answer.kept_tokens),
+                answer.token_ids,
             )
             replies.append(reply)
             if out is not None:
@@ -277,6 +287,14 @@ def evaluate(
                     file.write(json.dumps(line) + "\n")
         scores.append(Score(data, backend, rule, keep, [q.kind for q in questions], replies))
     return scores
+
+
+def media_of(question: Question, bundle: Bundle, frames: int) -> tuple[list[Any], list[Any]]:
+    """What a question is about, as images and videos; a family without videos is shown the frames."""
+    if question.video and "video" in bundle.manifest.modalities:
+        return [], [question.media]
+    pictures = load_video(question.media, frames) if question.video else [question.media]
+    return [load_image(picture) for picture in pictures], []
 
 
 def is_right(answer: str, expected: str) -> bool:
@@ -308,7 +326,7 @@ def _key(bundle: Bundle, questions: Sequence[Question], *settings: object) -> st
     """What a stored score depends on."""
     asked = [(q.media.name, q.media.stat().st_size, q.question, q.answer) for q in questions]
     stages = {name: stage.files for name, stage in bundle.manifest.stages.items()}
-    return hashlib.sha256(json.dumps([stages, asked, settings]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([_FORMAT, stages, asked, settings]).encode()).hexdigest()[:16]
 
 
 def _known(out: Path | None, key: str) -> dict[tuple[str, float, int], Reply]:

@@ -49,7 +49,8 @@ def write_page(scores: Sequence[Score], path: Path, folder: Path, command: str) 
     path.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -63,7 +64,7 @@ def _by_rule(scores: Sequence[Score]) -> str:
         for rule, label in LABELS.items()
         if any(score.rule == rule for score in scores)
     ]
-    return _table(["accuracy, %", *(f"{keep:g}" for keep in keeps)], rows)
+    return table(["accuracy, %", *(f"{keep:g}" for keep in keeps)], rows)
 
 
 def _accuracy(score: Score) -> str:
@@ -106,7 +107,7 @@ def _everything(scores: Sequence[Score]) -> str:
                 f"{s.prefill_macs / 1e9:.3f}",
             ]
         )
-    return _table(["rule", "keep", "tokens", "%", "95 %", *kinds, "first token, ms", "prefill, GMAC"], rows)
+    return table(["rule", "keep", "tokens", "%", "95 %", *kinds, "first token, ms", "prefill, GMAC"], rows)
 
 
 def _agreement(scores: Sequence[Score], backends: Sequence[str]) -> str:
@@ -121,4 +122,4 @@ def _agreement(scores: Sequence[Score], backends: Sequence[str]) -> str:
             right = sum(sum(s.right.values()) for s in mine)
             ours = sum(sum(s.right.values()) for s in twins)
             rows.append([name, backend, str(len(mine)), f"{same} of {asked}", f"{right}, {ours}"])
-    return _table(["questions", "backend", "runs", "same answers", f"right, and on {backends[0]}"], rows)
+    return table(["questions", "backend", "runs", "same answers", f"right, and on {backends[0]}"], rows)

@@ -7,7 +7,6 @@ which have one API.
 
 import json
 import os
-import re
 import sys
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -17,6 +16,7 @@ from typing import Any, TextIO
 import onnx
 
 from ..runtime.errors import RedipruneError
+from ..runtime.memory import peak_memory
 from ..runtime.nvinfer import load_plugin, make_log, one_line
 from .precisions import asked_precisions, built_precisions, check_precisions
 from .profiles import Profile
@@ -228,14 +228,6 @@ def _stream_writer(trt: Any, file: Any) -> Any:
             return file.write(data)
 
     return Writer()
-
-
-def peak_memory() -> int:
-    """This process's largest resident size, in bytes. `getrusage` would count what the parent had at the fork."""
-    try:
-        return int(re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[0]) * 1024
-    except (OSError, IndexError):
-        return 0
 
 
 def main() -> None:

@@ -1,12 +1,14 @@
 """Memory that this machine has left, held against what the weights take before they are loaded."""
 
 import re
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 from .errors import RedipruneError
 
 _MEMINFO, _MEMBERSHIP, _GROUPS = Path("/proc/meminfo"), Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+_STATUS = Path("/proc/self/status")
 
 
 def check_memory(what: str, needed: int, advice: str) -> None:
@@ -42,6 +44,18 @@ def available_memory() -> int | None:
                     if group.is_relative_to(place):
                         found += _left_in(group)
     return min(found, default=None)
+
+
+def peak_memory() -> int:
+    """The process's largest resident size so far, in bytes; 0 where the system does not tell."""
+    with suppress(OSError, IndexError):  # Linux: getrusage counts what the parent had when it started this process too
+        return int(re.findall(r"VmHWM:\s+(\d+)", _STATUS.read_text())[0]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == "darwin" else size * 1024
 
 
 def _left_in(group: Path) -> list[int]:

@@ -4,7 +4,6 @@ pixels → features → indices → kept → projected → spliced → prefill �
 """
 
 import os
-import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from .arrays import Array, concatenate
 from .bundle import Bundle
 from .errors import RedipruneError
 from .generate import Sampling, Stopping
-from .memory import check_memory
+from .memory import check_memory, peak_memory
 from .preprocess import Processor, image_key, load_image, load_video
 from .prompt import Prompt, check_placeholders, render_prompt
 from .session import BACKENDS, LanguageSession, StageSession, open_language, open_stage, runs_on
@@ -207,18 +206,9 @@ class Pipeline:
             RedipruneError: a bad image, video, prompt or setting.
         """
         started = time.perf_counter()
-        defaults = self.bundle.manifest.defaults
-        keep = defaults.keep if keep is None else keep
-        alpha = defaults.alpha if alpha is None else alpha
-        tau = defaults.tau if tau is None else tau
         if max_new_tokens < 1:
             raise RedipruneError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
-        if frames is not None and frames < 1:
-            raise RedipruneError(f"frames must be at least 1, not {frames}")
-        with _as_user_error():
-            check_weights(alpha, tau)
-            if not (isinstance(keep, int) and keep > 0):  # a count is held against each frame's tokens below
-                num_kept(1, keep)
+        chosen = self._selection(frames, keep, alpha, tau)
         sampling = Sampling.from_config(
             self.processor.generation,
             temperature=temperature,
@@ -228,20 +218,8 @@ class Pipeline:
             seed=seed,
         )
         stopping = Stopping(self.processor.generation, self.processor.tokenizer.eos_token_id, stop)
-        answer = Answer(timings=dict.fromkeys(("preprocess", "vision", "select", "project", "embed", "prefill"), 0.0))
-
-        embeds, ids = self._prompt_embeds(
-            prompt,
-            images,
-            videos,
-            frames or self.processor.frames or DEFAULT_FRAMES,
-            keep,
-            alpha,
-            tau,
-            prune_tiles,
-            chat,
-            answer,
-        )
+        answer = _new_answer()
+        embeds, ids = self._prompt_embeds(prompt, images, videos, *chosen, prune_tiles, chat, answer)
         length = embeds.shape[0]
         limit = self.bundle.manifest.decoder.max_positions
         if length + max_new_tokens > limit:
@@ -250,6 +228,44 @@ class Pipeline:
                 "keep, frames or max_new_tokens, or shorten the prompt"
             )
         return Stream(self._decode(embeds, ids, max_new_tokens, sampling, stopping, answer, started), answer)
+
+    def select(
+        self,
+        prompt: Prompt,
+        images: Sequence[Any] = (),
+        videos: Sequence[Any] = (),
+        *,
+        frames: int | None = None,
+        keep: float | int | None = None,
+        alpha: float | None = None,
+        tau: float | None = None,
+        prune_tiles: bool = False,
+        chat: bool = True,
+    ) -> list[np.ndarray]:
+        """The tokens that an answer would keep, without answering: indices [F, K] for each image or video.
+
+        Takes what `stream` takes, and raises what it raises.
+        """
+        answer = _new_answer()
+        chosen = self._selection(frames, keep, alpha, tau)
+        self._prompt_embeds(prompt, images, videos, *chosen, prune_tiles, chat, answer)
+        return answer.kept
+
+    def _selection(
+        self, frames: int | None, keep: float | int | None, alpha: float | None, tau: float | None
+    ) -> tuple[int, float | int, float, float]:
+        """The settings of a selection, checked; None is the bundle's default."""
+        defaults = self.bundle.manifest.defaults
+        keep = defaults.keep if keep is None else keep
+        alpha = defaults.alpha if alpha is None else alpha
+        tau = defaults.tau if tau is None else tau
+        if frames is not None and frames < 1:
+            raise RedipruneError(f"frames must be at least 1, not {frames}")
+        with _as_user_error():
+            check_weights(alpha, tau)
+            if not (isinstance(keep, int) and keep > 0):  # a count is held against each frame's tokens later
+                num_kept(1, keep)
+        return frames or self.processor.frames or DEFAULT_FRAMES, keep, alpha, tau
 
     def _prompt_embeds(
         self,
@@ -404,6 +420,10 @@ class Pipeline:
         answer.peak_memory = peak_memory()
 
 
+def _new_answer() -> Answer:
+    return Answer(timings=dict.fromkeys(("preprocess", "vision", "select", "project", "embed", "prefill"), 0.0))
+
+
 class _Clock:
     """Adds what a block takes to the entry of its name."""
 
@@ -428,13 +448,3 @@ def _as_user_error() -> Iterator[None]:
 def _unfinished(text: str) -> int:
     """How many characters at the end are not whole yet: one that takes several tokens decodes to U+FFFD meanwhile."""
     return len(text) - len(text.rstrip("\ufffd"))
-
-
-def peak_memory() -> int:
-    """The process's largest resident size so far, in bytes; 0 where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size if sys.platform == "darwin" else size * 1024

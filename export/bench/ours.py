@@ -23,7 +23,8 @@ def load(bundle: str, backend: str, threads: int) -> Callable[[dict[str, Any]], 
             temperature=0.0,
         )
         seconds = dict(answer.timings)
-        seconds["decode_token"] = seconds["decode"] / max(len(answer.token_ids) - 1, 1)
+        decoded = len(answer.token_ids) - 1
+        seconds["decode_token"] = seconds["decode"] / decoded if decoded else 0.0  # the first comes from the prefill
         return seconds | {"tokens": len(answer.token_ids)}
 
     return ask

@@ -36,16 +36,9 @@ def take_turn(module: str, job: dict) -> dict:
         for request, taken in zip(job["requests"], answers, strict=True):
             gc.collect()
             taken.append(ask(request))
-    return {"start_up": start_up, "first": first, "answers": answers, "peak_memory": _peak_memory()}
+    from ...runtime.memory import peak_memory  # last, so that a contender imports no more than its own
 
-
-def _peak_memory() -> int:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size if sys.platform == "darwin" else size * 1024
+    return {"start_up": start_up, "first": first, "answers": answers, "peak_memory": peak_memory()}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,52 @@
+"""How near a stage comes to another bundle's: its outputs on the same inputs, and the tokens kept of its features."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from ..runtime.arrays import Array
+from ..runtime.bundle import Bundle, Fidelity
+from ..runtime.session import LanguageSession, open_language, open_stage
+from .activations import Held
+
+
+def compare_stage(
+    bundle: Bundle, stage: str, cases: Sequence[Held], backend: str = "ort", threads: int = 0
+) -> list[Fidelity]:
+    """Run a stage on inputs of which the outputs of another bundle's are known; one comparison for each output."""
+    if stage == "language":
+        run = _decode(open_language(backend, bundle, threads))
+    else:
+        run = open_stage(backend, bundle, stage, threads).run
+    found = []
+    for case in cases:
+        ours = run(case.feed)
+        found += [nearness(np.asarray(ours[name]), theirs) for name, theirs in case.outputs.items()]
+    return found
+
+
+def nearness(ours: np.ndarray, theirs: np.ndarray) -> Fidelity:
+    """Cosine and relative error of an array beside the one it should be, both as one vector."""
+    a, b = (np.asarray(array).astype(np.float64).ravel() for array in (ours, theirs))
+    norm = max(float(np.linalg.norm(b)), 1e-300)
+    cosine = float(a @ b) / max(float(np.linalg.norm(a)) * norm, 1e-300)
+    return Fidelity(cosine=cosine, relative_error=float(np.linalg.norm(a - b)) / norm)
+
+
+def jaccard(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Overlap of kept sets, the mean over frames: both [F, K]."""
+    scores = [len(np.intersect1d(a, b)) / len(np.union1d(a, b)) for a, b in zip(ours, theirs, strict=True)]
+    return float(np.mean(scores))
+
+
+def _decode(language: LanguageSession) -> Callable[[Mapping[str, np.ndarray]], Mapping[str, Array]]:
+    """The language stage as a function of a held-out case: its prompt, then token after token."""
+
+    def run(feed: Mapping[str, np.ndarray]) -> dict[str, Array]:
+        prompt, steps = feed["prompt"], feed["steps"]
+        decoding = language.start(prompt.shape[1] + steps.shape[1])
+        logits = [decoding.step(prompt)]
+        logits += [decoding.step(steps[:, at : at + 1]) for at in range(steps.shape[1])]
+        return {"logits": np.stack(logits)}
+
+    return run
