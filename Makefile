@@ -28,7 +28,7 @@ RUN_BACKEND := $(if $(GPU),$(BACKEND),$(if $(filter tensorrt%,$(BACKEND)),ort,$(
 
 MEDIA := $(addprefix --image ,$(IMAGE)) $(addprefix --video ,$(VIDEO))
 
-.PHONY: engine run validate test test-slow bench bench-7b gpu-measurements evaluate plugin demo-checkpoint lint setup clean
+.PHONY: engine run validate test test-slow bench bench-7b gpu-measurements evaluate report plugin demo-checkpoint lint setup clean
 
 # Quantised bundles are made of the fp32 one beside them.
 RECIPES := int8 int8-dynamic int4 fp8
@@ -64,6 +64,19 @@ test-slow: $(READY)
 evaluate: $(READY)
 	$(BIN)/rediprune evaluate $(BUNDLE) --split test,unseen --threads 1 --out $(BUNDLE)-replies.jsonl \
 		--page $(BUNDLE)-accuracy.md
+
+# What calibration costs and brings, in $(REPORT): the fp32 bundle beside its forms in FORMS.
+FORMS ?= int8 int8-dynamic int4
+FLOAT := $(patsubst %-$(PRECISION),%,$(BUNDLE))
+REPORT ?= $(FLOAT)-report.md
+report: $(READY) | $(MODEL)
+	$(BIN)/rediprune export $(MODEL) -o $(FLOAT)-fp32
+	$(BIN)/rediprune build $(FLOAT)-fp32 --backend $(BACKEND)
+	$(foreach form,$(FORMS),$(BIN)/rediprune calibrate $(FLOAT)-fp32 -o $(FLOAT)-$(form) --recipe $(form) \
+		--backend $(BACKEND) $(addprefix --data ,$(DATA)) && \
+		$(BIN)/rediprune build $(FLOAT)-$(form) --backend $(BACKEND) &&) true
+	$(BIN)/rediprune report $(FLOAT)-fp32 $(addprefix $(FLOAT)-,$(FORMS)) --backend $(BACKEND) \
+		$(addprefix --data ,$(DATA)) --out $(FLOAT)-report.jsonl --page $(REPORT)
 
 # The figures of docs/measurements: CLIP-L/336 + 0.5 B Qwen2 with random weights, about 8 GB of disk and of memory.
 BENCH ?= real

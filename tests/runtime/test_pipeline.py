@@ -71,6 +71,17 @@ def test_alpha_and_tau_reach_the_selection(
     assert not np.array_equal(answer.kept[0], plain.kept[0])
 
 
+def test_selecting_keeps_what_an_answer_keeps(pipeline_of: Callable[[str], Pipeline], photo: Path, clip: Path) -> None:
+    pipeline = pipeline_of("video_llava")
+    options = {"frames": 3, "keep": 0.3, "alpha": 0.2}
+    kept = pipeline.select(QUESTION, [photo], [clip], **options)
+    answer = pipeline.generate(QUESTION, [photo], [clip], max_new_tokens=1, **options)
+    assert [indices.shape[0] for indices in kept] == [1, 3]
+    assert all(np.array_equal(a, b) for a, b in zip(kept, answer.kept, strict=True))
+    with pytest.raises(RedipruneError, match="keep"):
+        pipeline.select(QUESTION, [photo], keep=1.5)
+
+
 def test_the_question_steers_the_kept_set(pipeline_of: Callable[[str], Pipeline], photo: Path) -> None:
     pipeline = pipeline_of("llava")
     kept = [
