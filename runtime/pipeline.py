@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..graphs.keep import check_weights, num_kept, query_ids
-from .arrays import Array, concatenate
+from .arrays import Array, concatenate, take
 from .bundle import Bundle
 from .errors import RedipruneError
 from .generate import Sampling, Stopping
@@ -23,6 +23,7 @@ from .memory import check_memory, peak_memory
 from .preprocess import Processor, image_key, load_image, load_video
 from .prompt import Prompt, check_placeholders, render_prompt
 from .session import BACKENDS, LanguageSession, StageSession, open_language, open_stage, runs_on
+from .video import stand_ins
 from .visuals import FeatureCache, Visual, splice
 
 DEFAULT_FRAMES = 8
@@ -39,6 +40,7 @@ class Answer:
         timings: seconds: preprocess, vision, select, project, embed, prefill, time_to_first_token, decode, total.
         prompt_tokens: text tokens of the prompt.
         visual_tokens, kept_tokens: visual tokens before and after pruning.
+        encoded_frames: pictures, tiles and frames that went through the vision tower; others were known.
         finish_reason: "stop" (stop token or string) or "length".
         peak_memory: bytes, the process's largest resident size so far.
     """
@@ -50,6 +52,7 @@ class Answer:
     prompt_tokens: int = 0
     visual_tokens: int = 0
     kept_tokens: int = 0
+    encoded_frames: int = 0
     finish_reason: str = "length"
     peak_memory: int = 0
     visuals: list[Visual] = field(default_factory=list, repr=False)
@@ -175,6 +178,7 @@ class Pipeline:
         keep: float | int | None = None,
         alpha: float | None = None,
         tau: float | None = None,
+        frame_tolerance: float | None = None,
         prune_tiles: bool = False,
         max_new_tokens: int = 128,
         temperature: float | None = None,
@@ -195,6 +199,8 @@ class Pipeline:
             keep: float, the ratio of visual tokens kept in each frame, 1.0 for all; int, their number; None is the
                 bundle's default.
             alpha: weight of relevance against diversity. tau: candidate filter, 0 is off.
+            frame_tolerance: a video's frame takes the features of an earlier one where no part of it differs by more
+                than this, in colour levels of 255 (`video.stand_ins`); 0 is for equal frames, None encodes every frame.
             prune_tiles: prune images that are seen in tiles too (the release does not; see algorithm.md).
             max_new_tokens: at most this many tokens.
             temperature, top_k, top_p, repetition_penalty, seed: sampling; None is the checkpoint's generation
@@ -208,7 +214,7 @@ class Pipeline:
         started = time.perf_counter()
         if max_new_tokens < 1:
             raise RedipruneError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
-        chosen = self._selection(frames, keep, alpha, tau)
+        chosen = self._selection(frames, keep, alpha, tau, frame_tolerance)
         sampling = Sampling.from_config(
             self.processor.generation,
             temperature=temperature,
@@ -239,6 +245,7 @@ class Pipeline:
         keep: float | int | None = None,
         alpha: float | None = None,
         tau: float | None = None,
+        frame_tolerance: float | None = None,
         prune_tiles: bool = False,
         chat: bool = True,
     ) -> list[np.ndarray]:
@@ -247,13 +254,18 @@ class Pipeline:
         Takes what `stream` takes, and raises what it raises.
         """
         answer = _new_answer()
-        chosen = self._selection(frames, keep, alpha, tau)
+        chosen = self._selection(frames, keep, alpha, tau, frame_tolerance)
         self._prompt_embeds(prompt, images, videos, *chosen, prune_tiles, chat, answer)
         return answer.kept
 
     def _selection(
-        self, frames: int | None, keep: float | int | None, alpha: float | None, tau: float | None
-    ) -> tuple[int, float | int, float, float]:
+        self,
+        frames: int | None,
+        keep: float | int | None,
+        alpha: float | None,
+        tau: float | None,
+        frame_tolerance: float | None,
+    ) -> tuple[int, float | int, float, float, float | None]:
         """The settings of a selection, checked; None is the bundle's default."""
         defaults = self.bundle.manifest.defaults
         keep = defaults.keep if keep is None else keep
@@ -261,11 +273,13 @@ class Pipeline:
         tau = defaults.tau if tau is None else tau
         if frames is not None and frames < 1:
             raise RedipruneError(f"frames must be at least 1, not {frames}")
+        if frame_tolerance is not None and not frame_tolerance >= 0:
+            raise RedipruneError(f"frame_tolerance must be at least 0, not {frame_tolerance}")
         with _as_user_error():
             check_weights(alpha, tau)
             if not (isinstance(keep, int) and keep > 0):  # a count is held against each frame's tokens later
                 num_kept(1, keep)
-        return frames or self.processor.frames or DEFAULT_FRAMES, keep, alpha, tau
+        return frames or self.processor.frames or DEFAULT_FRAMES, keep, alpha, tau, frame_tolerance
 
     def _prompt_embeds(
         self,
@@ -276,6 +290,7 @@ class Pipeline:
         keep: float | int,
         alpha: float,
         tau: float,
+        frame_tolerance: float | None,
         prune_tiles: bool,
         chat: bool,
         answer: Answer,
@@ -304,7 +319,7 @@ class Pipeline:
         question = query_ids(ids, placeholders)
         sources = {"image": iter(images), "video": iter(videos)}
         order = [placeholders[token] for token in ids if token in placeholders]
-        visuals = [self._encode(kind, next(sources[kind]), frames, clock) for kind in order]
+        visuals = [self._encode(kind, next(sources[kind]), frames, frame_tolerance, clock) for kind in order]
 
         plain = [0 if token in placeholders else token for token in ids]  # a placeholder's own embedding is not used
         with clock("embed"):
@@ -325,33 +340,39 @@ class Pipeline:
             answer.visual_tokens += visual.total
         answer.kept = [visual.kept for visual in visuals]
         answer.visuals = visuals
+        answer.encoded_frames = sum(visual.encoded for visual in visuals)
         answer.prompt_tokens = len(ids) - len(visuals)
         return splice(ids, embeds, spliced), ids
 
-    def _encode(self, kind: str, source: Any, frames: int, clock: "_Clock") -> Visual:
+    def _encode(self, kind: str, source: Any, frames: int, tolerance: float | None, clock: "_Clock") -> Visual:
         """Features of an image or video, from the cache where it was seen before."""
         spec = self.bundle.manifest.modalities[kind]
         video = kind == "video"
         with clock("preprocess"):
             pictures = load_video(source, frames) if video else [load_image(source)]
             key = (f"{spec.stage}.{spec.output}.{kind}", "".join(image_key(picture) for picture in pictures))
-        features = self.cache.get(key)
+            shown, rows = pictures, None  # of which features are made, and which of them each frame takes
+            if video and tolerance is not None:
+                apart, rows = np.unique(stand_ins(pictures, tolerance), return_inverse=True)
+                shown, key = [pictures[at] for at in apart], (key[0], f"{key[1]} {tolerance}")
+        features, encoded = self.cache.get(key), 0
         if features is None:
             with clock("preprocess"):
-                pixels = self.processor.pixel_values(pictures, video)
+                pixels = self.processor.pixel_values(shown, video)
             with clock("vision"):
                 session = self.stage(spec.stage)
-                step = session.batch
+                step, encoded = session.batch, len(pixels)
                 features = concatenate(
                     [
                         session.run({"pixel_values": pixels[at : at + step]})[spec.output]
                         for at in range(0, len(pixels), step)
                     ]
                 )
+                features = features if rows is None else take(features, rows)
             self.cache.put(key, features)
         layout = self.processor.layout(pictures[0]) if spec.tiled else None
         everything = np.tile(np.arange(features.shape[1]), (features.shape[0], 1))
-        return Visual(kind, pictures, spec, features, layout, everything)
+        return Visual(kind, pictures, spec, features, layout, everything, encoded)
 
     def _select(self, visual: Visual, question: Array, keep: float | int, alpha: float, tau: float) -> Array:
         """Prune a visual: sets its `kept` and returns the kept features [F,K,C]."""

@@ -1,7 +1,7 @@
 """Frames of a video, sampled uniformly."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import av
@@ -13,6 +13,7 @@ from PIL import Image
 from .errors import RedipruneError
 
 VideoSource = str | Path | bytes
+_GRID = 32  # cells of a frame to a side
 
 
 def load_video(source: VideoSource, frames: int) -> list[Image.Image]:
@@ -49,6 +50,31 @@ def load_video(source: VideoSource, frames: int) -> list[Image.Image]:
     if not picked:
         raise RedipruneError(f"{name} has no video frames: give a file with a video stream")
     return picked
+
+
+def stand_ins(frames: Sequence[Image.Image], tolerance: float) -> np.ndarray:
+    """For each frame the number of the one whose features it can take: its own, or that of an earlier, similar one.
+
+    Frames are similar where in no cell of a 32 × 32 grid the mean of a colour differs by more than `tolerance`; each is
+    compared with the last that stands for itself, so that slow change is not missed. At 0 the frames must be equal.
+
+    Args:
+        frames: of one size, in time order.
+        tolerance: in colour levels, of 255.
+
+    Returns:
+        [F] int64, ascending.
+    """
+    stand_in = np.arange(len(frames))
+    last, seen = 0, None
+    for at, frame in enumerate(frames):
+        cells = frame if tolerance == 0 else frame.resize((_GRID, _GRID), Image.Resampling.BOX)
+        levels = np.asarray(cells, np.int16)
+        if seen is not None and levels.shape == seen.shape and np.abs(levels - seen).max() <= tolerance:
+            stand_in[at] = last
+        else:
+            last, seen = at, levels
+    return stand_in
 
 
 def _indices(count: int, frames: int) -> list[int]:

@@ -24,6 +24,7 @@ class Visual:
         features: [F, P, C], F frames or tiles.
         layout: for tiles, the slots [N] of the token sequence: tile · P + patch, or `NEWLINE`.
         kept: [F, K] int64, ascending per frame; all of P while nothing is pruned.
+        encoded: frames or tiles that went through the tower for this request.
     """
 
     kind: str
@@ -32,6 +33,7 @@ class Visual:
     features: Array
     layout: np.ndarray | None
     kept: np.ndarray
+    encoded: int = 0
 
     @property
     def total(self) -> int:

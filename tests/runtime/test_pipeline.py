@@ -9,6 +9,9 @@ import pytest
 from rediprune.export.reference import Reference, Request
 from rediprune.runtime import Pipeline, RedipruneError
 from rediprune.runtime.eager import eager_model
+from rediprune.runtime.pipeline import Answer
+
+from .test_video import make_video
 
 QUESTION = "What is in this picture?"
 EXACT = ("llava", "llava_siglip", "llava_next_video", "video_llava")
@@ -80,6 +83,21 @@ def test_selecting_keeps_what_an_answer_keeps(pipeline_of: Callable[[str], Pipel
     assert all(np.array_equal(a, b) for a, b in zip(kept, answer.kept, strict=True))
     with pytest.raises(RedipruneError, match="keep"):
         pipeline.select(QUESTION, [photo], keep=1.5)
+
+
+def test_frames_that_are_alike_are_encoded_once(pipeline_of: Callable[[str], Pipeline], tmp_path: Path) -> None:
+    pipeline = pipeline_of("video_llava")
+    short = make_video(tmp_path / "short.mp4", 3)  # frames come back several times
+    options = {"videos": [short], "frames": 8, "keep": 4, "max_new_tokens": 4, "temperature": 0.0}
+
+    def ask(tolerance: float | None) -> Answer:
+        return pipeline.generate(QUESTION, frame_tolerance=tolerance, **options)
+
+    every, equal, alike = ask(None), ask(0), ask(255)
+    assert (every.encoded_frames, equal.encoded_frames, alike.encoded_frames) == (8, 3, 1)
+    assert equal.token_ids == every.token_ids and np.array_equal(equal.kept[0], every.kept[0])
+    assert (alike.kept[0] == every.kept[0][0]).all()  # as the first frame
+    assert ask(0).encoded_frames == 0  # known by now
 
 
 def test_the_question_steers_the_kept_set(pipeline_of: Callable[[str], Pipeline], photo: Path) -> None:
@@ -250,6 +268,7 @@ BAD_SETTINGS = {
     "temperature": ({"temperature": -1.0}, "temperature"),
     "top_p": ({"top_p": 0.0, "temperature": 1.0}, "top_p"),
     "frames": ({"frames": 0}, "frames"),
+    "frame tolerance": ({"frame_tolerance": -1.0}, "frame_tolerance"),
     "context": ({"max_new_tokens": 100_000}, "positions"),
 }
 

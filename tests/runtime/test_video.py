@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from rediprune.runtime import video as module
 from rediprune.runtime.errors import RedipruneError
-from rediprune.runtime.video import load_video
+from rediprune.runtime.video import load_video, stand_ins
 
 
 def make_video(path, count, size=(64, 48), codec="libx264", audio=False):
@@ -114,3 +114,27 @@ def test_wrong_number_of_frames_is_refused(tmp_path, frames):
 def test_a_picture_is_a_video_of_one_frame(tmp_path):
     Image.new("RGB", (64, 48), (200, 200, 200)).save(tmp_path / "still.jpg")
     assert len(load_video(tmp_path / "still.jpg", 3)) == 3
+
+
+def picture(level, corner=None):
+    """A grey picture; `corner` is the level of its lowest right 10 × 10 pixels."""
+    pixels = np.full((96, 128, 3), level, np.uint8)
+    if corner is not None:
+        pixels[-10:, -10:] = corner
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "expected"),
+    [(0, [0, 0, 2, 3, 4, 5]), (2, [0, 0, 0, 3, 3, 5]), (4, [0, 0, 0, 0, 4, 5]), (255, [0, 0, 0, 0, 0, 0])],
+)
+def test_frames_stand_in_for_those_like_them(tolerance, expected):
+    # Equal, then slowly brighter, then the same but for a small thing, which a mean over the picture would miss.
+    frames = [picture(100), picture(100), picture(102), picture(104), picture(106), picture(100, corner=180)]
+    assert stand_ins(frames, tolerance).tolist() == expected
+    assert stand_ins([], tolerance).tolist() == []
+
+
+def test_slow_change_does_not_creep():
+    levels = stand_ins([picture(level) for level in range(100, 120)], 3)
+    assert levels.tolist() == [at - at % 4 for at in range(20)]
