@@ -21,6 +21,7 @@ from ..runtime.errors import RedipruneError
 from ..runtime.ort import OrtDecoding, OrtLanguage
 from ..runtime.pipeline import Answer, Pipeline
 from ..runtime.session import Decoding, cast_inputs
+from ..runtime.visuals import FeatureCache
 from .evaluate import Question, media_of
 from .graph import load_graph, open_graph
 from .layers import Linear, linear_layers
@@ -31,6 +32,7 @@ FRAMES = 8
 _ROWS = 2048  # rows kept per input from all prefills (or frames) together; each decoded token gives one more
 _ROWS_SIZE = 1 << 30  # bytes of all of them at most, which for large models are fewer rows
 _AT_ONCE = 1 << 30  # bytes of extra outputs in one run
+_CACHE = 1 << 30  # bytes of features
 
 Arrays = dict[str, np.ndarray]
 Take = Callable[[str, np.ndarray], None]  # name of a value, the value
@@ -107,7 +109,7 @@ def collect(
     Raises:
         RedipruneError: a value that is not finite, with the layer it goes into.
     """
-    pipeline = Pipeline(bundle, dict.fromkeys(bundle.manifest.stages, "ort"), threads, 1 << 30)
+    pipeline = Pipeline(bundle, dict.fromkeys(bundle.manifest.stages, "ort"), threads, _CACHE)
     readers: dict[str, dict[str, Linear]] = {}  # stage → input of linear layers → the first of them
     for stage in tapped:
         first = readers.setdefault(stage, {})
@@ -139,6 +141,7 @@ def collect(
         for stage in group:
             uninstall(pipeline, stage)
     held: dict[str, list[Held]] = {stage: [] for stage in compared}
+    pipeline.cache = FeatureCache(_CACHE)  # a picture that is held out may be asked about in the samples too
     for stage in compared:
         install(
             pipeline, stage, Copying(pipeline.language if stage == "language" else pipeline.stage(stage), held[stage])

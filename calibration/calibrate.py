@@ -202,7 +202,7 @@ def sensitivity(
         shown = _open_data(bundle, data, samples, seed, cache, report)
         used = [stage for stage, form in forms.items() if FORMS[form].data]
         statistics = _statistics(bundle, list(forms), used, shown, cache, report)
-        _check_reached(list(forms), statistics, recipe)
+        _check_reached([name for name in used if FORMS[forms[name]].data == "needed"], statistics, recipe)
         return _costs(bundle, forms, list(forms), {}, statistics, shown, ranges, alpha, cache, force, report)
 
 
@@ -246,12 +246,15 @@ def _told(report: Progress, label: str, at: int, total: int) -> None:
 
 
 def _says_impossible(budget: Budget | None, found: Sequence[Sensitivity]) -> str:
-    """That a budget leaves nothing quantised, and what would be the least."""
+    """That a budget leaves nothing quantised, and what the last unit tried alone costs."""
     if budget is None or not found:
         return "no layer is left to quantise; give fewer --skip"
-    least = min(found, key=lambda one: one.error)
-    alone = f"'{least.stage}/{least.unit}' alone, the least sensitive, costs an error of {least.error:.2g}"
-    return f"no layer can be quantised within {budget}: {alone}; allow more, or choose another form with --recipe"
+    last = {one.stage: one for one in found}.values() if budget.kind == ERROR else found[-1:]
+    least = min(last, key=lambda one: one.error)
+    return (
+        f"no layer can be quantised within {budget}: '{least.stage}/{least.unit}' alone loses more (its error is "
+        f"{least.error:.2g}); allow more, or choose another form with --recipe"
+    )
 
 
 def _check(bundle: Bundle, recipe: str, samples: int, ranges: str, alpha: float | None) -> dict[str, str]:
@@ -284,10 +287,10 @@ def _check_single_layers(forms: Mapping[str, str]) -> None:
             )
 
 
-def _check_reached(stages: Sequence[str], statistics: Mapping[str, Statistics], recipe: str) -> None:
-    """Refuse stages that no sample reached: neither ranges nor errors are had of them."""
-    for stage in stages:
-        if stage not in statistics or not (statistics[stage].activations or statistics[stage].held):
+def _check_reached(needed: Sequence[str], statistics: Mapping[str, Statistics], recipe: str) -> None:
+    """Refuse stages whose forms are made of activations where no sample gave any."""
+    for stage in needed:
+        if not statistics[stage].activations:
             raise RedipruneError(
                 f"no sample reaches stage '{stage}'; give --data with {'videos' if 'video' in stage else 'pictures'}, "
                 f"or leave it as it is: --recipe {recipe},{stage}=keep"

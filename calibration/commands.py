@@ -144,14 +144,15 @@ def calibrate(
 
 def _says_budget(record: CalibrationSpec) -> str:
     """What a budget came to, in a sentence."""
-    unit = " points" if record.budget.startswith("accuracy") else ""
-    shown = [
-        f"{lost:.2f}{unit} at keep {name}" if unit else f"{lost:.2%} in {name}"
-        for name, lost in record.measured.items()
-    ]
+    from .budget import ACCURACY
+
+    if record.budget.startswith(ACCURACY):
+        shown = [f"{abs(n):.2f} points {'gained' if n < 0 else 'lost'} at keep {k}" for k, n in record.measured.items()]
+    else:
+        shown = [f"{error:.2%} of {stage}'s outputs lost" for stage, error in record.measured.items()]
     left = sum(not one.quantised for one in record.sensitivity)
     of = f"{left} of {len(record.sensitivity)} units stay in {record.source_precision}" if left else "every layer fits"
-    return f"budget {record.budget}: {of}; lost are {', '.join(shown)}"
+    return f"budget {record.budget}: {of}; {', '.join(shown)}"
 
 
 def sensitivity(
