@@ -169,6 +169,7 @@ def sensitivity(
     alpha: Annotated[float, typer.Option(help="Of SmoothQuant: how much the weights take over of outliers.")] = 0.75,
     smooth: Annotated[bool, typer.Option("--smooth/--no-smooth", help="Use SmoothQuant.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Measure again.")] = False,
+    page: Annotated[Path | None, typer.Option(help="Write the tables here (Markdown).")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """What quantising each part of a bundle alone does to features, kept sets and answers.
@@ -179,6 +180,10 @@ def sensitivity(
     from .budget import ERROR, by_worth
     from .calibrate import sensitivity as run
 
+    if page is not None:
+        check_output_file(page, "--page")
+        if page.suffix != ".md":
+            raise RedipruneError(f"--page takes a file ending in .md, not '{page}'")
     with stage_progress(as_json) as report:
         found = run(
             bundle,
@@ -191,11 +196,17 @@ def sensitivity(
             force=force,
             progress=report,
         )
+    stages = list(dict.fromkeys(one.stage for one in found))
+    found = [one for stage in stages for one in by_worth([one for one in found if one.stage == stage], ERROR)]
+    if page is not None:
+        from .page import write_sensitivity_page
+
+        write_sensitivity_page(found, page, bundle, recipe, shlex.join(["rediprune", *sys.argv[1:]]))
     if as_json:
         print(json.dumps([one.model_dump() for one in found]))
         return
-    for stage in dict.fromkeys(one.stage for one in found):
-        Console().print(sensitivity_table(by_worth([one for one in found if one.stage == stage], ERROR)))
+    for stage in stages:
+        Console().print(sensitivity_table([one for one in found if one.stage == stage]))
 
 
 def evaluate(

@@ -213,19 +213,28 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     console.print("all files are as they were when the bundle was made")
 
 
-def sensitivity_table(found: Sequence[Sensitivity], made: CalibrationSpec | None = None) -> Table:
-    """What each unit of layers costs where it alone is quantised; of a calibrated bundle, the precision it has there."""
-    table = Table("stage", "unit", "weights", "error alone", "kept sets", "logits", "next tokens")
-    table.title = "each unit quantised alone, beside the source, held out"
-    if made is not None:
-        table.add_column("precision")
+def sensitivity_rows(
+    found: Sequence[Sensitivity], made: CalibrationSpec | None = None
+) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a table: what each unit of layers costs; of a calibrated bundle, the precision it has there."""
+    head = ["stage", "unit", "weights", "error alone", "kept sets", "logits", "next tokens"]
+    rows = []
     for one in found:
         kept = "" if one.kept is None else f"{one.kept:.3f}"
-        row = [one.stage, escape(one.unit), f"{one.weights:,}", f"{one.error:.3%}", kept, f"{one.logits:.3%}"]
+        row = [one.stage, one.unit, f"{one.weights:,}", f"{one.error:.3%}", kept, f"{one.logits:.3%}"]
         row.append(f"{one.tokens:.1%}")
         if made is not None:
-            row.append(made.recipe[one.stage] if one.quantised else f"[bold]{made.source_precision}[/bold]")
-        table.add_row(*row)
+            row.append(made.recipe[one.stage] if one.quantised else made.source_precision)
+        rows.append(row)
+    return head + ["precision"] * (made is not None), rows
+
+
+def sensitivity_table(found: Sequence[Sensitivity], made: CalibrationSpec | None = None) -> Table:
+    """`sensitivity_rows` for a terminal."""
+    head, rows = sensitivity_rows(found, made)
+    table = Table(*head, title="each unit quantised alone, beside the source, held out")
+    for one, row in zip(found, rows, strict=True):
+        table.add_row(*map(escape, row), style=None if one.quantised else "bold")
     return table
 
 

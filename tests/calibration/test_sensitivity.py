@@ -309,7 +309,9 @@ def test_command_line(source: Path, data: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["sensitivity", str(source), *common, "--json"])
     found = json.loads(done.stdout)
     assert max(found, key=lambda one: one["error"])["unit"] == OUTLIER
-    done = CliRunner(env={"COLUMNS": "180"}).invoke(app, ["sensitivity", str(source), *common])
+    page = tmp_path / "page.md"
+    done = CliRunner(env={"COLUMNS": "180"}).invoke(app, ["sensitivity", str(source), *common, "--page", str(page)])
+    assert next(line for line in page.read_text().splitlines() if "tower" in line).split(" | ")[1] == OUTLIER
     assert next(line for line in done.stdout.splitlines() if "tower" in line).split("│")[2].strip() == OUTLIER
     out = str(tmp_path / "made")
     done = CliRunner(env={"COLUMNS": "180"}).invoke(
