@@ -18,11 +18,12 @@ import onnxruntime as ort
 from ..runtime.arrays import Array
 from ..runtime.bundle import Bundle
 from ..runtime.errors import RedipruneError
-from ..runtime.ort import OrtDecoding, OrtLanguage, session_options
-from ..runtime.pipeline import Pipeline
+from ..runtime.ort import OrtDecoding, OrtLanguage
+from ..runtime.pipeline import Answer, Pipeline
 from ..runtime.session import Decoding, cast_inputs
+from ..runtime.visuals import FeatureCache
 from .evaluate import Question, media_of
-from .graph import load_graph
+from .graph import load_graph, open_graph
 from .layers import Linear, linear_layers
 
 KEEPS = (1.0, 0.15)  # what the language stage sees: all visual tokens, and few
@@ -31,6 +32,7 @@ FRAMES = 8
 _ROWS = 2048  # rows kept per input from all prefills (or frames) together; each decoded token gives one more
 _ROWS_SIZE = 1 << 30  # bytes of all of them at most, which for large models are fewer rows
 _AT_ONCE = 1 << 30  # bytes of extra outputs in one run
+_CACHE = 1 << 30  # bytes of features
 
 Arrays = dict[str, np.ndarray]
 Take = Callable[[str, np.ndarray], None]  # name of a value, the value
@@ -107,7 +109,7 @@ def collect(
     Raises:
         RedipruneError: a value that is not finite, with the layer it goes into.
     """
-    pipeline = Pipeline(bundle, dict.fromkeys(bundle.manifest.stages, "ort"), threads, 1 << 30)
+    pipeline = Pipeline(bundle, dict.fromkeys(bundle.manifest.stages, "ort"), threads, _CACHE)
     readers: dict[str, dict[str, Linear]] = {}  # stage → input of linear layers → the first of them
     for stage in tapped:
         first = readers.setdefault(stage, {})
@@ -122,14 +124,14 @@ def collect(
     for group in groups:
         for stage, names in group.items():
             if stage == "language":
-                _install(pipeline, stage, _TappedLanguage(bundle, names, threads, seen[stage].take))
+                install(pipeline, stage, _TappedLanguage(bundle, names, threads, seen[stage].take))
             else:
-                _install(pipeline, stage, _TappedStage(bundle, stage, names, threads, seen[stage].take))
+                install(pipeline, stage, _TappedStage(bundle, stage, names, threads, seen[stage].take))
         for number, sample in enumerate(samples):
             if progress is not None:
                 progress(f"sample {number + 1} of {len(samples)}", at / total)
             try:
-                _ask(pipeline, sample, number)
+                ask(pipeline, sample, number)
             except _NotFinite as error:
                 raise RedipruneError(
                     f"{error} for '{sample.media.name}'; the model overflows there: leave the sample out, or calibrate "
@@ -137,16 +139,17 @@ def collect(
                 ) from error
             at += 1
         for stage in group:
-            _uninstall(pipeline, stage)
+            uninstall(pipeline, stage)
     held: dict[str, list[Held]] = {stage: [] for stage in compared}
+    pipeline.cache = FeatureCache(_CACHE)  # a picture that is held out may be asked about in the samples too
     for stage in compared:
-        _install(
-            pipeline, stage, _Copying(pipeline.language if stage == "language" else pipeline.stage(stage), held[stage])
+        install(
+            pipeline, stage, Copying(pipeline.language if stage == "language" else pipeline.stage(stage), held[stage])
         )
     for number, sample in enumerate(held_out):
         if progress is not None:
             progress(f"held-out sample {number + 1} of {len(held_out)}", at / total)
-        _ask(pipeline, sample, number)
+        ask(pipeline, sample, number)
         at += 1
     for cases in held.values():  # frames of a clip are many alike
         del cases[2 * len(held_out) :]
@@ -163,11 +166,7 @@ def tap(bundle: Bundle, stage: str, names: Iterable[str], threads: int = 0) -> t
     values = {value.name: value for node in model.graph for value in node.outputs}
     added = [name for name in names if name in values]
     model.graph.outputs.extend(values[name] for name in added if values[name] not in model.graph.outputs)
-    options = session_options(threads)
-    # The graph comes from memory, its weights from the bundle as they are.
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-    graph = ir.to_proto(model).SerializeToString()
-    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"]), added
+    return open_graph(bundle, stage, model, threads), added
 
 
 class _NotFinite(Exception):
@@ -241,7 +240,7 @@ class _TappedDecoding(OrtDecoding):
         return logits
 
 
-class _Copying:
+class Copying:
     """A session, of a stage or of the language model, that keeps what goes in and out."""
 
     batch = 1
@@ -276,23 +275,24 @@ class _CopyingDecoding:
         return logits
 
 
-def _install(pipeline: Pipeline, stage: str, session: Any) -> None:
+def install(pipeline: Pipeline, stage: str, session: Any) -> None:
     if stage == "language":
         pipeline.language = session
     else:
         pipeline.sessions[stage] = session
 
 
-def _uninstall(pipeline: Pipeline, stage: str) -> None:
+def uninstall(pipeline: Pipeline, stage: str) -> None:
     if stage == "language":
         del pipeline.language
     else:
         del pipeline.sessions[stage]
 
 
-def _ask(pipeline: Pipeline, sample: Question, number: int) -> None:
+def ask(pipeline: Pipeline, sample: Question, number: int) -> Answer:
+    """Ask about a sample, at a keep ratio that goes with its number."""
     images, videos = media_of(sample, pipeline.bundle, FRAMES)
-    pipeline.generate(
+    return pipeline.generate(
         sample.question,
         images,
         videos,

@@ -5,30 +5,27 @@ Made beside its place (`runtime.staging`), stage by stage; the source is only re
 
 import fnmatch
 import hashlib
-import json
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-import onnx_ir as ir
-
-from ..runtime.bundle import WEIGHTS, Bundle, CalibrationSpec, Fidelity, StageSpec, TensorSpec, file_sha256
+from ..runtime.bundle import Bundle, CalibrationSpec, Sensitivity
 from ..runtime.errors import RedipruneError
 from ..runtime.memory import available_memory
 from ..runtime.staging import Staging, check_room, check_target, making
-from . import halves, int4, int8_dynamic, qdq
-from .activations import Activation, Held, Statistics, collect
+from .activations import Statistics, collect
+from .budget import ACCURACY, ERROR, Budget, parse_budget
 from .data import Data, open_data
-from .fidelity import compare_stage
+from .exam import Exam, open_questions
 from .graph import load_graph
 from .layers import linear_layers
 from .ranges import RANGES
 from .recipes import FORMS, limits_of, parse_recipe
+from .sensitivity import measure, units_of
 from .smooth import ALPHA
-
-Progress = Callable[[str, str, float], None]  # stage, what is being done, fraction done
+from .stages import Progress, Stages
 
 _RUNNING = 1.6  # memory that a bundle takes to run with its activations tapped, in sizes of its weights
 _TOOLS = ("rediprune", "onnx-ir", "onnxruntime", "numpy")
@@ -46,6 +43,8 @@ def calibrate(
     alpha: float | None = ALPHA,
     skip: Sequence[str] = (),
     backend: str | None = None,
+    budget: str | None = None,
+    questions: int = 200,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
@@ -62,6 +61,8 @@ def calibrate(
         alpha: of SmoothQuant; None is without.
         skip: patterns of layers that stay as they are, e.g. "language/head", "vision/*.mlp.fc2", "*.down_proj".
         backend: what the bundle is meant for; refused here if it does not take the recipe.
+        budget: the most that may be lost (`budget.parse_budget`): as few layers as that takes stay as they are.
+        questions: asked to measure a budget of accuracy, at most this many.
         force: redo everything but the activations.
         progress: told what is being done.
 
@@ -69,19 +70,20 @@ def calibrate(
         The bundle, opened.
 
     Raises:
-        RedipruneError: a source that is calibrated already, a recipe or setting that does not fit, bad data.
+        RedipruneError: a source that is calibrated already, a recipe or setting that does not fit, bad data, a budget
+            that no quantised layer meets.
     """
     report = progress or (lambda stage, what, fraction: None)
     bundle = Bundle.open(source)
     made_of = bundle.manifest
-    _check_source(bundle, recipe)
-    if ranges not in RANGES:
-        raise RedipruneError(f"ranges '{ranges}' are not one of {', '.join(RANGES)}")
-    if samples < 1:
-        raise RedipruneError(f"samples must be at least 1, not {samples}")
-    if alpha is not None and not 0 <= alpha <= 1:
-        raise RedipruneError(f"alpha must lie in [0, 1], not {alpha}")
-    forms = parse_recipe(recipe, list(made_of.stages))
+    forms = _check(bundle, recipe, samples, ranges, alpha)
+    bounded = None if budget is None else parse_budget(budget)
+    if bounded is not None:
+        _check_single_layers(forms)
+        if questions < 1:
+            raise RedipruneError(f"questions must be at least 1, not {questions}")
+        if bounded.kind == ACCURACY and data is not None and data.is_dir():
+            raise RedipruneError(f"folder '{data}' has no questions with answers; give a JSONL, or --budget error=0.02")
     limits = limits_of(forms)
     for limit in limits:
         if limit.backend == backend and limit.below is None:
@@ -91,25 +93,19 @@ def calibrate(
     if target == bundle.folder.resolve():
         raise RedipruneError(f"'{folder}' is the bundle to calibrate, which stays as it is; give -o another folder")
 
-    for form in forms.values():
-        if FORMS[form].from_fp32 and made_of.precision != "fp32":
-            raise RedipruneError(
-                f"{form} is made of an fp32 bundle, and '{source}' is {made_of.precision}; export one with: rediprune export "
-                f"{made_of.source.name} -o {source}-fp32"
-            )
     needed = [stage for stage, form in forms.items() if FORMS[form].data == "needed"]
     used = [stage for stage, form in forms.items() if FORMS[form].data]
     options = ["--recipe", recipe, "--samples", str(samples), "--seed", str(seed), "--ranges", ranges]
     options += ["--alpha", str(alpha)] if alpha is not None else ["--no-smooth"]
     options += [word for pattern in skip for word in ("--skip", pattern)]
+    options += ["--budget", str(bounded)] if bounded is not None else []
+    options += ["--questions", str(questions)] if bounded is not None and bounded.kind == ACCURACY else []
     options += ["--data", str(data.resolve())] if data is not None else []
     with making(target):
-        cache = target.parent / f".{bundle.folder.resolve().name}.activations"
+        cache = _cache(bundle, target)
         shown: Data | None = None
-        if _can_run(bundle, needed):
-            report("data", "reading", 0.0)
-            shown = open_data(data, samples, seed, "video" in made_of.modalities, cache)
-            report("data", f"{len(shown.samples)} samples, {len(shown.held_out)} held out", 1.0)
+        if _can_run(bundle, needed if bounded is None else list(forms)):
+            shown = _open_data(bundle, data, samples, seed, cache, report)
         record = CalibrationSpec(
             source=str(bundle.folder.resolve()),
             source_digest=made_of.digest,
@@ -121,6 +117,7 @@ def calibrate(
             skipped=skipped,
             limits=limits,
             tools={name: version(name) for name in _TOOLS},
+            budget="" if bounded is None else str(bounded),
         )
         key = record.model_dump()
         if not force and (current := _current(target, key)) is not None:
@@ -130,55 +127,174 @@ def calibrate(
         statistics = {}
         if shown is not None:
             statistics = _statistics(bundle, list(forms), used, shown, cache, report)
-        for stage in needed:
-            if not statistics[stage].activations:
-                raise RedipruneError(
-                    f"no sample reaches stage '{stage}'; give --data with {'videos' if 'video' in stage else 'pictures'}, "
-                    f"or leave it as it is: --recipe {recipe},{stage}=keep"
-                )
-        stages = {}
+        _check_reached(needed, statistics, recipe)
+        stages = Stages(bundle, forms, statistics, ranges, alpha, staging, report)
+
+        def costs(names: Sequence[str]) -> list[Sensitivity]:
+            assert shown is not None  # with a budget the source was found to run
+            return _costs(bundle, forms, names, skipped, statistics, shown, ranges, alpha, cache, force, report)
+
+        def written() -> Bundle:
+            found = record.model_copy(
+                update={
+                    "recipe": {name: form for name, form in forms.items() if name in stages.fidelity},
+                    "limits": limits_of({name: forms[name] for name in stages.fidelity}),
+                    "fidelity": stages.fidelity,
+                    "skipped": {name: layers for name, layers in stages.skipped.items() if layers},
+                    "sensitivity": stages.sensitivity,
+                }
+            )
+            changes = {"tool_version": version("rediprune"), "precision": recipe, "engines": {}, "calibration": found}
+            return stages.write(made_of.model_copy(update=changes))
+
         for name in made_of.stages:
             if name not in forms:
-                stages[name] = _carry_over(bundle, name, staging.folder)
+                stages.leave(name)
                 continue
-            finished, fidelity = staging.finished(name), staging.folder / f"{name}.fidelity.done"
-            if finished is None or not fidelity.is_file():
-                report(name, "quantising", 0.0)
-                seen = statistics.get(name, Statistics({}, []))
-                skips = skipped.get(name, [])
-                finished = _make_stage(
-                    bundle,
-                    name,
-                    forms[name],
-                    seen.activations,
-                    skips,
-                    ranges,
-                    alpha,
-                    staging,
-                    report,
-                )
-                report(name, "comparing with the source", 0.8)
-                near = _fidelity(bundle, name, finished, seen.held, staging.folder)
-                fidelity.write_text("null" if near is None else near.model_dump_json(), encoding="utf-8")
-                staging.finish(name, finished)
-            stages[name] = finished
-            found = json.loads(fidelity.read_text(encoding="utf-8"))
-            record.fidelity[name] = None if found is None else Fidelity.model_validate(found)
+            if not stages.resume(name):
+                stages.make(name, skipped.get(name, []))
+                if bounded is not None and bounded.kind == ERROR and stages.error(name) > bounded.most:
+                    stages.spare(costs([name]), skipped, bounded, partial(stages.error, name))
+                stages.finish(name)
             report(name, "done", 1.0)
-        manifest = made_of.model_copy(
-            update={
-                "tool_version": version("rediprune"),
-                "precision": recipe,
-                "stages": stages,
-                "engines": {},
-                "calibration": record,
-            }
-        )
-        for file in made_of.files:
-            (staging.folder / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(bundle.path(file), staging.folder / file)
-        staging.publish(manifest)
+        if bounded is not None and bounded.kind == ERROR:
+            record.measured = {name: stages.error(name) for name in stages.fidelity}
+        elif bounded is not None:
+            asked = open_questions(data, samples, questions, seed, "video" in made_of.modalities, cache)
+            exam = Exam(bundle.folder, asked, cache / "replies.jsonl", partial(_told, report))
+            for name in forms:
+                stages.make(name, skipped.get(name, []))
+            stages.sensitivity = []
+            if exam.lost(written().folder) > bounded.most:
+                stages.spare(costs(list(forms)), skipped, bounded, lambda: exam.lost(written().folder))
+            for name in forms:
+                stages.finish(name)
+            record.measured = exam.points(written().folder)
+        if not stages.fidelity:
+            raise RedipruneError(_says_impossible(bounded, stages.sensitivity))
+        staging.publish(written().manifest)
     return Bundle.open(target)
+
+
+def sensitivity(
+    source: str | Path,
+    recipe: str = "int8",
+    *,
+    data: Path | None = None,
+    samples: int = 64,
+    seed: int = 0,
+    ranges: str = "minmax",
+    alpha: float | None = ALPHA,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> list[Sensitivity]:
+    """What each unit of layers costs where it alone is quantised; what was measured serves `calibrate` too.
+
+    Takes what `calibrate` takes, makes no bundle, and raises what it raises.
+    """
+    report = progress or (lambda stage, what, fraction: None)
+    bundle = Bundle.open(source)
+    forms = _check(bundle, recipe, samples, ranges, alpha)
+    _check_single_layers(forms)
+    with making(bundle.folder.resolve().with_name(f"{bundle.folder.resolve().name}.sensitivity")):
+        _can_run(bundle, list(forms))
+        cache = _cache(bundle, bundle.folder.resolve())
+        shown = _open_data(bundle, data, samples, seed, cache, report)
+        used = [stage for stage, form in forms.items() if FORMS[form].data]
+        statistics = _statistics(bundle, list(forms), used, shown, cache, report)
+        _check_reached([name for name in used if FORMS[forms[name]].data == "needed"], statistics, recipe)
+        return _costs(bundle, forms, list(forms), {}, statistics, shown, ranges, alpha, cache, force, report)
+
+
+def _costs(
+    bundle: Bundle,
+    forms: Mapping[str, str],
+    stages: Sequence[str],
+    skipped: Mapping[str, list[str]],
+    statistics: Mapping[str, Statistics],
+    shown: Data,
+    ranges: str,
+    alpha: float | None,
+    cache: Path,
+    force: bool,
+    report: Progress,
+) -> list[Sensitivity]:
+    """What each unit of some stages costs, but for layers that are skipped."""
+    return measure(
+        bundle,
+        {stage: forms[stage] for stage in stages},
+        [unit for stage in stages for unit in units_of(bundle, stage, skipped.get(stage, []))],
+        {stage: statistics[stage].activations for stage in stages},
+        shown.held_out,
+        _place(bundle, shown, cache),
+        ranges,
+        alpha,
+        force,
+        progress=lambda what, fraction: report("sensitivity", what, fraction),
+    )
+
+
+def _open_data(bundle: Bundle, data: Path | None, samples: int, seed: int, cache: Path, report: Progress) -> Data:
+    report("data", "reading", 0.0)
+    shown = open_data(data, samples, seed, "video" in bundle.manifest.modalities, cache)
+    report("data", f"{len(shown.samples)} samples, {len(shown.held_out)} held out", 1.0)
+    return shown
+
+
+def _told(report: Progress, label: str, at: int, total: int) -> None:
+    report("questions", label, at / total)
+
+
+def _says_impossible(budget: Budget | None, found: Sequence[Sensitivity]) -> str:
+    """That a budget leaves nothing quantised, and what the last unit tried alone costs."""
+    if budget is None or not found:
+        return "no layer is left to quantise; give fewer --skip"
+    last = {one.stage: one for one in found}.values() if budget.kind == ERROR else found[-1:]
+    least = min(last, key=lambda one: one.error)
+    return (
+        f"no layer can be quantised within {budget}: '{least.stage}/{least.unit}' alone loses more (its error is "
+        f"{least.error:.2g}); allow more, or choose another form with --recipe"
+    )
+
+
+def _check(bundle: Bundle, recipe: str, samples: int, ranges: str, alpha: float | None) -> dict[str, str]:
+    """Stage → form, of settings found good."""
+    made_of = bundle.manifest
+    _check_source(bundle, recipe)
+    if ranges not in RANGES:
+        raise RedipruneError(f"ranges '{ranges}' are not one of {', '.join(RANGES)}")
+    if samples < 1:
+        raise RedipruneError(f"samples must be at least 1, not {samples}")
+    if alpha is not None and not 0 <= alpha <= 1:
+        raise RedipruneError(f"alpha must lie in [0, 1], not {alpha}")
+    forms = parse_recipe(recipe, list(made_of.stages))
+    for form in forms.values():
+        if FORMS[form].from_fp32 and made_of.precision != "fp32":
+            raise RedipruneError(
+                f"{form} is made of an fp32 bundle, and '{bundle.folder}' is {made_of.precision}; export one with: "
+                f"rediprune export {made_of.source.name} -o {bundle.folder}-fp32"
+            )
+    return forms
+
+
+def _check_single_layers(forms: Mapping[str, str]) -> None:
+    for stage, form in forms.items():
+        if not FORMS[form].single_layers:
+            others = ", ".join(name for name, other in FORMS.items() if other.single_layers)
+            raise RedipruneError(
+                f"{form} takes the whole of stage '{stage}', so none of its layers has a sensitivity or can stay as it is; "
+                f"choose of {others}, or go without a budget"
+            )
+
+
+def _check_reached(needed: Sequence[str], statistics: Mapping[str, Statistics], recipe: str) -> None:
+    """Refuse stages whose forms are made of activations where no sample gave any."""
+    for stage in needed:
+        if not statistics[stage].activations:
+            raise RedipruneError(
+                f"no sample reaches stage '{stage}'; give --data with {'videos' if 'video' in stage else 'pictures'}, "
+                f"or leave it as it is: --recipe {recipe},{stage}=keep"
+            )
 
 
 def _check_source(bundle: Bundle, recipe: str) -> None:
@@ -243,9 +359,7 @@ def _statistics(
 
     Activations are taken for those where they are `used`; cases held out for all.
     """
-    digest = hashlib.sha256(f"{bundle.manifest.digest} {shown.sha256}".encode()).hexdigest()[:16]
-    place = cache / digest
-    place.mkdir(parents=True, exist_ok=True)
+    place = _place(bundle, shown, cache)
     found = {}
     for stage in stages:
         with suppress(OSError, ValueError):
@@ -269,88 +383,16 @@ def _statistics(
     return found
 
 
-def _make_stage(
-    bundle: Bundle,
-    stage: str,
-    form: str,
-    activations: Mapping[str, Activation],
-    skipped: Sequence[str],
-    ranges: str,
-    alpha: float | None,
-    staging: Staging,
-    report: Progress,
-) -> StageSpec:
-    model = load_graph(bundle, stage)
-    layers = [layer for layer in linear_layers(model) if layer.name not in skipped]
-    match form:
-        case "int8":
-            qdq.quantize(model, layers, activations, qdq.INT8, ranges, alpha)
-        case "fp8":  # has exponents for the outliers
-            qdq.quantize(model, layers, activations, qdq.FP8, alpha=None)
-        case "int8-dynamic":
-            int8_dynamic.quantize(model, layers)
-        case "int4":
-            int4.quantize(model, layers, {name: seen.rows for name, seen in activations.items()} or None)
-        case "fp16":
-            halves.convert(model, ir.DataType.FLOAT16)
-        case "bf16":
-            halves.convert(model, ir.DataType.BFLOAT16)
-    return _save(model, bundle.manifest.stages[stage], form, staging.folder, report)
+def _cache(bundle: Bundle, beside: Path) -> Path:
+    """Where is kept what was seen of a bundle, for calibrations `beside` which it lies."""
+    return beside.parent / f".{bundle.folder.resolve().name}.activations"
 
 
-def _carry_over(bundle: Bundle, stage: str, folder: Path) -> StageSpec:
-    """A stage as it is: copied, or written anew with weights of its own where it refers to the checkpoint's files.
-
-    Not linked: these files hold the other stages' weights too, and onnx_ir reads no file of two names.
-    """
-    spec = bundle.manifest.stages[stage]
-    if any(file.startswith(f"{WEIGHTS}/") for file in spec.files):
-        return _save(load_graph(bundle, stage), spec, spec.precision, folder, lambda *_: None)
-    for file in spec.files:
-        shutil.copyfile(bundle.path(file), folder / file)
-    return spec
-
-
-def _save(model: ir.Model, spec: StageSpec, form: str, folder: Path, report: Progress) -> StageSpec:
-    path = folder / spec.file
-    data = path.with_name(path.name + ".data")
-
-    def written(tensor: ir.TensorProtocol, info: ir.external_data.CallbackInfo) -> None:
-        report(path.stem, "writing weights", 0.1 + 0.7 * info.index / max(info.total, 1))
-
-    try:
-        path.unlink(missing_ok=True)
-        data.unlink(missing_ok=True)
-        ir.save(model, path, external_data=data.name, callback=written)
-        if not data.stat().st_size:  # a stage without weights
-            data.unlink()
-    except BaseException:  # Ctrl-C too: an unfinished stage leaves nothing behind
-        path.unlink(missing_ok=True)
-        data.unlink(missing_ok=True)
-        raise
-    files = {f"onnx/{file.name}": file_sha256(file) for file in (path, data) if file.is_file()}
-    ports = zip((spec.inputs, spec.outputs), (model.graph.inputs, model.graph.outputs), strict=True)
-    inputs, outputs = ([_port(port, value) for port, value in zip(*both, strict=True)] for both in ports)
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    weight_bytes = sum(tensor.nbytes for tensor in tensors if tensor is not None)
-    return StageSpec(
-        file=spec.file, files=files, weight_bytes=weight_bytes, precision=form, inputs=inputs, outputs=outputs
-    )
-
-
-def _port(port: TensorSpec, value: ir.Value) -> TensorSpec:
-    return port.model_copy(update={"dtype": value.dtype.numpy().name} if value.dtype is not None else {})
-
-
-def _fidelity(bundle: Bundle, stage: str, spec: StageSpec, held: Sequence[Held], folder: Path) -> Fidelity | None:
-    """Run a finished stage on what the source's got and compare; None where there is nothing to compare."""
-    if not held or "ort" in FORMS[spec.precision].refused:
-        return None
-    manifest = bundle.manifest.model_copy(update={"stages": {**bundle.manifest.stages, stage: spec}, "engines": {}})
-    found = compare_stage(Bundle(folder, manifest), stage, held)
-    return Fidelity(
-        cosine=min(near.cosine for near in found), relative_error=max(near.relative_error for near in found)
-    )
+def _place(bundle: Bundle, shown: Data, cache: Path) -> Path:
+    """In there, the folder for this bundle and data."""
+    place = cache / hashlib.sha256(f"{bundle.manifest.digest} {shown.sha256}".encode()).hexdigest()[:16]
+    place.mkdir(parents=True, exist_ok=True)
+    return place
 
 
 def _current(folder: Path, key: Mapping[str, object]) -> Bundle | None:
@@ -360,6 +402,14 @@ def _current(folder: Path, key: Mapping[str, object]) -> Bundle | None:
     except RedipruneError:
         return None
     made = bundle.manifest.calibration
-    ignored = {"fidelity", "floors"}  # outcomes
+    ignored = {
+        "recipe",
+        "limits",
+        "skipped",
+        "fidelity",
+        "measured",
+        "sensitivity",
+        "floors",
+    }  # outcomes of the options
     same = made is not None and made.model_dump(exclude=ignored) == {k: v for k, v in key.items() if k not in ignored}
     return bundle if same else None

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import onnx_ir as ir
+import onnxruntime as ort
 
 from ..runtime.bundle import Bundle
+from ..runtime.ort import session_options
 
 
 def load_graph(bundle: Bundle, stage: str) -> ir.Model:
@@ -23,3 +25,28 @@ def load_graph(bundle: Bundle, stage: str) -> ir.Model:
                 where, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=str(tensor.name)
             )
     return model
+
+
+def open_graph(bundle: Bundle, stage: str, model: ir.Model, threads: int = 0) -> ort.InferenceSession:
+    """A stage's graph, rewritten in memory, in ONNX Runtime on the CPU: the weights it still has are the bundle's files.
+
+    ONNX Runtime refuses absolute paths of weights: those of `load_graph` are made relative again in `model`.
+    """
+    folder = bundle.path(bundle.manifest.stages[stage].file).parent
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and Path(tensor.location).is_absolute():
+            where = Path(tensor.location).relative_to(folder.absolute())
+            value.const_value = ir.ExternalTensor(
+                where,
+                tensor.offset,
+                tensor.length,
+                tensor.dtype,
+                shape=tensor.shape,
+                name=str(tensor.name),
+                base_dir=folder,
+            )
+    options = session_options(threads)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    graph = ir.to_proto(model).SerializeToString()
+    return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

@@ -1,9 +1,10 @@
-"""The scores of an evaluation as a Markdown page with its plot."""
+"""What was measured as a Markdown page: the scores of an evaluation with their plot, sensitivities."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..runtime.bundle import Bundle
+from ..runtime.bundle import Bundle, Sensitivity
+from ..runtime.cli import sensitivity_rows
 from .evaluate import Score
 from .plot import LABELS, plot_scores
 
@@ -47,6 +48,32 @@ def write_page(scores: Sequence[Score], path: Path, folder: Path, command: str) 
     if len(backends) > 1:
         parts += ["## Backends", f"Replies word for word as those of `{backends[0]}`:", _agreement(scores, backends)]
     path.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+
+
+def write_sensitivity_page(found: Sequence[Sensitivity], path: Path, folder: Path, recipe: str, command: str) -> None:
+    """Write a table for each stage.
+
+    Args:
+        found: in the order of the tables.
+        path: of the page, ending in .md.
+        folder: the bundle that was asked.
+        recipe: what was measured.
+        command: what was called, to be called again.
+    """
+    source = Bundle.open(folder).manifest
+    name = Path(source.source.name).name if Path(source.source.name).is_absolute() else source.source.name
+    parts = [
+        f"# What quantising each part alone costs: {recipe}",
+        f"Made by\n\n```\n{command}\n```\n\nof a {source.precision} bundle of `{name}` (config "
+        f"{source.source.config_sha256[:12]}), {source.family_name}.",
+        "A unit is the layers that read one value. Error alone: of the stage's outputs, the worst of the samples held out. "
+        "Kept sets: their overlap (Jaccard) at keep 0.15. Logits: relative error, the mean. Next tokens: those that stay the "
+        "same. First come those that bring most for their size when they are left as they are.",
+    ]
+    for stage in dict.fromkeys(one.stage for one in found):
+        mine = [one for one in found if one.stage == stage]
+        parts += [f"## {stage}", table(*sensitivity_rows(mine))]
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

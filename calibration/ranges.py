@@ -1,6 +1,13 @@
-"""The range of a quantised activation: the largest magnitude that its integers stand for."""
+"""The range of a quantised activation: the largest magnitude that its integers stand for.
+
+Percentile and entropy look at how often a magnitude occurs, not at what it weighs. Behind a GELU or a SwiGLU nearly all
+values are close to 0 and the few large ones are the signal: their entropy is least for a cut at a sixteenth of the range
+(the demo: 85 % error of the projector, 131 % of the logits). So a cut is made only where no sampled token pays for it:
+where the worst row of the input is no further from itself than under the whole range.
+"""
 
 from collections.abc import Callable
+from functools import wraps
 
 import numpy as np
 
@@ -14,11 +21,32 @@ def minmax(largest: np.ndarray, rows: np.ndarray) -> float:
     return float(largest.max())
 
 
+def _unless_a_token_pays(cut: Callable[[np.ndarray, np.ndarray], float]) -> Callable[[np.ndarray, np.ndarray], float]:
+    """A way to cut ranges that leaves them whole where the cut makes the worst of the rows worse."""
+
+    @wraps(cut)
+    def bounded(largest: np.ndarray, rows: np.ndarray) -> float:
+        whole, top = minmax(largest, rows), cut(largest, rows)
+        return top if _worst_row(rows, top) <= _worst_row(rows, whole) else whole
+
+    return bounded
+
+
+def _worst_row(rows: np.ndarray, top: float) -> float:
+    """The largest relative squared error of a row [C] of `rows` rounded to INT8 with this range."""
+    step = top / (_LEVELS - 1) or 1.0
+    errors = np.square(np.clip(np.rint(rows / step), 1 - _LEVELS, _LEVELS - 1) * step - rows).sum(axis=1)
+    sizes = np.square(rows).sum(axis=1)
+    return float((errors[sizes > 0] / sizes[sizes > 0]).max(initial=0.0))
+
+
+@_unless_a_token_pays
 def percentile(largest: np.ndarray, rows: np.ndarray) -> float:
     """The magnitude that all but 0.01 % of the values stay below."""
     return float(np.percentile(np.abs(rows), PERCENTILE))
 
 
+@_unless_a_token_pays
 def entropy(largest: np.ndarray, rows: np.ndarray) -> float:
     """The cut at which the quantised distribution of magnitudes diverges least from the true one (KL).
 

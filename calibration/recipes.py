@@ -19,6 +19,7 @@ class Form:
         refused: backend → why it does not take the form.
         least: the least compute capability of GPUs whose TensorRT takes it.
         from_fp32: whether only an fp32 bundle can be made into it.
+        single_layers: whether each layer can be in it or not.
     """
 
     summary: str
@@ -26,6 +27,7 @@ class Form:
     refused: Mapping[str, str] = field(default_factory=dict)
     least: str | None = None
     from_fp32: bool = False
+    single_layers: bool = True
 
 
 _CPU_ONLY = "its operators are ONNX Runtime's own for CPUs; choose int8"
@@ -40,13 +42,14 @@ FORMS = {
     ),
     "fp8": Form("static FP8 (E4M3) Q/DQ; ONNX Runtime emulates it, slower than fp32", "needed", least="sm_89"),
     "int4": Form("INT4 weights in blocks of 16 to 128 inputs; products as they were", "used", least="sm_80"),
-    "fp16": Form("half precision; norms, softmax and angles in fp32", "", from_fp32=True),
+    "fp16": Form("half precision; norms, softmax and angles in fp32", "", from_fp32=True, single_layers=False),
     "bf16": Form(
         "bfloat16; norms, softmax and angles in fp32",
         "",
         dict.fromkeys(("ort", "ort-cuda", "openvino"), _NO_BF16),
         least="sm_80",
         from_fp32=True,
+        single_layers=False,
     ),
 }
 

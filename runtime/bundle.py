@@ -145,6 +145,30 @@ class Fidelity(_Strict):
     relative_error: float  # ‖difference‖ / ‖source's output‖
 
 
+class Sensitivity(_Strict):
+    """What the layers that read one value cost where they alone are quantised, on samples held out.
+
+    Attributes:
+        stage, unit: where they are, and their name.
+        layers, weights: the layers, and how many numbers they multiply with.
+        error: of the stage's outputs, ‖difference‖ / ‖source's output‖, the worst.
+        kept: overlap (Jaccard) of the kept sets with the source's, the mean; None where the stage has no say in them.
+        logits: relative error of the logits, the mean over samples.
+        tokens: share of next tokens that stay the same.
+        quantised: what was chosen for them; where not, they stay in the source's precision.
+    """
+
+    stage: str
+    unit: str
+    layers: list[str]
+    weights: int
+    error: float
+    kept: float | None = None
+    logits: float
+    tokens: float
+    quantised: bool = True
+
+
 class CalibrationSpec(_Strict):
     """How a calibrated bundle was made of another one.
 
@@ -158,6 +182,9 @@ class CalibrationSpec(_Strict):
         fidelity: stage → how near it comes to the source's; None where this machine cannot run the form.
         limits: what cannot take the bundle.
         tools: library → version.
+        budget: how much might be lost, as `rediprune calibrate` was told: "error=0.02", "accuracy=1"; "" where it was not.
+        measured: what is lost: by stage the relative error, or by keep ratio the points of accuracy.
+        sensitivity: the ground of the choice of what stays in higher precision; empty where nothing had to.
         floors: stage → the largest relative error that `validate` lets pass, measured by `rediprune report`; None before.
     """
 
@@ -172,6 +199,9 @@ class CalibrationSpec(_Strict):
     fidelity: dict[str, Fidelity | None] = {}
     limits: list[Limit] = []
     tools: dict[str, str] = {}
+    budget: str = ""
+    measured: dict[str, float] = {}
+    sensitivity: list[Sensitivity] = []
     floors: dict[str, float] | None = None
 
     def refusal(self, backend: str, targets: Sequence[str] = ()) -> str | None:

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .bundle import Bundle
+from .bundle import Bundle, CalibrationSpec, Sensitivity
 from .errors import RedipruneError
 
 app = typer.Typer(
@@ -206,6 +207,9 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
         size = sum(opened.path(file).stat().st_size for file in stage.files)
         table.add_row(name, _ports(stage.inputs), _ports(stage.outputs), stage.precision, f"{size / 1e6:.2f} MB")
     console.print(table)
+    if manifest.calibration is not None and manifest.calibration.sensitivity:
+        made = manifest.calibration
+        console.print(sensitivity_table(made.sensitivity, made))
     for backend, engine in manifest.engines.items():
         for stage in engine.stages if engine.files else ():
             opened.check_built(backend, stage)
@@ -213,6 +217,31 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
         stages = ", ".join(f"{stage} {engine.precision.get(stage, '')}".strip() for stage in engine.stages)
         console.print(f"engines: {backend} with {engine.library} {engine.version}{targets}; {stages}", highlight=False)
     console.print("all files are as they were when the bundle was made")
+
+
+def sensitivity_rows(
+    found: Sequence[Sensitivity], made: CalibrationSpec | None = None
+) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a table: what each unit of layers costs; of a calibrated bundle, the precision it has there."""
+    head = ["stage", "unit", "weights", "error alone", "kept sets", "logits", "next tokens"]
+    rows = []
+    for one in found:
+        kept = "" if one.kept is None else f"{one.kept:.3f}"
+        row = [one.stage, one.unit, f"{one.weights:,}", f"{one.error:.3%}", kept, f"{one.logits:.3%}"]
+        row.append(f"{one.tokens:.1%}")
+        if made is not None:
+            row.append(made.recipe[one.stage] if one.quantised else made.source_precision)
+        rows.append(row)
+    return head + ["precision"] * (made is not None), rows
+
+
+def sensitivity_table(found: Sequence[Sensitivity], made: CalibrationSpec | None = None) -> Table:
+    """`sensitivity_rows` for a terminal."""
+    head, rows = sensitivity_rows(found, made)
+    table = Table(*head, title="each unit quantised alone, beside the source, held out")
+    for one, row in zip(found, rows, strict=True):
+        table.add_row(*map(escape, row), style=None if one.quantised else "bold")
+    return table
 
 
 def _ports(ports: list[Any]) -> str:
