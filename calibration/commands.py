@@ -222,6 +222,9 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Splits of the built-in task: test, unseen, or test,unseen.")] = "test",
     train: Annotated[Path | None, typer.Option(help="Refuse questions that are in this JSONL too.")] = None,
     frames: Annotated[int, typer.Option(min=1, help="Frames of a video.")] = 8,
+    frame_tolerance: Annotated[
+        float | None, typer.Option(min=0, help="Encode only frames that differ from those before by more levels.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the random rule.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="Threads per stage; 0 leaves it to the backend.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Keep every reply here (JSONL); a rerun goes on from it.")] = None,
@@ -258,7 +261,18 @@ def evaluate(
         for name, questions in _sets(data, train, splits, images, clips, Path(made), report).items():
             for runner in backend.split(","):
                 scores += run(
-                    bundle, questions, keeps, rules.split(","), runner, out, frames, seed, threads, 16, report, name
+                    bundle,
+                    questions,
+                    keeps,
+                    rules.split(","),
+                    runner,
+                    out,
+                    frames,
+                    seed,
+                    threads,
+                    progress=report,
+                    data=name,
+                    frame_tolerance=frame_tolerance,
                 )
     if plot is not None:
         from .plot import plot_scores

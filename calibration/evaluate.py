@@ -13,6 +13,7 @@ from ..runtime.bundle import Bundle
 from ..runtime.errors import RedipruneError
 from ..runtime.pipeline import Pipeline
 from ..runtime.preprocess import load_image, load_video
+from ..runtime.video import stand_ins
 from .rules import RULES, apply_rule
 
 _FORMAT = 2  # of a stored reply
@@ -215,6 +216,7 @@ def evaluate(
     max_new_tokens: int = 16,
     progress: Callable[[str, int, int], None] | None = None,
     data: str = "",
+    frame_tolerance: float | None = None,
 ) -> list[Score]:
     """Ask every question at every keep ratio with every rule.
 
@@ -232,6 +234,8 @@ def evaluate(
         max_new_tokens: longest answer.
         progress: told label, question number and number of questions.
         data: name of the questions.
+        frame_tolerance: of a video, as `Pipeline.stream` takes it; frames shown as images are replaced by the earlier
+            ones that stand in for them.
 
     Raises:
         RedipruneError: an unusable bundle, rule or picture.
@@ -242,7 +246,8 @@ def evaluate(
     bundle = Bundle.open(folder)
     pipeline = Pipeline.load(folder, backend, threads=threads, cache_bytes=4 << 30)
     macs = _prefill_macs(bundle)
-    key = _key(bundle, questions, backend, frames, seed, max_new_tokens)
+    settings = (backend, frames, seed, max_new_tokens) + (() if frame_tolerance is None else (frame_tolerance,))
+    key = _key(bundle, questions, *settings)
     known = _known(out, key)
     media: dict[Path, tuple[list[Any], list[Any]]] = {}  # images, videos
     first_sight: dict[Path, float] = {}  # seconds of preprocessing and vision
@@ -257,13 +262,14 @@ def evaluate(
                 continue
             alpha = apply_rule(pipeline, rule, (seed, at))
             if question.media not in media:
-                media[question.media] = media_of(question, bundle, frames)
+                media[question.media] = media_of(question, bundle, frames, frame_tolerance)
             images, videos = media[question.media]
             answer = pipeline.generate(
                 question.question,
                 images,
                 videos,
                 frames=frames,
+                frame_tolerance=frame_tolerance,
                 keep=1.0 if rule == "pool2x2" else float(keep),
                 alpha=alpha,
                 max_new_tokens=max_new_tokens,
@@ -289,12 +295,18 @@ def evaluate(
     return scores
 
 
-def media_of(question: Question, bundle: Bundle, frames: int) -> tuple[list[Any], list[Any]]:
-    """What a question is about, as images and videos; a family without videos is shown the frames."""
+def media_of(
+    question: Question, bundle: Bundle, frames: int, frame_tolerance: float | None = None
+) -> tuple[list[Any], list[Any]]:
+    """What a question is about, as images and videos; a family without videos is shown the frames, or their stand-ins."""
     if question.video and "video" in bundle.manifest.modalities:
         return [], [question.media]
-    pictures = load_video(question.media, frames) if question.video else [question.media]
-    return [load_image(picture) for picture in pictures], []
+    if not question.video:
+        return [load_image(question.media)], []
+    pictures = load_video(question.media, frames)
+    if frame_tolerance is not None:
+        pictures = [pictures[at] for at in stand_ins(pictures, frame_tolerance)]
+    return list(pictures), []
 
 
 def is_right(answer: str, expected: str) -> bool:

@@ -7,7 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rediprune.calibration.dataset import write_set
-from rediprune.calibration.evaluate import Reply, Score, check_disjoint, evaluate, is_right, read_questions, wilson
+from rediprune.calibration.evaluate import (
+    Reply,
+    Score,
+    check_disjoint,
+    evaluate,
+    is_right,
+    media_of,
+    read_questions,
+    wilson,
+)
 from rediprune.calibration.page import write_page
 from rediprune.calibration.plot import plot_scores
 from rediprune.calibration.rules import apply_rule, uniform_tokens
@@ -44,6 +53,21 @@ def test_the_demo_sees_and_keeps_seeing_when_pruned(demo: Path, dataset: Path, t
     assert pruned.prefill_macs < 0.3 * whole.prefill_macs
     plot_scores(scores, tmp_path / "plot.png", "test")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_frames_with_stand_ins_cost_less_and_equal_ones_change_nothing(demo: Path, dataset: Path) -> None:
+    clips = [question for question in read_questions(dataset) if question.video]
+    encoded, replies = [], []
+    for tolerance in (None, 0, 255):
+        pipeline = Pipeline.load(demo)
+        images = {clip.media: media_of(clip, pipeline.bundle, 8, tolerance)[0] for clip in clips}
+        encoded.append(
+            sum(pipeline.generate("What?", each, max_new_tokens=1).encoded_frames for each in images.values())
+        )
+        (score,) = evaluate(demo, clips, [0.15], frame_tolerance=tolerance)
+        replies.append([reply.token_ids for reply in score.replies])
+    assert replies[0] == replies[1]
+    assert encoded[0] >= encoded[1] > encoded[2] == len({clip.media for clip in clips})
 
 
 @pytest.mark.parametrize("keep", [1.0, 0.15])
