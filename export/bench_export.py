@@ -75,7 +75,7 @@ def _run(command: list[str]) -> dict[str, Any]:
         assert process.stdout is not None
         last = b""
         for line in iter(lambda: process.stdout.read(1 << 20), b""):  # pyright: ignore[reportOptionalMemberAccess]
-            last = (last + line)[-(1 << 20) :]
+            last = line
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
