@@ -88,10 +88,11 @@ bench: $(READY) | checkpoints/$(BENCH)
 gpu-measurements: $(READY)
 	$(BIN)/python -m rediprune.export.gpu_measurements $(BUNDLE) --json $(BUNDLE)-gpu.json --markdown $(BUNDLE)-gpu.md
 
-# What exporting a 7B checkpoint takes: 14 GB of disk for made weights, little memory.
+# What exporting a 7B checkpoint takes, opening its decoder, quantising it and one answer: 25 GB of disk (made weights
+# and the int4 engine), about 10 GB of memory.
 bench-7b: $(READY)
 	$(BIN)/python -m rediprune.export.bench_export --checkpoint checkpoints/7b --bundle engines/7b-$(PRECISION) \
-		--precision $(PRECISION)
+		--precision $(PRECISION) --image $(IMAGE)
 
 # The TensorRT plugin; TENSORRT_ROOT holds include/NvInfer.h.
 plugin:

@@ -1,4 +1,4 @@
-"""What an export takes: seconds, peak memory, bytes written. `python -m rediprune.export.bench_export --help`.
+"""What exporting and quantising a checkpoint takes, and one answer. `python -m rediprune.export.bench_export --help`.
 
 Each step runs in a process of its own, so that its peak memory is its own. The peer of the export is reading the
 checkpoint's bytes once, which every exporter that loads weights does at least. The last line is one JSON document.
@@ -26,6 +26,8 @@ def main() -> None:
     parser.add_argument("--size", default="7b", help="of a made checkpoint: tiny, real or 7b (14 GB)")
     parser.add_argument("--family", default="llava_next_video")
     parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--image", help="quantise the decoder to int4 and ask one question about this picture")
+    parser.add_argument("--skip-open", action="store_true", help="do not open `language` from the checkpoint's files")
     parser.add_argument("--out", type=Path, help="write the JSON document here too")
     asked = parser.parse_args()
     cli = [sys.executable, "-m", "rediprune.runtime"]
@@ -49,7 +51,17 @@ def main() -> None:
     document["linked_bytes"] = sum(file.stat().st_size for file in files if file.stat().st_nlink > 1)
     stages = Bundle.open(asked.bundle, verify=False).manifest.stages
     document["compared"] = {name: stage.compared for name, stage in stages.items()}
-    document["language"] = _run([sys.executable, "-m", "rediprune.export.bench_export_open", str(asked.bundle)])
+    if not asked.skip_open:
+        document["language"] = _run([sys.executable, "-m", "rediprune.export.bench_export_open", str(asked.bundle)])
+    if asked.image is not None:
+        small = str(asked.bundle.with_name(f"{asked.bundle.name}-int4"))
+        recipe = ["--recipe", "language=int4", "--force"]
+        document["int4"] = _run([*cli, "calibrate", str(asked.bundle), "-o", small, *recipe])
+        document["build"] = _run([*cli, "build", small, "--backend", "ort"])
+        question = ["--prompt", "What is this?", "--keep", "0.15", "--prune-tiles", "--max-new-tokens", "16", "--json"]
+        document["answer"] = _run([*cli, "run", small, "--image", asked.image, *question])
+        document["answer"]["says"].pop("kept")
+    document["load_after"] = round(os.getloadavg()[0], 1)
     text = json.dumps(document)
     if asked.out is not None:
         asked.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
@@ -63,7 +75,7 @@ def _run(command: list[str]) -> dict[str, Any]:
         assert process.stdout is not None
         last = b""
         for line in iter(lambda: process.stdout.read(1 << 20), b""):  # pyright: ignore[reportOptionalMemberAccess]
-            last = line[-4096:]
+            last = line
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -74,7 +86,7 @@ def _run(command: list[str]) -> dict[str, Any]:
         "peak_memory": usage.ru_maxrss * 1024,
     }
     answer = re.findall(rb"^\{.*\}$", last, re.MULTILINE)
-    return found | (json.loads(answer[-1]) if answer else {})
+    return found | ({"says": json.loads(answer[-1])} if answer else {})
 
 
 if __name__ == "__main__":

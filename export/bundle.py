@@ -7,6 +7,7 @@ Work is done beside the bundle (`runtime.staging`): a stage finished there is no
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -33,8 +34,9 @@ from ..runtime.bundle import (
 from ..runtime.errors import RedipruneError
 from ..runtime.staging import Staging, check_room, check_target, making
 from .card import write_card
-from .check import COMPARED, check_graph, check_stage
+from .check import COMPARED, COMPARED_WHOLE, check_graph, check_stage
 from .checkpoint import Checkpoint, Skeleton
+from .layers import UnlikeLayersError, can_deepen, deepen
 from .shards import Hashing, can_link, link
 from .trace import trace
 
@@ -60,8 +62,9 @@ def export_bundle(
         folder: the bundle to make. An up-to-date bundle there is left as it is.
         precision: "fp32" or "fp16", of weights and activations (selection is always float32).
         force: redo everything.
-        check: run every graph beside its eager module at three sizes, save stages too large for it (`check.COMPARED`);
-            `StageSpec.compared` says which were. That a graph is valid ONNX is always checked.
+        check: run every graph beside its eager module at three sizes: large ones with their first layers only, and
+            not those that are too large even then (`check.COMPARED`); `StageSpec.compared` says which were. That a graph
+            is valid ONNX is always checked.
         progress: told what is being done.
         copy: write the weights anew, converted and laid out as the engines read them, instead of referring to the
             checkpoint's files. Always so where these cannot be linked to, as on another file system.
@@ -79,7 +82,7 @@ def export_bundle(
     skeleton = checkpoint.skeleton(precision)
     weights = skeleton.weights
     refer = not copy and can_link(weights.files, folder)
-    with Hashing(weights.files) as hashing:  # beside the tracing
+    with Hashing(_by_use(skeleton)) as hashing:  # beside the tracing
         if not force and (folder / MANIFEST).is_file():
             report("checkpoint", "hashing the weights", 0.0)
             current = _current(folder, checkpoint, checkpoint.source(hashing.result()), precision, refer)
@@ -136,34 +139,21 @@ def _export_stage(
     data = path.with_name(path.name + ".data")
     try:
         report(stage.name, "tracing", 0.0)
-        model = trace(stage, skeleton.dtype)
-        place = PurePosixPath(WEIGHTS).name if refer else None
-        used = skeleton.weights.bind(model, stage.module, skeleton.buffers, skeleton.dtype, place)
-        link(used, folder / WEIGHTS)
-
-        def written(tensor: Any, info: Any) -> None:
-            report(stage.name, "writing weights", 0.4 + 0.3 * info.index / max(info.total, 1))
-
-        if refer:
-            ir.save(model, path)
-        else:
-            ir.save(model, path, external_data=data.name, callback=written)
-            if not data.stat().st_size:  # a stage without weights
-                data.unlink()
-        check_graph(stage, path)
-        compared = check and skeleton.parameters(stage) <= COMPARED
-        if compared:
-            report(stage.name, "checking against PyTorch", 0.7)
-            check_stage(stage, path, skeleton)
+        model, shallow = _trace(stage, skeleton)
+        compared = False
+        if check and shallow is not None and skeleton.parameters(stage) > COMPARED_WHOLE:
+            _save(shallow, skeleton.shallow, path, refer, report)
+            compared = _compare(skeleton.shallow, path, report)
+        used = _save(model, skeleton, path, refer, report)
+        if check and not compared:
+            compared = _compare(skeleton, path, report)
         report(stage.name, "hashing", 0.95)
     except BaseException:  # Ctrl-C too: an unfinished stage leaves nothing behind
         path.unlink(missing_ok=True)
         data.unlink(missing_ok=True)
         raise
     files = {f"onnx/{file.name}": file_sha256(file) for file in (path, data) if file.is_file()}
-    if used:
-        hashes = hashing.result()
-        files |= {f"{WEIGHTS}/{file.name}": hashes[file.name] for file in used}
+    files |= {f"{WEIGHTS}/{file.name}": hashing.of(file) for file in used}
     return StageSpec(
         file=f"onnx/{path.name}",
         files=files,
@@ -173,6 +163,53 @@ def _export_stage(
         weight_bytes=skeleton.parameter_bytes(stage),
         compared=compared,
     )
+
+
+def _by_use(skeleton: Skeleton) -> list[Path]:
+    """The checkpoint's files in the order in which the stages refer to them, so that none waits for another's hashes."""
+    weights = skeleton.weights
+    used = [weights.of(parameter).file for stage in skeleton.stages for parameter in stage.module.parameters()]
+    return list(dict.fromkeys([*used, *weights.files]))
+
+
+def _trace(stage: Stage, skeleton: Skeleton) -> tuple[ir.Model, ir.Model | None]:
+    """A stage's graph and, where it was made of one with fewer layers, that one."""
+    if can_deepen(stage):
+        shallow = trace(skeleton.shallow.stage(stage.name), skeleton.dtype)
+        with suppress(UnlikeLayersError):
+            return deepen(shallow, stage), shallow
+    return trace(stage, skeleton.dtype), None
+
+
+def _save(model: ir.Model, skeleton: Skeleton, path: Path, refer: bool, report: Progress) -> list[Path]:
+    """Bind a stage's graph to its weights, save it and see that it is valid; returns the files it refers to."""
+    stage = skeleton.stage(path.stem)
+    place = PurePosixPath(WEIGHTS).name if refer else None
+    used = skeleton.weights.bind(model, stage.module, skeleton.buffers, skeleton.dtype, place)
+    link(used, path.parent / PurePosixPath(WEIGHTS).name)
+
+    def written(tensor: Any, info: Any) -> None:
+        report(stage.name, "writing weights", 0.4 + 0.3 * info.index / max(info.total, 1))
+
+    if refer:
+        ir.save(model, path)
+    else:
+        data = path.with_name(path.name + ".data")
+        ir.save(model, path, external_data=data.name, callback=written)
+        if not data.stat().st_size:  # a stage without weights
+            data.unlink()
+    check_graph(stage, path)
+    return used
+
+
+def _compare(skeleton: Skeleton, path: Path, report: Progress) -> bool:
+    """Run a saved graph beside its eager module; returns False where that would take too long."""
+    stage = skeleton.stage(path.stem)
+    if skeleton.parameters(stage) > COMPARED:
+        return False
+    report(stage.name, "checking against PyTorch", 0.7)
+    check_stage(stage, path, skeleton)
+    return True
 
 
 def _tensor(port: Port, dtype: torch.dtype) -> TensorSpec:

@@ -14,8 +14,11 @@ from .checkpoint import Skeleton
 # A wrongly traced dimension fails or is off by far more; `validate` is what measures the error.
 _LARGEST_ERROR = {torch.float32: 1e-3, torch.float16: 3e-2}
 
-# Parameters of the largest stage that is compared: each side reads them once per size. With more it takes minutes.
-COMPARED = 2 << 30
+# Parameters of the largest stage that is compared whole: each side reads them once per size. Of a larger one the first
+# layers are compared, where the others are made after them (`layers`), if these have no more than COMPARED: what is
+# mapped and converted of them counts as memory.
+COMPARED_WHOLE = 1 << 27
+COMPARED = 1 << 29
 
 SIZES: tuple[dict[str, int], ...] = (
     {"frames": 1, "patches": 9, "question": 1, "kept": 1, "batch": 1, "tokens": 1, "cache": 12},
@@ -59,6 +62,12 @@ def check_stage(stage: Stage, path: Path, skeleton: Skeleton) -> float:
     Raises:
         RedipruneError: the graph does not run at a size, or an output differs from the eager module's.
     """
+    answers = []
+    with torch.no_grad(), skeleton.weights.supplied(stage.module, skeleton.buffers, skeleton.dtype):
+        for seed, sizes in enumerate(SIZES):  # before the graph is opened: not both in memory
+            inputs = stage.random_inputs(sizes, skeleton.dtype, seed)
+            answer = stage.module(*(value.float() if value.is_floating_point() else value for value in inputs))
+            answers.append((inputs, answer if isinstance(answer, tuple) else (answer,)))
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL  # folds converted weights into memory
@@ -67,12 +76,7 @@ def check_stage(stage: Stage, path: Path, skeleton: Skeleton) -> float:
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # by default all Casts run first and fill the memory
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     worst = 0.0
-    for seed, sizes in enumerate(SIZES):
-        inputs = stage.random_inputs(sizes, skeleton.dtype, seed)
-        eager = [value.float() if value.is_floating_point() else value for value in inputs]
-        with torch.no_grad(), skeleton.weights.supplied(stage.module, skeleton.buffers, skeleton.dtype):
-            expected = stage.module(*eager)
-        expected = expected if isinstance(expected, tuple) else (expected,)
+    for sizes, (inputs, expected) in zip(SIZES, answers, strict=True):
         feed = {port.name: value.numpy() for port, value in zip(stage.inputs, inputs, strict=True)}
         used = {name: sizes[name] for name in sorted(stage.symbols())}
         try:

@@ -1,7 +1,7 @@
 """The checkpoint to export: a local folder or a hub id, its config, its family and its architecture without weights."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from ..graphs.families import Family, UnsupportedModelError, family_of
 from ..graphs.stages import Stage, stages_of
 from ..runtime.bundle import Source, file_sha256
 from ..runtime.errors import RedipruneError
+from .layers import shallow_config
 from .weights import Weights
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -118,6 +119,15 @@ class Skeleton:
     @cached_property
     def stages(self) -> list[Stage]:
         return stages_of(self.model, self.checkpoint.family)
+
+    @cached_property
+    def shallow(self) -> "Skeleton":
+        """The same model with only the first layers of its tower and its decoder (`layers`)."""
+        precision = next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
+        return replace(self.checkpoint, config=shallow_config(self.checkpoint.config)).skeleton(precision)
+
+    def stage(self, name: str) -> Stage:
+        return next(stage for stage in self.stages if stage.name == name)
 
     @cached_property
     def newline(self) -> Tensor | None:

@@ -33,6 +33,10 @@ class Hashing:
     def __exit__(self, *raised: object) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
+    def of(self, file: Path) -> str:
+        """sha256 of one file, when it is done."""
+        return self._hashes[file.name].result()
+
     def result(self) -> dict[str, str]:
         """Name → sha256, when all are done."""
         return {name: future.result() for name, future in self._hashes.items()}

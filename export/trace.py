@@ -1,5 +1,6 @@
 """Stage → ONNX graph, traced on the meta device: the weights are neither loaded nor needed here."""
 
+import ast
 import logging
 import warnings
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from onnxscript.values import Opset
 
 from ..graphs.maxmin import select_model
 from ..graphs.stages import Stage
+from .layers import SCOPES
 
 OPSET = 24  # the first with TensorScatter, which updates the KV cache in place
 IR_VERSION = 11  # onnx writes a newer one by default than engines read (ONNX Runtime 1.31: 13 at most)
@@ -102,8 +104,9 @@ def _name_dimensions(model: ir.Model, stage: Stage) -> None:
 
 
 def _drop_traces(model: ir.Model) -> None:
-    """Drop the tracer's notes on each node: source paths of the machine and bulk."""
+    """Drop the tracer's notes on each node, source paths of the machine and bulk; where it is from stays in memory."""
     for node in model.graph.all_nodes():
+        node.meta[SCOPES] = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
         node.metadata_props.clear()
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         value.metadata_props.clear()

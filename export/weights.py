@@ -259,16 +259,29 @@ def _refer(graph: ir.Graph, value: ir.Value, stored: StoredTensor, dtype: torch.
         value.const_value = tensor
         return
     raw = ir.Value(name=name, type=ir.TensorType(kind), shape=shape, const_value=tensor)
-    cast = ir.node("Cast", [raw], attributes={"to": int(_ONNX[dtype])}, name=f"{name}.cast")
-    converted = cast.outputs[0]
-    converted.name, converted.type, converted.shape = f"{name}.converted", value.type, shape
-    # Beside its first use: run as written, a graph then holds one converted weight at a time.
-    users = {id(node) for node, _ in value.uses()}
-    first = next(node for node in graph if id(node) in users)
-    value.replace_all_uses_with(converted)
+    value.replace_all_uses_with(raw)
     graph.initializers.pop(name)
     graph.register_initializer(raw)
-    graph.insert_before(first, cast)
+    users = raw.uses()
+    if all(node.op_type == "Gather" and index == 0 for node, index in users):
+        for node, _ in users:  # a table: the rows that are looked up are converted, not all of it
+            (rows,) = node.outputs
+            cast = _cast(rows, value, str(rows.name))
+            rows.name, rows.type = f"{rows.name}.stored", raw.type
+            graph.insert_after(node, cast)
+    else:
+        # Beside its first use: run as written, a graph then holds one converted weight at a time.
+        first = next(node for node in graph if node in {user for user, _ in users})
+        cast = _cast(raw, value, f"{name}.converted")
+        graph.insert_before(first, cast)
+
+
+def _cast(value: ir.Value, like: ir.Value, name: str) -> ir.Node:
+    """A Cast through which all users of `value` get it in the type of `like`."""
+    assert like.dtype is not None
+    converted = ir.Value(name=name, type=like.type, shape=value.shape)
+    value.replace_all_uses_with(converted, replace_graph_outputs=True)
+    return ir.Node("", "Cast", [value], [ir.AttrInt64("to", like.dtype)], outputs=[converted], name=f"{name}.cast")
 
 
 def fold_transposes(model: ir.Model) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .families import Family
+from .families.base import hidden_indices
 from .language import LanguageStage, cache_names, cache_shape
 from .query import pool_query
 from .selection import select_tokens
@@ -22,6 +23,14 @@ class Port:
 
 
 @dataclass(frozen=True)
+class Stack:
+    """Layers that a module runs one after the other, each on what the one before gave: the first so many at `path`."""
+
+    path: str
+    layers: int
+
+
+@dataclass(frozen=True)
 class Stage:
     """An eager module and its ports. Symbols of the same name are equal within a stage."""
 
@@ -29,6 +38,7 @@ class Stage:
     module: nn.Module
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    stack: Stack | None = None
 
     def symbols(self) -> set[str]:
         return {dim for port in self.inputs for dim in port.shape if isinstance(dim, str)}
@@ -79,6 +89,7 @@ def stages_of(model: nn.Module, family: Family) -> list[Stage]:
     stages = []
     for name, module in family.vision_stages(model).items():
         outputs = {m.output: m.leading + m.rows * m.columns for m in modalities.values() if m.stage == name}
+        chosen = hidden_indices(module.get_submodule("tower"), config.vision_feature_layer)
         if getattr(module, "pool", None) is not None:  # both outputs exist, whatever the modalities use
             outputs = {key: outputs[key] for key in ("features", "pooled_features")}
         stages.append(
@@ -87,6 +98,7 @@ def stages_of(model: nn.Module, family: Family) -> list[Stage]:
                 module,
                 (Port("pixel_values", ("frames", 3, size, size)),),
                 tuple(Port(output, ("frames", patches, channels)) for output, patches in outputs.items()),
+                Stack("tower.encoder.layers", chosen[0]) if len(chosen) == 1 else None,
             )
         )
     stages.append(
@@ -135,6 +147,7 @@ def stages_of(model: nn.Module, family: Family) -> list[Stage]:
                 Port("logits", ("batch", 1, text.vocab_size)),
                 *(Port(f"present.{name}", cache) for name in names),
             ),
+            Stack("decoder.layers", text.num_hidden_layers),
         )
     )
     return stages

@@ -51,7 +51,7 @@ def test_matrices_are_the_checkpoints_own_bytes(bundle_of: Callable[[str], Path]
     assert seen > 20
 
 
-def test_a_weight_reaches_its_user_through_cast_then_transpose(tmp_path: Path) -> None:
+def test_a_weight_reaches_its_user_through_a_cast(tmp_path: Path) -> None:
     """bf16 and tied embeddings: one tensor in the file, the same bytes in both stages, and what eager PyTorch gives."""
     folder = make_checkpoint(tmp_path / "bf16", "llava", "clip", "qwen2", dtype="bfloat16", shard_size=50_000)
     bundle = export_bundle(Checkpoint.open(str(folder)), tmp_path / "bundle").folder
@@ -61,10 +61,10 @@ def test_a_weight_reaches_its_user_through_cast_then_transpose(tmp_path: Path) -
         tensor = next(t for t in graph(bundle, stage).initializer if t.name == name)
         assert tensor.data_type == onnx.TensorProto.BFLOAT16
         places.append({entry.key: entry.value for entry in tensor.external_data})
-        (cast,) = (node for node in nodes if name in node.input)
-        assert cast.op_type == "Cast"
-        (user,) = (node for node in nodes if cast.output[0] in node.input)
-        assert user.op_type == ("Gather" if stage == "embed" else "Transpose")
+        (first,) = (node for node in nodes if name in node.input)
+        used = [first, *(node for node in nodes if first.output[0] in node.input)]
+        # Of a table only the rows that are looked up are converted.
+        assert [node.op_type for node in used] == (["Gather", "Cast"] if stage == "embed" else ["Cast", "Transpose"])
     assert places[0] == places[1]
     assert validate(bundle).passed
     opened = Bundle.open(bundle)
