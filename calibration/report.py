@@ -7,7 +7,6 @@ them to it.
 
 import math
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ..export.bench.run import bench
+from ..export.bench.run import bench, processor_name
 from ..runtime.bundle import Bundle
 from ..runtime.errors import RedipruneError
 from ..runtime.pipeline import Pipeline
@@ -171,7 +170,7 @@ def report(
     document = {
         "schema": SCHEMA,
         "date": time.strftime("%Y-%m-%d"),
-        "machine": measured.get("machine", {"processor": platform.processor(), "threads": threads or os.cpu_count()}),
+        "machine": measured.get("machine", {"processor": processor_name(), "threads": threads or os.cpu_count()}),
         "versions": {name: version(name) for name in _TOOLS},
         "backend": backend,
         "source": source.manifest.source.name,

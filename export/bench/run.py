@@ -120,7 +120,7 @@ def bench(
     return {
         "schema": SCHEMA,
         "date": time.strftime("%Y-%m-%d"),
-        "machine": {"processor": _processor(), "threads": threads, "load_before": busy},
+        "machine": {"processor": processor_name(), "threads": threads, "load_before": busy},
         "versions": {name: _version(name) for name in packages if _version(name)}
         | {"python": platform.python_version()},
         "model": {
@@ -233,7 +233,7 @@ def _load() -> float:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
-def _processor() -> str:
+def processor_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
