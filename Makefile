@@ -32,7 +32,8 @@ MEDIA := $(addprefix --image ,$(IMAGE)) $(addprefix --video ,$(VIDEO))
 
 # Quantised bundles are made of the fp32 one beside them.
 RECIPES := int8 int8-dynamic int4 fp8
-SOURCE := $(if $(filter $(RECIPES),$(PRECISION)),$(patsubst %-$(PRECISION),%,$(BUNDLE))-fp32,$(BUNDLE))
+FLOAT := $(patsubst %-$(PRECISION),%,$(BUNDLE))
+SOURCE := $(if $(filter $(RECIPES),$(PRECISION)),$(FLOAT)-fp32,$(BUNDLE))
 engine: $(READY) | $(MODEL)
 	$(BIN)/rediprune export $(MODEL) -o $(SOURCE) --precision $(if $(filter $(RECIPES),$(PRECISION)),fp32,$(PRECISION)) \
 		$(if $(COPY),--copy)
@@ -67,7 +68,6 @@ evaluate: $(READY)
 
 # What calibration costs and brings, in $(REPORT): the fp32 bundle beside its forms in FORMS.
 FORMS ?= int8 int8-dynamic int4
-FLOAT := $(patsubst %-$(PRECISION),%,$(BUNDLE))
 REPORT ?= $(FLOAT)-report.md
 report: $(READY) | $(MODEL)
 	$(BIN)/rediprune export $(MODEL) -o $(FLOAT)-fp32

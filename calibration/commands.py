@@ -3,7 +3,8 @@
 import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Column, Table
 
-from ..export.commands import Out, needs_extra, stage_progress
+from ..export.commands import Out, keep_ratios, needs_extra, stage_progress
 from ..runtime.bundle import CalibrationSpec
 from ..runtime.cli import BundleArgument, JsonOption, check_output_file, check_picture_path, sensitivity_table
 from ..runtime.errors import RedipruneError
@@ -180,10 +181,7 @@ def sensitivity(
     from .budget import ERROR, by_worth
     from .calibrate import sensitivity as run
 
-    if page is not None:
-        check_output_file(page, "--page")
-        if page.suffix != ".md":
-            raise RedipruneError(f"--page takes a file ending in .md, not '{page}'")
+    _check_outputs(None, page)
     with stage_progress(as_json) as report:
         found = run(
             bundle,
@@ -235,16 +233,12 @@ def evaluate(
     """Accuracy per kind of question, keep ratio, selection rule and backend; images and videos apart."""
     from .evaluate import evaluate as run
 
-    keeps = _ratios(keep, "--keep")
+    keeps = keep_ratios(keep, "--keep")
     if (plot or page) and find_spec("matplotlib") is None:
         raise RedipruneError("--plot and --page need matplotlib; install it with: pip install 'rediprune[evaluate]'")
     if plot is not None:
         check_picture_path(plot, "--plot")
-    for path, option in ((out, "--out"), (page, "--page")):
-        if path is not None:
-            check_output_file(path, option)
-    if page is not None and page.suffix != ".md":
-        raise RedipruneError(f"--page takes a file ending in .md, not '{page}'")
+    _check_outputs(out, page)
     splits = split.split(",")
     if not set(splits) <= {"test", "unseen"}:
         raise RedipruneError(f"--split is test, unseen or test,unseen, not '{split}'")
@@ -252,12 +246,7 @@ def evaluate(
         raise RedipruneError("there is nothing to ask; give --images or --clips more than 0")
 
     scores: list[Score] = []
-    with TemporaryDirectory() as made, Progress(console=Console(stderr=True), transient=True, disable=as_json) as bar:
-        task = bar.add_task("")
-
-        def report(label: str, at: int, total: int) -> None:
-            bar.update(task, description=label, completed=at, total=total)
-
+    with TemporaryDirectory() as made, _progress(as_json) as report:
         for name, questions in _sets(data, train, splits, images, clips, Path(made), report).items():
             for runner in backend.split(","):
                 scores += run(
@@ -322,23 +311,14 @@ def report(
     from .report import report as run
     from .report_page import figures, write_page
 
-    keeps, ratios = _ratios(keep, "--keep"), _ratios(kept, "--kept")
+    keeps, ratios = keep_ratios(keep, "--keep"), keep_ratios(kept, "--kept")
     if page is not None and find_spec("matplotlib") is None:
         raise RedipruneError("--page needs matplotlib; install it with: pip install 'rediprune[evaluate]'")
-    for path, option in ((out, "--out"), (page, "--page")):
-        if path is not None:
-            check_output_file(path, option)
-    if page is not None and page.suffix != ".md":
-        raise RedipruneError(f"--page takes a file ending in .md, not '{page}'")
+    _check_outputs(out, page)
     if data is None and not images and not clips:
         raise RedipruneError("there is nothing to ask; give --images or --clips more than 0")
     bundles = find_bundles(bundle)
-    with TemporaryDirectory() as made, Progress(console=Console(stderr=True), transient=True, disable=as_json) as bar:
-        task = bar.add_task("")
-
-        def say(label: str, at: int, total: int) -> None:
-            bar.update(task, description=label, completed=at, total=total)
-
+    with TemporaryDirectory() as made, _progress(as_json) as say:
         document = run(
             bundles,
             _sets(data, None, ["test"], images, clips, Path(made), say),
@@ -371,14 +351,21 @@ def report(
     console.print(document["recommendation"], highlight=False, soft_wrap=True)
 
 
-def _ratios(text: str, option: str) -> list[float]:
-    try:
-        ratios = [float(ratio) for ratio in text.split(",")]
-    except ValueError as error:
-        raise RedipruneError(f"{option} takes ratios separated by commas, not '{text}'") from error
-    if not all(0 < ratio <= 1 for ratio in ratios):
-        raise RedipruneError(f"{option} takes ratios in (0, 1], not '{text}'")
-    return ratios
+def _check_outputs(out: Path | None, page: Path | None) -> None:
+    """Refuse files that cannot be written, or a page that is no Markdown, before any work is done for them."""
+    for path, option in ((out, "--out"), (page, "--page")):
+        if path is not None:
+            check_output_file(path, option)
+    if page is not None and page.suffix != ".md":
+        raise RedipruneError(f"--page takes a file ending in .md, not '{page}'")
+
+
+@contextmanager
+def _progress(hidden: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """One bar, told what is being done, number and of how many."""
+    with Progress(console=Console(stderr=True), transient=True, disable=hidden) as bar:
+        task = bar.add_task("")
+        yield lambda label, at, total: bar.update(task, description=label, completed=at, total=total)
 
 
 def _sets(

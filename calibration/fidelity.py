@@ -1,6 +1,6 @@
 """How near a stage comes to another bundle's: its outputs on the same inputs, and the tokens kept of its features."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -15,7 +15,7 @@ def compare_stage(
 ) -> list[Fidelity]:
     """Run a stage on inputs of which the outputs of another bundle's are known; one comparison for each output."""
     if stage == "language":
-        run = _decode(open_language(backend, bundle, threads))
+        run = language_runner(open_language(backend, bundle, threads))
     else:
         run = open_stage(backend, bundle, stage, threads).run
     found = []
@@ -33,14 +33,14 @@ def nearness(ours: np.ndarray, theirs: np.ndarray) -> Fidelity:
     return Fidelity(cosine=cosine, relative_error=float(np.linalg.norm(a - b)) / norm)
 
 
-def jaccard(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Overlap of kept sets, the mean over frames: both [F, K]."""
+def jaccard(ours: Iterable[np.ndarray], theirs: Iterable[np.ndarray]) -> float:
+    """Overlap of kept sets, the mean over frames: both [F, K], or frames [K] of several."""
     scores = [len(np.intersect1d(a, b)) / len(np.union1d(a, b)) for a, b in zip(ours, theirs, strict=True)]
     return float(np.mean(scores))
 
 
-def _decode(language: LanguageSession) -> Callable[[Mapping[str, np.ndarray]], Mapping[str, Array]]:
-    """The language stage as a function of a held-out case: its prompt, then token after token."""
+def language_runner(language: LanguageSession) -> Callable[[Mapping[str, np.ndarray]], Mapping[str, Array]]:
+    """The language stage as a function of a case: `prompt` [1,S,D], then `steps` [1,N,D] one by one → logits [N+1,V]."""
 
     def run(feed: Mapping[str, np.ndarray]) -> dict[str, Array]:
         prompt, steps = feed["prompt"], feed["steps"]

@@ -21,15 +21,12 @@ def write_page(scores: Sequence[Score], path: Path, folder: Path, command: str) 
         command: what was called, to be called again.
     """
     bundle = Bundle.open(folder)
-    source = bundle.manifest.source
-    name = Path(source.name).name if Path(source.name).is_absolute() else source.name
     picture = path.with_suffix(".png")
     plot_scores(scores, picture, bundle.folder.name)
     backends = list(dict.fromkeys(score.backend for score in scores))
     parts = [
         "# Accuracy against kept tokens",
-        f"Made by\n\n```\n{command}\n```\n\nof a {bundle.manifest.precision} bundle of `{name}` (config "
-        f"{source.config_sha256[:12]}), {bundle.manifest.family_name}, on `{backends[0]}`.",
+        f"{_made_by(command, bundle)}, on `{backends[0]}`.",
         "Answers are greedy and must match word for word. Tokens are those of a request, before and after pruning. "
         "Time to first token is the median, on the machine of the run, for a picture or video not seen before. Prefill "
         "counts multiply-adds of the decoder. Intervals are Wilson's, 95 %.",
@@ -60,12 +57,9 @@ def write_sensitivity_page(found: Sequence[Sensitivity], path: Path, folder: Pat
         recipe: what was measured.
         command: what was called, to be called again.
     """
-    source = Bundle.open(folder).manifest
-    name = Path(source.source.name).name if Path(source.source.name).is_absolute() else source.source.name
     parts = [
         f"# What quantising each part alone costs: {recipe}",
-        f"Made by\n\n```\n{command}\n```\n\nof a {source.precision} bundle of `{name}` (config "
-        f"{source.source.config_sha256[:12]}), {source.family_name}.",
+        f"{_made_by(command, Bundle.open(folder))}.",
         "A unit is the layers that read one value. Error alone: of the stage's outputs, the worst of the samples held out. "
         "Kept sets: their overlap (Jaccard) at keep 0.15. Logits: relative error, the mean. Next tokens: those that stay the "
         "same. First come those that bring most for their size when they are left as they are.",
@@ -74,6 +68,16 @@ def write_sensitivity_page(found: Sequence[Sensitivity], path: Path, folder: Pat
         mine = [one for one in found if one.stage == stage]
         parts += [f"## {stage}", table(*sensitivity_rows(mine))]
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _made_by(command: str, bundle: Bundle) -> str:
+    """The command that makes a page, and of what: the checkpoint by its name, without the folders it is in."""
+    made, source = bundle.manifest, bundle.manifest.source
+    name = Path(source.name).name if Path(source.name).is_absolute() else source.name
+    return (
+        f"Made by\n\n```\n{command}\n```\n\nof a {made.precision} bundle of `{name}` (config "
+        f"{source.config_sha256[:12]}), {made.family_name}"
+    )
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

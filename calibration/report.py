@@ -29,6 +29,7 @@ from .data import choose
 from .evaluate import Question, Score, evaluate, media_of
 from .fidelity import compare_stage, jaccard
 from .graph import load_graph
+from .stages import save_stage
 
 Progress = Callable[[str, int, int], None]  # what is being done, number, of how many
 Document = dict[str, Any]
@@ -82,12 +83,11 @@ def find_bundles(folders: Sequence[Path]) -> list[Bundle]:
 
 
 def _made_of(bundle: Bundle, source: Bundle) -> bool:
-    """Whether the bundle was calibrated from this one. Building engines changes a digest, so that alone does not tell."""
+    """Whether the bundle was calibrated from this one: building engines changes its digest, its model stays the same."""
     made, theirs = bundle.manifest.calibration, source.manifest
     if made is None:
         return False
-    same_model = bundle.manifest.source == theirs.source and made.source_precision == theirs.precision
-    return made.source_digest == theirs.digest or same_model
+    return bundle.manifest.source == theirs.source and made.source_precision == theirs.precision
 
 
 def report(
@@ -260,9 +260,7 @@ def _in_fp16(source: Bundle, stage: str, folder: Path) -> Bundle:
     halves.convert(model, ir.DataType.FLOAT16)
     spec = source.manifest.stages[stage]
     (folder / spec.file).parent.mkdir(parents=True, exist_ok=True)
-    ir.save(model, folder / spec.file, external_data=f"{Path(spec.file).name}.data")
-    ports = [port.model_copy(update={"dtype": "float16"}) for port in spec.inputs]
-    halved = spec.model_copy(update={"inputs": ports, "precision": "fp16"})
+    halved = save_stage(model, spec, "fp16", folder, lambda *_: None)
     return Bundle(folder, source.manifest.model_copy(update={"stages": {stage: halved}, "engines": {}}))
 
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..export.bench.run import STAGES
 from .page import table
 
 Document = dict[str, Any]
-_STAGES = ("preprocess", "vision", "select", "project", "embed", "prefill")
 
 
 def figures(document: Document) -> tuple[list[str], list[list[str]]]:
@@ -168,7 +168,7 @@ def plot(document: Document, path: Path) -> None:
     if timed:
         labels = [f"{row['name']}, {keep}" for row in bundles for keep in row["times"]]
         left = [0.0] * len(labels)
-        for stage in _STAGES:
+        for stage in STAGES:
             spent = [1e3 * times["stages"].get(stage, 0.0) for row in bundles for times in row["times"].values()]
             panels[2].barh(labels, spent, left=left, label=stage)
             left = [a + b for a, b in zip(left, spent, strict=True)]

@@ -67,7 +67,7 @@ class Stages:
         layers = [layer for layer in linear_layers(model) if layer.name not in skipped]
         form = self.forms[stage]
         apply_form(model, form, layers, seen.activations, self.ranges, self.alpha)
-        made = _save(model, self.bundle.manifest.stages[stage], form, self.staging.folder, self.report)
+        made = save_stage(model, self.bundle.manifest.stages[stage], form, self.staging.folder, self.report)
         self.report(stage, "comparing with the source", 0.8)
         self.specs[stage] = made
         self.fidelity[stage] = _fidelity(self.bundle, stage, made, seen.held, self.staging.folder)
@@ -170,13 +170,22 @@ def _carry_over(bundle: Bundle, stage: str, folder: Path) -> StageSpec:
     """
     spec = bundle.manifest.stages[stage]
     if any(file.startswith(f"{WEIGHTS}/") for file in spec.files):
-        return _save(load_graph(bundle, stage), spec, spec.precision, folder, lambda *_: None)
+        return save_stage(load_graph(bundle, stage), spec, spec.precision, folder, lambda *_: None)
     for file in spec.files:
         shutil.copyfile(bundle.path(file), folder / file)
     return spec
 
 
-def _save(model: ir.Model, spec: StageSpec, form: str, folder: Path, report: Progress) -> StageSpec:
+def save_stage(model: ir.Model, spec: StageSpec, form: str, folder: Path, report: Progress) -> StageSpec:
+    """Write a stage's rewritten graph and its weights where a bundle has them; an unfinished one leaves nothing behind.
+
+    Args:
+        model: the graph.
+        spec: of the stage it was made of.
+        form: what it is in now.
+        folder: the bundle being made, with its `onnx/`.
+        report: told how far the weights are.
+    """
     path = folder / spec.file
     data = path.with_name(path.name + ".data")
 

@@ -290,12 +290,7 @@ def bench(
     from .bench.run import bench as run
     from .bench.table import print_table
 
-    try:
-        ratios = [float(keep) for keep in keeps.split(",")]
-    except ValueError as error:
-        raise RedipruneError(f"--keeps takes ratios separated by commas, not '{keeps}'") from error
-    if not all(0 < ratio <= 1 for ratio in ratios):
-        raise RedipruneError(f"--keeps takes ratios in (0, 1], not '{keeps}'")
+    ratios = keep_ratios(keeps, "--keeps")
     if page is not None and find_spec("matplotlib") is None:
         raise RedipruneError("--page needs matplotlib; install it with: pip install 'rediprune[evaluate]'")
     for path, option in ((out, "--out"), (page, "--page")):
@@ -322,6 +317,21 @@ def bench(
 
         write_page(document, page, shlex.join(["rediprune", *sys.argv[1:]]))
     print(json.dumps(document))
+
+
+def keep_ratios(text: str, option: str) -> list[float]:
+    """Keep ratios from a command line, comma separated.
+
+    Raises:
+        RedipruneError: one is no number in (0, 1]; the message names the option.
+    """
+    try:
+        ratios = [float(ratio) for ratio in text.split(",")]
+    except ValueError as error:
+        raise RedipruneError(f"{option} takes ratios separated by commas, not '{text}'") from error
+    if not all(0 < ratio <= 1 for ratio in ratios):
+        raise RedipruneError(f"{option} takes ratios in (0, 1], not '{text}'")
+    return ratios
 
 
 def new_checkpoint(

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from polygraphy.common import TensorMetadata
 from polygraphy.comparator import Comparator, IterationResult, SimpleCompareFunc
 from polygraphy.logger import G_LOGGER
 
+from ..calibration.fidelity import jaccard, language_runner, nearness
 from ..runtime.bundle import Bundle, CalibrationSpec
 from ..runtime.errors import RedipruneError
 from ..runtime.pipeline import Pipeline
@@ -198,7 +199,7 @@ class _SessionRunner(BaseRunner):
 
     def infer_impl(self, feed_dict: Arrays) -> Arrays:
         start = time.perf_counter()
-        run = self.session.run if self.open[2] != "language" else partial(_run_language, self.session)
+        run = self.session.run if self.open[2] != "language" else language_runner(self.session)
         outputs = run(feed_dict)
         self.inference_time = time.perf_counter() - start
         return {name: np.asarray(array) for name, array in outputs.items()}  # some lie on the GPU
@@ -274,19 +275,18 @@ def _compare_output(
     allowed = NOISE_FACTOR * max(noise, unit * float(np.abs(exact).max()))
     compare = SimpleCompareFunc(atol=allowed, rtol=0.0, check_error_stat="max", check_shapes=True)
     outcome = compare(_result(name, ours), _result(name, theirs))[name]
-    flat, other = ours.astype(np.float64).ravel(), exact.ravel()
-    cosine = float(flat @ other / max(np.linalg.norm(flat) * np.linalg.norm(other), 1e-300))
+    near = nearness(ours, expected)
     return StageRow(
         stage,
         case.label,
         name,
         float(outcome.max_absdiff),
         float(outcome.max_reldiff),
-        cosine,
+        near.cosine,
         noise,
         allowed,
         bool(outcome),
-        relative_error=float(np.linalg.norm(flat - other) / max(np.linalg.norm(other), 1e-300)),
+        relative_error=near.relative_error,
     )
 
 
@@ -297,15 +297,6 @@ def _result(name: str, array: np.ndarray) -> Any:
 def _failed(stage: str, case: str, note: str) -> StageRow:
     worst = float("inf")
     return StageRow(stage, case, "", worst, worst, 0.0, 0.0, 0.0, False, note)
-
-
-def _run_language(session: Any, feed: Arrays) -> Arrays:
-    """Prefill of `prompt` [1,S,D], then one step for each of `steps` [1,N,D]: logits [N+1,V]."""
-    prompt, steps = feed["prompt"], feed["steps"]
-    decoding = session.start(prompt.shape[1] + steps.shape[1])
-    logits = [decoding.step(prompt)]
-    logits += [decoding.step(steps[:, at : at + 1]) for at in range(steps.shape[1])]
-    return {"logits": np.stack(logits)}
 
 
 # -- end to end --------------------------------------------------------------------------------------------------------
@@ -320,19 +311,10 @@ def _compare_story(pipeline: Pipeline, story: Story, exact: bool) -> StoryRow:
         at = next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), None)
         if at is not None:
             gap = float(story.logits[at, story.token_ids[at]] - story.logits[at, answer.token_ids[at]])
-    jaccard = _jaccard(answer.kept, story.kept) if story.kept else 1.0
+    overlap = jaccard(chain(*answer.kept), chain(*story.kept)) if story.kept else 1.0
     # In lower precision a divergence is reported with its gap; what is broken shows in the stages.
-    passed = (equal and jaccard == 1.0) if exact else True
-    return StoryRow(story.label, len(answer.token_ids), equal, at, gap, jaccard, passed)
-
-
-def _jaccard(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
-    """Mean overlap of kept sets over frames."""
-    scores = []
-    for mine, yours in zip(ours, theirs, strict=True):
-        for a, b in zip(mine, yours, strict=True):
-            scores.append(len(np.intersect1d(a, b)) / len(np.union1d(a, b)))
-    return float(np.mean(scores)) if scores else 1.0
+    passed = (equal and overlap == 1.0) if exact else True
+    return StoryRow(story.label, len(answer.token_ids), equal, at, gap, overlap, passed)
 
 
 # -- the reference -----------------------------------------------------------------------------------------------------

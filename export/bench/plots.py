@@ -8,7 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-STAGES = ("preprocess", "vision", "select", "project", "embed", "prefill")
+from .run import STAGES
 
 
 def plot_keep(document: dict[str, Any], path: Path) -> None:
