@@ -312,7 +312,7 @@ def test_command_line(source: Path, data: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     done = CliRunner(env={"COLUMNS": "180"}).invoke(app, ["sensitivity", str(source), *common, "--page", str(page)])
     assert next(line for line in page.read_text().splitlines() if "tower" in line).split(" | ")[1] == OUTLIER
-    assert next(line for line in done.stdout.splitlines() if "tower" in line).split("│")[2].strip() == OUTLIER
+    assert next(line for line in done.stdout.splitlines() if "tower" in line).split()[1] == OUTLIER
     out = str(tmp_path / "made")
     done = CliRunner(env={"COLUMNS": "180"}).invoke(
         app, ["calibrate", str(source), "-o", out, *common, "--budget", "error=5%"]
@@ -321,4 +321,4 @@ def test_command_line(source: Path, data: Path, tmp_path: Path) -> None:
     assert "6 samples say little" in done.stdout
     done = CliRunner(env={"COLUMNS": "180"}).invoke(app, ["inspect", out])
     (line,) = [line for line in done.stdout.splitlines() if OUTLIER in line]
-    assert line.split("│")[-2].strip() == "fp32"
+    assert line.split()[-1] == "fp32"
