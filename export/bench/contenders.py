@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Contender:
         arguments: of `load`.
         keeps: keep ratios it is asked with; (1.0,) for one that cannot prune.
         disk: bytes on disk. decoder: bytes of weights that decoding a token reads, 0 where not known.
+        precision: of each stage; empty of one that has no stages.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Contender:
     keeps: Sequence[float]
     disk: int
     decoder: int = 0
+    precision: dict[str, str] = field(default_factory=dict)
 
     @property
     def ours(self) -> bool:
@@ -91,10 +93,11 @@ def our_contenders(
     for bundle in bundles:
         disk = _size(bundle, bundle.expected_files())
         decoder = _size(bundle, bundle.manifest.stages["language"].files)
+        precision = {name: stage.precision for name, stage in bundle.manifest.stages.items()}
         for backend in backends:
             arguments = {"bundle": str(bundle.folder), "backend": backend, "threads": threads}
             name = f"{bundle.folder.name} on {backend}"
-            found.append(Contender(name, f"{__package__}.ours", arguments, tuple(keeps), disk, decoder))
+            found.append(Contender(name, f"{__package__}.ours", arguments, tuple(keeps), disk, decoder, precision))
     return found
 
 

@@ -46,7 +46,8 @@ def _page(document: dict[str, Any], command: str, pictures: list[Path]) -> str:
         "## Decoding, start, memory\n\n" + _rest(document),
         "## Against what the machine can do\n\n"
         f"Measured in the same run: float32 product {top['fp32_gflops']:.0f} GFLOP/s in ONNX Runtime and "
-        f"{top['torch_fp32_gflops']:.0f} in torch, int8 product {top['int8_gops']:.0f} GOP/s, reading memory "
+        f"{top['torch_fp32_gflops']:.0f} in torch, int8 product {top['int8_gops']:.0f} GOP/s (unsigned by signed; "
+        f"{top['uint8_gops']:.0f} unsigned by unsigned, which quantised stages run on CPUs without VNNI), reading memory "
         f"{top['read_gb_per_second']:.1f} GB/s. A multiply-add is two operations.\n\n" + _achieved(document),
     ]
     if "growth" in document:
@@ -107,13 +108,20 @@ def _achieved(document: dict[str, Any]) -> str:
         work = document["multiply_adds"][f"{row['keep']:g}"]
         cells = [row["contender"], f"{row['keep']:g}"]
         cells += [f"{work[name] / 1e9:.1f} G" for name in ("vision", "prefill")]
-        for stage in ("vision", "prefill"):
-            rate = row["gflops"].get(stage)
-            cells.append(f"{rate:.0f} ({rate / top['fp32_gflops']:.0%} of fp32)" if rate else "–")
+        for share, stage in (("vision", "vision"), ("prefill", "language")):
+            rate = row["gflops"].get(share)
+            cells.append(_rate(rate, top, row["precision"].get(stage, "")) if rate else "–")
         read = row.get("decode_gb_per_second")
         cells.append(f"{read:.1f} ({read / top['read_gb_per_second']:.0%})" if read else "–")
         rows.append(cells)
     return _markdown(header, rows)
+
+
+def _rate(rate: float, top: dict[str, float], precision: str) -> str:
+    shares = [f"{rate / top['fp32_gflops']:.0%} of fp32"]
+    if "int8" in precision:
+        shares += [f"{rate / top[f'{kind}_gops']:.0%} of {kind}" for kind in ("int8", "uint8")]
+    return f"{rate:.0f} ({', '.join(shares)})"
 
 
 def _growth(document: dict[str, Any]) -> str:

@@ -167,6 +167,7 @@ def _rows(contender: Contender, turns: list[Document]) -> list[Document]:
         row = {
             "contender": contender.name,
             "ours": contender.ours,
+            "precision": contender.precision,
             "keep": keep,
             "time_to_first_token": statistics.median(first),
             "fastest": min(first),
