@@ -6,6 +6,7 @@ pixels → features → indices → kept → projected → spliced → prefill �
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -63,6 +64,9 @@ class Answer:
         return (len(self.token_ids) - 1) / self.timings["decode"] if self.timings.get("decode") else 0.0
 
 
+_ON_CPU = ("ort", "openvino", "openvino-bf16")
+
+
 class Stream:
     """Text pieces of an answer as they come; `answer` is complete once they are exhausted."""
 
@@ -75,7 +79,11 @@ class Stream:
 
 
 class Pipeline:
-    """Loaded stages of a bundle. Stages are loaded when first needed; `Pipeline.load` makes one."""
+    """Loaded stages of a bundle; `Pipeline.load` makes one.
+
+    Stages are loaded when first needed, but for the two large ones on a CPU: they are opened in a thread while the
+    processor's libraries are imported, which takes as long.
+    """
 
     def __init__(self, bundle: Bundle, backends: Mapping[str, str], threads: int, cache_bytes: int):
         self.bundle = bundle
@@ -84,6 +92,7 @@ class Pipeline:
         self.processor = Processor.load(bundle.path("processor"))
         self.cache = FeatureCache(cache_bytes)
         self.sessions: dict[str, StageSession] = {}
+        self._ahead: dict[str, Future[Any]] = {}  # sessions that `load` has begun to open
         # Chooses [F,K] of features [F,P,C] in place of the select stage, to measure other rules (calibration.rules).
         self.chooser: Callable[[np.ndarray, int], np.ndarray] | None = None
 
@@ -141,17 +150,28 @@ class Pipeline:
             sum(spec.weight_bytes for name, spec in opened.manifest.stages.items() if backends[name] == "ort"),
             "quantise the bundle (rediprune calibrate --help)",
         )
-        return cls(opened, backends, threads, cache_bytes)
+        ahead = _open_ahead(opened, backends, threads)
+        try:
+            pipeline = cls(opened, backends, threads, cache_bytes)
+        except BaseException:
+            for session in ahead.values():
+                session.cancel()
+            raise
+        pipeline._ahead = ahead
+        return pipeline
 
     def stage(self, name: str) -> StageSession:
         """The session of a stage other than `language`."""
         if name not in self.sessions:
-            self.sessions[name] = open_stage(self.backends[name], self.bundle, name, self.threads)
+            begun = self._ahead.pop(name, None)
+            opened = begun.result() if begun else open_stage(self.backends[name], self.bundle, name, self.threads)
+            self.sessions[name] = opened
         return self.sessions[name]
 
     @cached_property
     def language(self) -> LanguageSession:
-        return open_language(self.backends["language"], self.bundle, self.threads)
+        begun = self._ahead.pop("language", None)
+        return begun.result() if begun else open_language(self.backends["language"], self.bundle, self.threads)
 
     @cached_property
     def newline(self) -> np.ndarray | None:
@@ -439,6 +459,20 @@ class Pipeline:
         answer.timings["decode"] = now - first
         answer.timings["total"] = now - started
         answer.peak_memory = peak_memory()
+
+
+def _open_ahead(bundle: Bundle, backends: Mapping[str, str], threads: int) -> dict[str, Future[Any]]:
+    """Begin to open the large stages of the CPU's backends: the tower, where the family has but one, and the decoder."""
+    towers = {modality.stage for modality in bundle.manifest.modalities.values()}
+    pool = ThreadPoolExecutor(1)
+    begun: dict[str, Future[Any]] = {}
+    for stage in towers if len(towers) == 1 else ():
+        if backends[stage] in _ON_CPU:
+            begun[stage] = pool.submit(open_stage, backends[stage], bundle, stage, threads)
+    if backends["language"] in _ON_CPU:
+        begun["language"] = pool.submit(open_language, backends["language"], bundle, threads)
+    pool.shutdown(wait=False)
+    return begun
 
 
 def _new_answer() -> Answer:
