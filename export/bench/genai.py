@@ -26,7 +26,7 @@ from ...runtime.errors import RedipruneError
 _RENAMED = {r"vision_tower\.(?!vision_model\.)": "vision_tower.vision_model."}  # pattern → what it becomes
 _WEIGHTS = {
     "int8": {"bits": 8, "sym": False},
-    "int4": {"bits": 4, "sym": True, "group_size": 128, "ratio": 1.0},  # the output layer and embeddings in int8
+    "int4": {"bits": 4, "sym": True, "group_size": 128, "ratio": 1.0, "all_layers": True},  # embeddings in int8
 }
 
 
@@ -36,7 +36,10 @@ def load(folder: str, threads: int) -> Callable[[dict[str, Any]], dict[str, floa
     import openvino_genai
     from PIL import Image
 
-    pipeline = openvino_genai.VLMPipeline(folder, "CPU", INFERENCE_NUM_THREADS=threads)
+    scheduler = openvino_genai.SchedulerConfig()
+    scheduler.enable_prefix_caching = False  # on by default: a question asked again would skip its prefill
+    scheduler.max_num_batched_tokens = 1 << 30  # as by default: the prompt in one piece
+    pipeline = openvino_genai.VLMPipeline(folder, "CPU", scheduler_config=scheduler, INFERENCE_NUM_THREADS=threads)
 
     class Clock(openvino_genai.StreamerBase):
         """When each token came."""

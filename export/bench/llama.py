@@ -33,8 +33,8 @@ def load(folder: str, threads: int) -> Callable[[dict[str, Any]], dict[str, floa
     context, room = None, 0
 
     def step(tokens: list[int]) -> int:
-        batch = llama.llama_batch_get_one((llama.llama_token * len(tokens))(*tokens), len(tokens))
-        if llama.llama_decode(context, batch):
+        array = (llama.llama_token * len(tokens))(*tokens)  # the batch points into it
+        if llama.llama_decode(context, llama.llama_batch_get_one(array, len(tokens))):
             raise RedipruneError(f"llama.cpp does not take {len(tokens)} tokens")
         return int(np.ctypeslib.as_array(llama.llama_get_logits_ith(context, -1), (words,)).argmax())
 
