@@ -281,8 +281,8 @@ def bench(
     peers: Annotated[
         str,
         typer.Option(
-            help="Comma separated: eager, eager-bf16, compiled (torch.compile), released; openvino-genai (also -int8, "
-            "-int4), llama.cpp (also -q8_0, -q4_0), which want --peers-python; or none."
+            help="Comma separated: eager, eager-bf16, compiled (torch.compile), released, exported (transformers' ONNX); "
+            "with --peers-python openvino-genai (-int8, -int4) and llama.cpp (-q8_0, -q4_0); or none."
         ),
     ] = "eager,eager-bf16,released",
     peers_python: Annotated[

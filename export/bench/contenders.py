@@ -20,6 +20,7 @@ PEERS = {
     "eager-bf16": "transformers, eager, bfloat16, unpruned",
     "compiled": "transformers under torch.compile, float32, unpruned (needs a C++ compiler)",
     "released": "transformers, eager, float32, pruned by the release's selection loop",
+    "exported": "transformers' own ONNX export on its runner, float32, unpruned",
     "openvino-genai": "openvino.genai's VLM pipeline, float32, unpruned",
     "openvino-genai-int8": "the same, weights in int8",
     "openvino-genai-int4": "the same, weights in int4",
@@ -137,7 +138,7 @@ def peer_contenders(
     if unknown:
         raise RedipruneError(f"peer '{unknown[0]}' is not known; choose among {', '.join(PEERS)}")
     for name in names:
-        if name in FORMS:
+        if name in FORMS and FORMS[name].foreign:
             check_environment(name, python)
     disk = sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
     pruned = tuple(keep for keep in keeps if keep < 1)
@@ -150,16 +151,17 @@ def peer_contenders(
 
     def other(name: str) -> None:
         form = FORMS[name]
+        interpreter = python if form.foreign else sys.executable
         try:
-            folder = converted(name, checkpoint, made, python)
+            folder = converted(name, checkpoint, made, interpreter)
         except RedipruneError as error:
             absent[name] = str(error)
             return
         ratios = (1.0,) if form.whole else tuple(keeps)
-        disk, decoder = (sum(file.stat().st_size for file in folder.glob(files)) for files in ("*", form.decoder))
+        disk, decoder = (sum(file.stat().st_size for file in folder.glob(files)) for files in ("**/*", form.decoder))
         arguments = {"folder": str(folder), "threads": threads}
         module = f"{__package__}.{form.module}"
-        found.append(Contender(name, module, arguments, ratios, disk, decoder, python, form.whole))
+        found.append(Contender(name, module, arguments, ratios, disk, decoder, interpreter, form.whole))
 
     for name in names:
         if name == "compiled" and not any(map(shutil.which, ("c++", "g++", "clang++"))):

@@ -19,6 +19,7 @@ class Form:
         precision: of the weights.
         decoder: pattern of the files that hold the decoder's.
         packages: that it needs.
+        foreign: whether it needs an environment of its own.
         whole: False for one that is the decoder alone.
     """
 
@@ -26,6 +27,7 @@ class Form:
     precision: str
     decoder: str
     packages: tuple[str, ...]
+    foreign: bool = True
     whole: bool = True
 
 
@@ -38,6 +40,7 @@ def _llama(precision: str) -> Form:
 
 
 FORMS = {
+    "exported": Form("exported", "fp32", "language/*", ("onnxscript",), foreign=False),
     "openvino-genai": _genai("fp32"),
     "openvino-genai-int8": _genai("int8"),
     "openvino-genai-int4": _genai("int4"),
