@@ -36,10 +36,13 @@ def test_a_bench_tells_everything_and_writes_its_page(
     bundle_of: Callable[[str], Path], photo: Path, tmp_path: Path
 ) -> None:
     keeps = (1.0, 0.15)
-    document = bench([bundle_of("llava")], image=photo, keeps=keeps, peers=("eager", "released"), runs=1, threads=2)
+    peers = ("eager", "released", "exported")
+    document = bench([bundle_of("llava")], image=photo, keeps=keeps, peers=peers, runs=1, threads=2)
     rows = {(row["contender"], row["keep"]): row for row in document["rows"]}
     released = "eager fp32, selection as released"
-    assert set(rows) == {("llava on ort", 1.0), ("llava on ort", 0.15), ("eager fp32", 1.0), (released, 0.15)}
+    ours = {("llava on ort", 1.0), ("llava on ort", 0.15)}
+    assert set(rows) == ours | {("eager fp32", 1.0), (released, 0.15), ("exported", 1.0)}
+    assert document["absent"] == {} and document["decoders"] == []
     for row in rows.values():
         assert 0 < row["fastest"] <= row["time_to_first_token"] <= row["slowest"] < row["end_to_end"] * 1.5
         assert sum(row["stages"].values()) <= row["slowest"] + 1e-3
