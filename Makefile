@@ -90,9 +90,8 @@ bench: $(READY) | checkpoints/$(BENCH)
 PEERS := .venv-peers/bin/python
 bench-peers:
 	test -x $(PEERS) || $(PYTHON) -m venv .venv-peers
-	$(PEERS) -m pip install --quiet $(TORCH)
-	$(PEERS) -m pip install --quiet openvino-genai==2026.4.1.0 'optimum-intel[openvino]==2.2.0' transformers==5.5.4 \
-		gguf==0.19.0 setuptools
+	$(PEERS) -m pip install --quiet $(TORCH) openvino-genai==2026.4.1.0 'optimum-intel[openvino]==2.2.0' \
+		transformers==5.5.4 gguf==0.19.0 setuptools
 	# Its wheels on PyPI want a torch built for CUDA, and optimum-intel does without it.
 	$(PEERS) -m pip uninstall --quiet --yes torchvision
 	$(PEERS) -m pip install --quiet llama-cpp-python==0.3.36
