@@ -28,7 +28,7 @@ RUN_BACKEND := $(if $(GPU),$(BACKEND),$(if $(filter tensorrt%,$(BACKEND)),ort,$(
 
 MEDIA := $(addprefix --image ,$(IMAGE)) $(addprefix --video ,$(VIDEO))
 
-.PHONY: engine run validate test test-slow bench bench-7b gpu-measurements evaluate report plugin demo-checkpoint lint setup clean
+.PHONY: engine run validate test test-slow bench bench-peers bench-7b gpu-measurements evaluate report plugin demo-checkpoint lint setup clean
 
 # Quantised bundles are made of the fp32 one beside them.
 RECIPES := int8 int8-dynamic int4 fp8
@@ -83,6 +83,19 @@ BENCH ?= real
 bench: $(READY) | checkpoints/$(BENCH)
 	$(BIN)/rediprune export checkpoints/$(BENCH) -o engines/$(BENCH)-$(PRECISION) --precision $(PRECISION)
 	$(BIN)/rediprune bench engines/$(BENCH)-$(PRECISION) --image $(IMAGE) --backends ort,openvino --page engines/bench.md
+
+# The environment of the bench's peers that do not fit into ours (optimum-intel caps transformers below 5.6), about 2 GB;
+# llama.cpp is compiled for this machine, which takes a C++ compiler and up to half an hour. Then:
+#   rediprune bench BUNDLE --peers openvino-genai,llama.cpp-q4_0 --peers-python .venv-peers/bin/python
+PEERS := .venv-peers/bin/python
+bench-peers:
+	test -x $(PEERS) || $(PYTHON) -m venv .venv-peers
+	$(PEERS) -m pip install --quiet $(TORCH) openvino-genai==2026.4.1.0 'optimum-intel[openvino]==2.2.0' \
+		transformers==5.5.4 gguf==0.19.0 setuptools
+	# Its wheels on PyPI want a torch built for CUDA, and optimum-intel does without it.
+	$(PEERS) -m pip uninstall --quiet --yes torchvision
+	$(PEERS) -m pip install --quiet llama-cpp-python==0.3.36
+	$(PEERS) -m pip install --quiet --no-deps --editable .
 
 # The figures that want a GPU (docs/measurements/gpu-sessions.md), of every backend that runs here.
 gpu-measurements: $(READY)

@@ -55,7 +55,8 @@ def add(app: typer.Typer) -> None:
         "bench",
         epilog="""Examples:\n
     rediprune bench engines/real --image photo.jpg\n
-    rediprune bench engines/real engines/real-int8 --backends ort,openvino --peers eager,compiled --page bench.md""",
+    rediprune bench engines/real engines/real-int8 --backends ort,openvino --peers eager,compiled --page bench.md\n
+    rediprune bench engines/real --peers openvino-genai,llama.cpp --peers-python .venv-peers/bin/python""",
     )(needs_extra(bench))
     app.command(
         "new-checkpoint",
@@ -279,8 +280,15 @@ def bench(
     backends: Annotated[str, typer.Option(help="Backends of every bundle, comma separated.")] = "ort",
     peers: Annotated[
         str,
-        typer.Option(help="Comma separated: eager, eager-bf16, compiled (torch.compile), released; or none."),
+        typer.Option(
+            help="Comma separated: eager, eager-bf16, compiled (torch.compile), released, exported (transformers' ONNX); "
+            "with --peers-python openvino-genai (-int8, -int4) and llama.cpp (-q8_0, -q4_0); or none."
+        ),
     ] = "eager,eager-bf16,released",
+    peers_python: Annotated[
+        str | None,
+        typer.Option(help="Python that has openvino-genai and llama.cpp (make bench-peers); otherwise this one."),
+    ] = None,
     limit: Annotated[float, typer.Option(help="Seconds a turn may take; a peer that takes longer is left out.")] = 600,
     grow: Annotated[bool, typer.Option("--grow", help="Measure growth with frames, keep and prompt too.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write the JSON document here too.")] = None,
@@ -308,6 +316,7 @@ def bench(
         threads=threads,
         limit=limit,
         grow=grow,
+        peers_python=peers_python or sys.executable,
     )
     print_table(Console(), document)
     if out is not None:

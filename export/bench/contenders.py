@@ -12,6 +12,7 @@ from typing import Any
 
 from ...runtime.bundle import Bundle
 from ...runtime.errors import RedipruneError
+from .converted import FORMS, check_environment, converted, last_words
 
 # Peers that can be asked for, and what they are.
 PEERS = {
@@ -19,6 +20,13 @@ PEERS = {
     "eager-bf16": "transformers, eager, bfloat16, unpruned",
     "compiled": "transformers under torch.compile, float32, unpruned (needs a C++ compiler)",
     "released": "transformers, eager, float32, pruned by the release's selection loop",
+    "exported": "transformers' own ONNX export on its runner, float32, unpruned",
+    "openvino-genai": "openvino.genai's VLM pipeline, float32, unpruned",
+    "openvino-genai-int8": "the same, weights in int8",
+    "openvino-genai-int4": "the same, weights in int4",
+    "llama.cpp": "llama.cpp, the decoder alone, float32",
+    "llama.cpp-q8_0": "the same, weights in int8",
+    "llama.cpp-q4_0": "the same, weights in int4",
 }
 DEFAULT_PEERS = ("eager", "eager-bf16", "released")
 
@@ -34,6 +42,8 @@ class Contender:
         keeps: keep ratios it is asked with; (1.0,) for one that cannot prune.
         disk: bytes on disk. decoder: bytes of weights that decoding a token reads, 0 where not known.
         precision: of each stage; empty of one that has no stages.
+        python: interpreter that it runs in.
+        whole: False for one that is the decoder alone.
     """
 
     name: str
@@ -43,6 +53,8 @@ class Contender:
     disk: int
     decoder: int = 0
     precision: dict[str, str] = field(default_factory=dict)
+    python: str = sys.executable
+    whole: bool = True
 
     @property
     def ours(self) -> bool:
@@ -70,7 +82,7 @@ def take_turn(
     }
     try:
         done = subprocess.run(
-            [sys.executable, "-m", f"{__package__}.turn", contender.module],
+            [contender.python, "-m", f"{__package__}.turn", contender.module],
             input=json.dumps(job),
             capture_output=True,
             text=True,
@@ -80,8 +92,7 @@ def take_turn(
         raise TurnError(f"took longer than {limit:.0f} s") from error
     lines = [line for line in done.stdout.splitlines() if line.strip()]
     if done.returncode or not lines:
-        last = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
-        raise TurnError(last[-1].removeprefix(f"{RedipruneError.__module__}.RedipruneError: ")[:300])
+        raise TurnError(last_words(done))
     return json.loads(lines[-1])
 
 
@@ -106,22 +117,32 @@ def _size(bundle: Bundle, files: Iterable[str]) -> int:
 
 
 def peer_contenders(
-    names: Sequence[str], checkpoint: Path, keeps: Sequence[float], threads: int
+    names: Sequence[str],
+    checkpoint: Path,
+    keeps: Sequence[float],
+    threads: int,
+    made: Path = Path("engines/peers"),
+    python: str = sys.executable,
 ) -> tuple[list[Contender], dict[str, str]]:
     """The peers asked for, and why some of them cannot take part.
 
     Args:
         names: keys of `PEERS`.
         checkpoint: the bundles' source.
-        keeps: for the one peer that prunes.
+        keeps: for the one peer that prunes, and for decoders alone, which are given prompts as long as ours.
         threads: of every contender.
+        made: folder for this checkpoint in the forms that peers want, made there once.
+        python: interpreter of the peers that have an environment of their own.
 
     Raises:
-        RedipruneError: a name that is not a peer's.
+        RedipruneError: a name that is not a peer's, or the interpreter lacks what a peer needs.
     """
     unknown = [name for name in names if name not in PEERS]
     if unknown:
         raise RedipruneError(f"peer '{unknown[0]}' is not known; choose among {', '.join(PEERS)}")
+    for name in names:
+        if name in FORMS and FORMS[name].foreign:
+            check_environment(name, python)
     disk = sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
     pruned = tuple(keep for keep in keeps if keep < 1)
     found: list[Contender] = []
@@ -130,6 +151,20 @@ def peer_contenders(
     def eager(name: str, dtype: str, keeps: Sequence[float] = (1.0,), compiled: bool = False) -> None:
         arguments = {"checkpoint": str(checkpoint), "dtype": dtype, "threads": threads, "compiled": compiled}
         found.append(Contender(name, f"{__package__}.eager", arguments, keeps, disk))
+
+    def other(name: str) -> None:
+        form = FORMS[name]
+        interpreter = python if form.foreign else sys.executable
+        try:
+            folder = converted(name, checkpoint, made, interpreter)
+        except RedipruneError as error:
+            absent[name] = str(error)
+            return
+        ratios = (1.0,) if form.whole else tuple(keeps)
+        disk, decoder = (sum(file.stat().st_size for file in folder.glob(files)) for files in ("**/*", form.decoder))
+        arguments = {"folder": str(folder), "threads": threads}
+        module = f"{__package__}.{form.module}"
+        found.append(Contender(name, module, arguments, ratios, disk, decoder, python=interpreter, whole=form.whole))
 
     for name in names:
         if name == "compiled" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
@@ -142,4 +177,6 @@ def peer_contenders(
             eager("torch.compile fp32", "float32", compiled=True)
         elif name == "released" and pruned:
             eager("eager fp32, selection as released", "float32", pruned)
+        elif name in FORMS:
+            other(name)
     return found, absent

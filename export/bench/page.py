@@ -44,6 +44,7 @@ def _page(document: dict[str, Any], command: str, pictures: list[Path]) -> str:
         "\n".join(f"![{picture.stem}]({picture.name})" for picture in pictures),
         "## Speed-ups\n\n" + _speed_ups(document),
         "## Decoding, start, memory\n\n" + _rest(document),
+        *(["## The decoder alone\n\n" + _decoders(document)] if document["decoders"] else []),
         "## Against what the machine can do\n\n"
         f"Measured in the same run: float32 product {top['fp32_gflops']:.0f} GFLOP/s in ONNX Runtime and "
         f"{top['torch_fp32_gflops']:.0f} in torch, int8 product {top['int8_gops']:.0f} GOP/s (unsigned by signed; "
@@ -98,6 +99,24 @@ def _rest(document: dict[str, Any]) -> str:
         for row in document["rows"]
     ]
     return _markdown(header, rows)
+
+
+def _decoders(document: dict[str, Any]) -> str:
+    """Peers that are the decoder alone beside the prefill and the decoding of everyone else."""
+    rows = [
+        [
+            row["contender"],
+            f"{row['keep']:g}",
+            f"{row['stages']['prefill']:.3f}",
+            f"{row['tokens_per_second']:.1f}" if "tokens_per_second" in row else "–",
+            f"{row['peak_memory_bytes'] / 1e9:.2f} GB",
+            f"{row['disk_bytes'] / 1e9:.2f} GB",
+        ]
+        for row in [*document["rows"], *document["decoders"]]
+        if "prefill" in row["stages"]
+    ]
+    note = "Peers that have no vision are given a text of as many tokens as the prompt then has positions.\n\n"
+    return note + _markdown(["", "keep", "prefill, s", "tokens/s", "peak memory", "on disk"], rows)
 
 
 def _achieved(document: dict[str, Any]) -> str:

@@ -1,8 +1,10 @@
 """The measurement: contenders take turns, figures are medians with their spread."""
 
+import hashlib
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -47,6 +49,7 @@ def bench(
     new_tokens: int = 9,
     limit: float = 600,
     grow: bool = False,
+    peers_python: str = sys.executable,
 ) -> Document:
     """Measure bundles of one checkpoint, and what a user would take instead.
 
@@ -59,9 +62,12 @@ def bench(
         new_tokens: to answer with.
         limit: seconds that a turn may take; a contender that takes longer or fails is left out, and said so.
         grow: measure how the first bundle's cost grows, too.
+        peers_python: interpreter of the peers that have an environment of their own (`make bench-peers`). What they
+            read is made of the checkpoint once, in `peers/` beside the first bundle.
 
     Returns:
-        The document: machine, versions, model, ceilings, for every contender and keep medians and spread, speed-ups.
+        The document: machine, versions, model, ceilings, for every contender and keep medians and spread (`decoders`
+        for decoders alone), speed-ups.
 
     Raises:
         RedipruneError: a bundle, its checkpoint or a name cannot be used, or no bundle runs on any backend.
@@ -78,9 +84,14 @@ def bench(
     if first.modalities[kind].tiled:
         raise RedipruneError(f"{first.family_name} sees images in tiles, which are not pruned; give a --video")
     checkpoint = Checkpoint.open(first.source.name, first.source.revision)
-    with tempfile.TemporaryDirectory() as made:
-        medium = _medium(image, video, Path(made))
-        peer_list, absent = peer_contenders(peers, checkpoint.folder, keeps, threads)
+    patches = first.modalities[kind].patches
+    count = frames if kind == "video" else 1
+    prompt = _prompt_tokens(bundles[0], kind)
+    with tempfile.TemporaryDirectory() as folder:
+        medium = _medium(image, video, Path(folder))
+        with Console(stderr=True).status("making what the peers read"):
+            made = _forms(bundles[0])
+            peer_list, absent = peer_contenders(peers, checkpoint.folder, keeps, threads, made, peers_python)
         contenders = our_contenders(bundles, backends, keeps, threads) + peer_list
         request = {
             "question": QUESTION,
@@ -96,7 +107,10 @@ def bench(
             for contender in contenders:
                 if contender.name in absent:
                     continue
-                requests = [request | {"keep": keep} for keep in contender.keeps]
+                requests = [
+                    request | {"keep": keep, "positions": prompt + count * num_kept(patches, keep)}
+                    for keep in contender.keeps
+                ]
                 try:
                     turns[contender.name].append(take_turn(contender, requests, REPEATS, limit))
                 except TurnError as error:
@@ -107,15 +121,13 @@ def bench(
         grown = growth(present[0], bundles[0], request, kind, limit) if grow else None
     rows = [row for contender in present for row in _rows(contender, turns[contender.name])]
     skeleton = checkpoint.skeleton("fp32")
-    patches = first.modalities[kind].patches
-    count = frames if kind == "video" else 1
-    prompt = _prompt_tokens(bundles[0], kind)
     work = {
         f"{keep:g}": multiply_adds(skeleton, kind, count, num_kept(patches, keep), prompt)
         for keep in sorted({row["keep"] for row in rows})
     }
     for row in rows:
         _achieve(row, work[f"{row['keep']:g}"])
+    whole = [row for row in rows if "time_to_first_token" in row]
     packages = ("torch", "transformers", "onnxruntime", "numpy", "rediprune", "openvino")
     return {
         "schema": SCHEMA,
@@ -135,11 +147,19 @@ def bench(
         "turns": runs,
         "ceilings": best,
         "multiply_adds": work,
-        "rows": rows,
-        "speed_up": _speed_ups(rows, {contender.name for contender in present if contender.ours}),
+        "rows": whole,
+        "decoders": [row for row in rows if row not in whole],
+        "speed_up": _speed_ups(whole, {contender.name for contender in present if contender.ours}),
         "absent": absent,
         **({"growth": grown} if grown is not None else {}),
     }
+
+
+def _forms(bundle: Bundle) -> Path:
+    """Folder for a checkpoint in the forms that peers want: named after its content, so that another's never serves."""
+    source = bundle.manifest.source
+    digest = hashlib.sha256("".join([source.config_sha256, *sorted(source.weights.values())]).encode()).hexdigest()
+    return bundle.folder.resolve().parent / "peers" / f"{Path(source.name).name}-{digest[:12]}"
 
 
 def _medium(image: Path | None, video: Path | None, made: Path) -> Path:
@@ -160,7 +180,6 @@ def _rows(contender: Contender, turns: list[Document]) -> list[Document]:
     rows = []
     for at, keep in enumerate(contender.keeps):
         taken = [answer for turn in turns for answer in turn["answers"][at]]
-        first = [answer["time_to_first_token"] for answer in taken]
         # Without pruning `select` is a look at the ratio.
         named = [key for key in STAGES if key in taken[0] and (key != "select" or keep < 1)]
         stages = {key: _median(taken, key) for key in named}
@@ -169,17 +188,21 @@ def _rows(contender: Contender, turns: list[Document]) -> list[Document]:
             "ours": contender.ours,
             "precision": contender.precision,
             "keep": keep,
-            "time_to_first_token": statistics.median(first),
-            "fastest": min(first),
-            "slowest": max(first),
             "stages": stages,
-            "selector_share": stages.get("select", 0.0) / statistics.median(first),
             "decode_token": _median(taken, "decode_token"),
             "end_to_end": _median(taken, "total"),
             "start_up": statistics.median(turn["start_up"] for turn in turns),
             "peak_memory_bytes": max(turn["peak_memory"] for turn in turns),
             "disk_bytes": contender.disk,
         }
+        if contender.whole:
+            first = [answer["time_to_first_token"] for answer in taken]
+            row |= {
+                "time_to_first_token": statistics.median(first),
+                "fastest": min(first),
+                "slowest": max(first),
+                "selector_share": stages.get("select", 0.0) / statistics.median(first),
+            }
         if row["decode_token"]:
             row["tokens_per_second"] = 1 / row["decode_token"]
             row["decode_gb_per_second"] = contender.decoder / row["decode_token"] / 1e9

@@ -13,6 +13,7 @@ def print_table(console: Console, document: dict[str, Any]) -> None:
     rows = document["rows"]
     base = next((row["time_to_first_token"] for row in rows if not row["ours"]), None)
     table = Table("", "first token", *SHOWN, "token/s", "GB", "×", title="seconds to the first token", box=SIMPLE)
+    table.columns[0].overflow = "fold"
     for column in table.columns[1:]:
         column.no_wrap = True
     for row in rows:
@@ -25,6 +26,17 @@ def print_table(console: Console, document: dict[str, Any]) -> None:
             f"{base / row['time_to_first_token']:.2f}" if base else "",
         )
     console.print(table)
+    if document["decoders"]:
+        table = Table("", "prefill", "token/s", "GB", title="seconds of the decoder alone", box=SIMPLE)
+        for row in [*rows, *document["decoders"]]:
+            if "prefill" in row["stages"]:
+                table.add_row(
+                    f"{row['contender']}, keep {row['keep']:g}",
+                    f"{row['stages']['prefill']:.3f}",
+                    f"{row['tokens_per_second']:.1f}" if "tokens_per_second" in row else "",
+                    f"{row['peak_memory_bytes'] / 1e9:.1f}",
+                )
+        console.print(table)
     top = document["ceilings"]
     console.print(
         f"medians of {document['runs']} answers in {document['turns']} turns, {document['machine']['threads']} threads; "

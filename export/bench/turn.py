@@ -17,14 +17,14 @@ def take_turn(module: str, job: dict) -> dict:
 
     Args:
         module: the contender's module.
-        job: `arguments` of its `load`; `requests`, each a dict of question, images, videos, frames, keep and
-            new_tokens; `repeats` of each; `warm`, whether each is answered once before; `spawned`, when this process
+        job: `arguments` of its `load`; `requests`, each a dict of question, images, videos, frames, keep, positions
+            (that the prompt then takes) and new_tokens; `repeats` of each; `warm`, whether each is answered once before; `spawned`, when this process
             was started (`time.monotonic`).
 
     Returns:
         start_up: seconds from the start of the process to the end of the first answer; first: seconds of that answer;
-        answers: per request, for each repeat its seconds by stage, `time_to_first_token`, `decode_token`, `total`;
-        peak_memory: bytes.
+        answers: per request, for each repeat its seconds by stage, `time_to_first_token` (not from a decoder alone),
+        `decode_token`, `total`; peak_memory: bytes.
     """
     ask = import_module(module).load(**job["arguments"])
     first = ask(job["requests"][-1] | {"new_tokens": 1})

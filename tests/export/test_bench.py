@@ -1,20 +1,28 @@
 """The bench over tiny bundles: what it measures and what it says; never how fast anything is."""
 
+import io
 import json
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from rediprune.export.bench import contenders
+from rediprune.export.bench import contenders, converted
 from rediprune.export.bench.eager import select_as_released
+from rediprune.export.bench.llama import _interleaved
 from rediprune.export.bench.page import write_page
 from rediprune.export.bench.run import STAGES, bench
+from rediprune.export.bench.table import print_table
 from rediprune.export.bench.work import multiply_adds
 from rediprune.export.checkpoint import Checkpoint
 from rediprune.graphs.selection import select_tokens
 from rediprune.runtime import RedipruneError
+from rediprune.runtime.__main__ import main
 from rediprune.runtime.bundle import Bundle
+from rich.console import Console
 
 
 @pytest.fixture(autouse=True)
@@ -28,10 +36,13 @@ def test_a_bench_tells_everything_and_writes_its_page(
     bundle_of: Callable[[str], Path], photo: Path, tmp_path: Path
 ) -> None:
     keeps = (1.0, 0.15)
-    document = bench([bundle_of("llava")], image=photo, keeps=keeps, peers=("eager", "released"), runs=1, threads=2)
+    peers = ("eager", "released", "exported")
+    document = bench([bundle_of("llava")], image=photo, keeps=keeps, peers=peers, runs=1, threads=2)
     rows = {(row["contender"], row["keep"]): row for row in document["rows"]}
     released = "eager fp32, selection as released"
-    assert set(rows) == {("llava on ort", 1.0), ("llava on ort", 0.15), ("eager fp32", 1.0), (released, 0.15)}
+    ours = {("llava on ort", 1.0), ("llava on ort", 0.15)}
+    assert set(rows) == ours | {("eager fp32", 1.0), (released, 0.15), ("exported", 1.0)}
+    assert document["absent"] == {} and document["decoders"] == []
     for row in rows.values():
         assert 0 < row["fastest"] <= row["time_to_first_token"] <= row["slowest"] < row["end_to_end"] * 1.5
         assert sum(row["stages"].values()) <= row["slowest"] + 1e-3
@@ -125,3 +136,77 @@ def test_multiply_adds_are_those_counted_by_hand(checkpoint_of: Callable[[str], 
     embedding = patches * 3 * vision.patch_size**2 * vision.hidden_size
     # The last layer of the tower is not run: its output is not the feature layer.
     assert counted["vision"] == 2 * ((vision.num_hidden_layers - 1) * one + embedding)
+
+
+_ALONE = """
+def load(pace):
+    def ask(request):
+        return {"prefill": pace * request["positions"], "decode_token": pace, "total": 2 * pace}
+    return ask
+"""
+
+
+def test_a_decoder_alone_is_asked_for_as_many_positions_as_the_prompt_takes(
+    bundle_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "alone.py").write_text(_ALONE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    alone = contenders.Contender("alone", "alone", {"pace": 0.5}, (1.0, 0.5), 8, 4, whole=False)
+    monkeypatch.setattr("rediprune.export.bench.run.peer_contenders", lambda *_: ([alone], {}))
+    document = bench([bundle_of("llava")], keeps=(0.5,), peers=("alone",), runs=1, threads=1)
+    assert [row["contender"] for row in document["rows"]] == ["llava on ort"]
+    assert all(not ratios for ratios in document["speed_up"].values())
+    patches, prompt = document["model"]["visual_tokens"], document["model"]["prompt_tokens"]
+    seconds = {row["keep"]: row["stages"] for row in document["decoders"]}
+    assert seconds == {1.0: {"prefill": 0.5 * (prompt + patches)}, 0.5: {"prefill": 0.5 * (prompt + patches / 2)}}
+    assert {row["tokens_per_second"] for row in document["decoders"]} == {2.0}
+    assert {row["decode_gb_per_second"] for row in document["decoders"]} == {8e-9}
+    console = Console(file=io.StringIO(), width=100)
+    print_table(console, document)
+    assert "alone, keep 1" in console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    write_page(document, tmp_path / "bench.md", "rediprune bench …")
+    page = (tmp_path / "bench.md").read_text()
+    assert f"| alone | 0.5 | {0.5 * (prompt + patches / 2):.3f} | 2.0 |" in page
+
+
+@pytest.mark.parametrize("lacking", ["package", "python"])
+def test_a_peer_without_its_environment_is_refused_with_the_recipe(
+    bundle_of: Callable[[str], Path],
+    lacking: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    form = replace(converted.FORMS["llama.cpp"], packages=("no_such_package",))
+    monkeypatch.setitem(converted.FORMS, "llama.cpp", form)
+    command = ["bench", str(bundle_of("llava")), "--peers", "llama.cpp"]
+    if lacking == "python":
+        command += ["--peers-python", str(tmp_path / "python")]
+    monkeypatch.setattr(sys, "argv", ["rediprune", *command])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "make bench-peers" in said and "--peers-python" in said
+
+
+def test_what_a_peer_reads_is_made_once_and_never_by_halves(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    with pytest.raises(RedipruneError, match=r"its form of the checkpoint could not be made: .*Error"):
+        converted.converted("llama.cpp", tmp_path / "checkpoint", tmp_path / "made", sys.executable)
+    assert list((tmp_path / "made").iterdir()) == []
+    (tmp_path / "made" / "llama.cpp").mkdir()
+    kept = converted.converted("llama.cpp", tmp_path / "checkpoint", tmp_path / "made", "no interpreter needed")
+    assert kept == tmp_path / "made" / "llama.cpp"
+
+
+def test_rows_laid_out_for_llama_cpp_turn_as_the_checkpoints_do() -> None:
+    heads, half, width = 3, 4, 5
+    random = np.random.default_rng(0)
+    weight, x = random.standard_normal((heads * 2 * half, width)), random.standard_normal(width)
+    angle = random.standard_normal(half)
+    ours = (weight @ x).reshape(heads, 2, half)  # the checkpoint's pairs: halves of a head
+    theirs = (_interleaved(weight, heads) @ x).reshape(heads, half, 2)  # llama.cpp's: neighbours
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])  # [2, 2, half]
+    turned = np.einsum("abi,hbi->hai", turn, ours), np.einsum("abi,hib->hia", turn, theirs)
+    assert np.allclose(turned[0], turned[1].swapaxes(1, 2), rtol=0, atol=1e-12)
