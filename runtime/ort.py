@@ -88,9 +88,9 @@ def session_options(threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
-    # Threads spin for work within a run: decoding with INT4 or INT8 weights takes a fifth less time than with threads
-    # that sleep between operators. Stages run one after another, so they stop with the run, or one stage's would take
-    # the cores from the next.
+    # Threads spin for work within a run: decoding with INT4 or INT8 weights takes up to a fifth less time than with
+    # threads that sleep between operators (docs/measurements/bench-cpu.md). Stages run one after another, so they stop
+    # with the run, or one stage's would take the cores from the next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     # Without VNNI the product of unsigned with signed integers saturates in 16 bits; this makes both unsigned there.
     # Measured on INT8 CLIP: the error falls from 3.9 to 3.0 %, at 1.3 times the time. Elsewhere it changes nothing

@@ -464,7 +464,7 @@ class Pipeline:
 def _open_ahead(bundle: Bundle, backends: Mapping[str, str], threads: int) -> dict[str, Future[Any]]:
     """Begin to open the large stages of the CPU's backends: the tower, where the family has but one, and the decoder."""
     towers = {modality.stage for modality in bundle.manifest.modalities.values()}
-    pool = ThreadPoolExecutor(1)
+    pool = ThreadPoolExecutor(2)
     begun: dict[str, Future[Any]] = {}
     for stage in towers if len(towers) == 1 else ():
         if backends[stage] in _ON_CPU:
