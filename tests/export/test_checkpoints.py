@@ -191,5 +191,5 @@ def test_real_geometry_loads_and_sees(tmp_path):
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     assert 0.75e9 < sum(weight.numel() for weight in model.parameters()) < 0.85e9
     inputs = dict(prompt(AutoTokenizer.from_pretrained(folder), "<image>", 576))
-    answers = [answer(model, inputs | {"pixel_values": picture(model, seed)}) for seed in range(2)]
-    assert answers[0] != answers[1]
+    answers = [answer(model, inputs | {"pixel_values": picture(model, seed)}) for seed in range(4)]
+    assert len(set(map(tuple, answers))) > 1  # two of these pictures do get the same answer
