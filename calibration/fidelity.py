@@ -6,7 +6,7 @@ import numpy as np
 
 from ..runtime.arrays import Array
 from ..runtime.bundle import Bundle, Fidelity
-from ..runtime.session import LanguageSession, open_language, open_stage
+from ..runtime.session import LanguageSession, open_session
 from .activations import Held
 
 
@@ -14,10 +14,7 @@ def compare_stage(
     bundle: Bundle, stage: str, cases: Sequence[Held], backend: str = "ort", threads: int = 0
 ) -> list[Fidelity]:
     """Run a stage on inputs of which the outputs of another bundle's are known; one comparison for each output."""
-    if stage == "language":
-        run = language_runner(open_language(backend, bundle, threads))
-    else:
-        run = open_stage(backend, bundle, stage, threads).run
+    run = stage_runner(backend, bundle, stage, threads)
     found = []
     for case in cases:
         ours = run(case.feed)
@@ -39,8 +36,16 @@ def jaccard(ours: Iterable[np.ndarray], theirs: Iterable[np.ndarray]) -> float:
     return float(np.mean(scores))
 
 
-def language_runner(language: LanguageSession) -> Callable[[Mapping[str, np.ndarray]], Mapping[str, Array]]:
-    """The language stage as a function of a case: `prompt` [1,S,D], then `steps` [1,N,D] one by one → logits [N+1,V]."""
+def stage_runner(
+    backend: str, bundle: Bundle, stage: str, threads: int
+) -> Callable[[Mapping[str, np.ndarray]], Mapping[str, Array]]:
+    """A loaded stage as a function of a case; of `language`, `prompt` [1,S,D], then `steps` [1,N,D] one by one → logits
+    [N+1,V]."""
+    session = open_session(backend, bundle, stage, threads)
+    return _language_runner(session) if stage == "language" else session.run
+
+
+def _language_runner(language: LanguageSession) -> Callable[[Mapping[str, np.ndarray]], Mapping[str, Array]]:
 
     def run(feed: Mapping[str, np.ndarray]) -> dict[str, Array]:
         prompt, steps = feed["prompt"], feed["steps"]

@@ -251,7 +251,7 @@ def _compare(
 
 
 def _pipeline(bundle: Bundle, backend: str, threads: int) -> Pipeline:
-    return Pipeline.load(bundle.folder, backend, threads=threads, cache_bytes=1 << 30)
+    return Pipeline.load(bundle.folder, backend, threads=threads, cache_bytes=1 << 30, lazy=True)
 
 
 def _in_fp16(source: Bundle, stage: str, folder: Path) -> Bundle:

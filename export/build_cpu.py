@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from ..runtime.bundle import Bundle, EngineSpec, file_sha256
 from ..runtime.errors import RedipruneError
-from ..runtime.session import open_language, open_stage, runs_on
+from ..runtime.session import open_session, runs_on
 from ..runtime.staging import making
 from .bundle import Progress
 from .fuse_decoder import fuse_decoder
@@ -50,10 +50,7 @@ def build_cpu(folder: str | Path, backend: str, progress: Progress | None = None
         bundle.manifest.engines[backend] = engine
         for name in stages:
             report(name, "loading", 0.5)
-            if name == "language":
-                open_language(backend, bundle, 0)
-            else:
-                open_stage(backend, bundle, name, 0)
+            open_session(backend, bundle, name, 0)
             report(name, "loaded", 1.0)
         bundle.write_manifest()
     return engine

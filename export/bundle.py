@@ -265,12 +265,13 @@ def _copy_processor(source: Path, folder: Path) -> dict[str, str]:
     target = folder / "processor"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
-    for file in _processor_files(source):
+    for file in processor_files(source):
         shutil.copyfile(file, target / file.name)
     return {f"processor/{file.name}": file_sha256(file) for file in sorted(target.iterdir())}
 
 
-def _processor_files(source: Path) -> list[Path]:
+def processor_files(source: Path) -> list[Path]:
+    """What a checkpoint's tokenizer, processor and configs are read from: all but the weights and their index."""
     found = {file for pattern in _PROCESSOR_FILES for file in source.glob(pattern)}
     return sorted(file for file in found if not file.name.endswith(".index.json"))
 
@@ -288,7 +289,7 @@ def _current(folder: Path, checkpoint: Checkpoint, source: Source, precision: st
         bundle = Bundle.open(folder, remember=False)
     except RedipruneError:
         return None  # damaged: made anew
-    processor = {f"processor/{file.name}": file_sha256(file) for file in _processor_files(checkpoint.folder)}
+    processor = {f"processor/{file.name}": file_sha256(file) for file in processor_files(checkpoint.folder)}
     if processor != {name: sha for name, sha in bundle.manifest.files.items() if name.startswith("processor/")}:
         return None
     made = bundle.manifest

@@ -26,12 +26,11 @@ from polygraphy.common import TensorMetadata
 from polygraphy.comparator import Comparator, IterationResult, SimpleCompareFunc
 from polygraphy.logger import G_LOGGER
 
-from ..calibration.fidelity import jaccard, language_runner, nearness
+from ..calibration.fidelity import jaccard, nearness, stage_runner
 from ..runtime.bundle import Bundle, CalibrationSpec
 from ..runtime.errors import RedipruneError
 from ..runtime.pipeline import Pipeline
 from ..runtime.preprocess import load_image, load_video
-from ..runtime.session import open_language, open_stage
 from .samples import sample_clip, sample_picture
 
 # A stage may be this many times as far from float32 as an eager run of its precision is: backends sum in another
@@ -161,7 +160,7 @@ def validate(
         raise RedipruneError(f"{bundle.manifest.family_name} answers about images only; leave the video out")
     if video is not None:
         load_video(video, 1)
-    pipeline = Pipeline.load(folder, backend, eager=eager, threads=threads)
+    pipeline = Pipeline.load(folder, backend, eager=eager, threads=threads, lazy=True)
     reference = _stored_reference(bundle, image, video, refresh)
     report = Report(str(folder), backend, bundle.manifest.precision, sorted(eager))
     for name in names:
@@ -185,22 +184,17 @@ class _SessionRunner(BaseRunner):
         self.open = (backend, bundle, stage, threads)
 
     def activate_impl(self) -> None:
-        backend, bundle, stage, threads = self.open
-        if stage == "language":
-            self.session: Any = open_language(backend, bundle, threads)
-        else:
-            self.session = open_stage(backend, bundle, stage, threads)
+        self.run = stage_runner(*self.open)
 
     def deactivate_impl(self) -> None:
-        del self.session
+        del self.run
 
     def get_input_metadata_impl(self) -> TensorMetadata:
         return self.inputs
 
     def infer_impl(self, feed_dict: Arrays) -> Arrays:
         start = time.perf_counter()
-        run = self.session.run if self.open[2] != "language" else language_runner(self.session)
-        outputs = run(feed_dict)
+        outputs = self.run(feed_dict)
         self.inference_time = time.perf_counter() - start
         return {name: np.asarray(array) for name, array in outputs.items()}  # some lie on the GPU
 

@@ -23,11 +23,12 @@ from .generate import Sampling, Stopping
 from .memory import check_memory, peak_memory
 from .preprocess import Processor, image_key, load_image, load_video
 from .prompt import Prompt, check_placeholders, render_prompt
-from .session import BACKENDS, LanguageSession, StageSession, open_language, open_stage, runs_on
+from .session import BACKENDS, LanguageSession, StageSession, open_session, runs_on
 from .video import stand_ins
 from .visuals import FeatureCache, Visual, splice
 
 DEFAULT_FRAMES = 8
+_ON_CPU = ("ort", "openvino", "openvino-bf16")  # what a GPU loads stays with the thread that runs it
 
 
 @dataclass
@@ -64,9 +65,6 @@ class Answer:
         return (len(self.token_ids) - 1) / self.timings["decode"] if self.timings.get("decode") else 0.0
 
 
-_ON_CPU = ("ort", "openvino", "openvino-bf16")
-
-
 class Stream:
     """Text pieces of an answer as they come; `answer` is complete once they are exhausted."""
 
@@ -81,7 +79,7 @@ class Stream:
 class Pipeline:
     """Loaded stages of a bundle; `Pipeline.load` makes one.
 
-    Stages are loaded when first needed, but for the two large ones on a CPU: they are opened in a thread while the
+    Stages are loaded when first needed, but for the two large ones on a CPU: they are opened in threads while the
     processor's libraries are imported, which takes as long.
     """
 
@@ -106,6 +104,7 @@ class Pipeline:
         threads: int = 0,
         cache_bytes: int = 1 << 30,
         verify: bool = True,
+        lazy: bool = False,
     ) -> "Pipeline":
         """Open a bundle.
 
@@ -119,6 +118,7 @@ class Pipeline:
             threads: for every stage; 0 leaves it to the backend.
             cache_bytes: bound of the feature cache.
             verify: compare the bundle's files with their hashes.
+            lazy: load the large stages no sooner than the others, for one who may not need them.
 
         Raises:
             RedipruneError: the bundle or backend cannot be used.
@@ -150,7 +150,7 @@ class Pipeline:
             sum(spec.weight_bytes for name, spec in opened.manifest.stages.items() if backends[name] == "ort"),
             "quantise the bundle (rediprune calibrate --help)",
         )
-        ahead = _open_ahead(opened, backends, threads)
+        ahead = {} if lazy else _open_ahead(opened, backends, threads)
         try:
             pipeline = cls(opened, backends, threads, cache_bytes)
         except BaseException:
@@ -163,15 +163,16 @@ class Pipeline:
     def stage(self, name: str) -> StageSession:
         """The session of a stage other than `language`."""
         if name not in self.sessions:
-            begun = self._ahead.pop(name, None)
-            opened = begun.result() if begun else open_stage(self.backends[name], self.bundle, name, self.threads)
-            self.sessions[name] = opened
+            self.sessions[name] = self._open(name)
         return self.sessions[name]
 
     @cached_property
     def language(self) -> LanguageSession:
-        begun = self._ahead.pop("language", None)
-        return begun.result() if begun else open_language(self.backends["language"], self.bundle, self.threads)
+        return self._open("language")
+
+    def _open(self, name: str) -> Any:
+        begun = self._ahead.pop(name, None)
+        return begun.result() if begun else open_session(self.backends[name], self.bundle, name, self.threads)
 
     @cached_property
     def newline(self) -> np.ndarray | None:
@@ -464,13 +465,13 @@ class Pipeline:
 def _open_ahead(bundle: Bundle, backends: Mapping[str, str], threads: int) -> dict[str, Future[Any]]:
     """Begin to open the large stages of the CPU's backends: the tower, where the family has but one, and the decoder."""
     towers = {modality.stage for modality in bundle.manifest.modalities.values()}
-    pool = ThreadPoolExecutor(2)
-    begun: dict[str, Future[Any]] = {}
-    for stage in towers if len(towers) == 1 else ():
-        if backends[stage] in _ON_CPU:
-            begun[stage] = pool.submit(open_stage, backends[stage], bundle, stage, threads)
-    if backends["language"] in _ON_CPU:
-        begun["language"] = pool.submit(open_language, backends["language"], bundle, threads)
+    large = [*(towers if len(towers) == 1 else ()), "language"]
+    pool = ThreadPoolExecutor(len(large))
+    begun = {
+        stage: pool.submit(open_session, backends[stage], bundle, stage, threads)
+        for stage in large
+        if backends[stage] in _ON_CPU
+    }
     pool.shutdown(wait=False)
     return begun
 

@@ -8,7 +8,7 @@ A backend is a module of this package with two functions, `open_stage` and `open
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -71,6 +71,13 @@ def open_stage(backend: str, bundle: Bundle, stage: str, threads: int) -> StageS
 def open_language(backend: str, bundle: Bundle, threads: int) -> LanguageSession:
     """Load the language stage on a backend."""
     return _module(backend).open_language(bundle, threads)
+
+
+def open_session(backend: str, bundle: Bundle, stage: str, threads: int) -> Any:
+    """Load a stage on a backend: a LanguageSession of `language`, a StageSession of any other."""
+    if stage == "language":
+        return open_language(backend, bundle, threads)
+    return open_stage(backend, bundle, stage, threads)
 
 
 def _module(backend: str):

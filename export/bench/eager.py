@@ -1,6 +1,5 @@
 """transformers' own modules, timed stage by stage: unpruned, or pruned by the release's selection loop."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from ...graphs.selection import score_tokens
 from ...runtime.preprocess import Processor, load_image, load_video
 from ...runtime.prompt import render_prompt
 from ..reference import Reference
+from .answering import Laps, splice
 
 Timings = dict[str, float]
 
@@ -38,16 +38,7 @@ class Eager:
 
     @torch.inference_mode()
     def ask(self, request: dict[str, Any]) -> Timings:
-        took: Timings = {}
-        model = self.model
-        begin = clock = time.perf_counter()
-
-        def lap(name: str) -> None:
-            nonlocal clock
-            now = time.perf_counter()
-            took[name] = took.get(name, 0.0) + now - clock
-            clock = now
-
+        model, lap = self.model, Laps()
         images, videos = request["images"], request["videos"]
         ids = self.processor.encode(render_prompt(self.processor, request["question"], len(images), len(videos)))
         frames = [("image", [load_image(image)]) for image in images]
@@ -71,28 +62,14 @@ class Eager:
                 lap("select")
             visual.append(model.model.multi_modal_projector(features).flatten(0, 1))
             lap("project")
-        embeds = self._splice(ids, visual)
+        embeds = splice(ids, model.get_input_embeddings()(torch.tensor(ids)), visual, placeholders)
         lap("embed")
         cache = DynamicCache(config=model.config.text_config)
         token = self._step(embeds, cache)
-        lap("prefill")
-        took["time_to_first_token"] = time.perf_counter() - begin
+        lap.first_token()
         for _ in range(request["new_tokens"] - 1):
             token = self._step(model.get_input_embeddings()(torch.tensor([[token]])), cache)
-        lap("decode")
-        took["decode_token"] = took["decode"] / max(request["new_tokens"] - 1, 1)
-        took["total"] = time.perf_counter() - begin
-        return took | {"tokens": request["new_tokens"]}
-
-    def _splice(self, ids: list[int], visual: list[Tensor]) -> Tensor:
-        """[1, S, D]: the prompt's embeddings with each placeholder's visual tokens [N, D] in its place."""
-        embeds = self.model.get_input_embeddings()(torch.tensor(ids))
-        parts, start, tokens = [], 0, iter(visual)
-        for at, token in enumerate(ids):
-            if token in self.reference.placeholders:
-                parts += [embeds[start:at], next(tokens)]
-                start = at + 1
-        return torch.cat([*parts, embeds[start:]])[None]
+        return lap.end(request["new_tokens"])
 
     def _step(self, embeds: Tensor, cache: Any) -> int:
         model = self.model

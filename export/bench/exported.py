@@ -11,7 +11,6 @@ graph of the decoder for both, and the loop is here.
 
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import torch
 from ...runtime.errors import RedipruneError
 from ...runtime.preprocess import Processor, load_image
 from ...runtime.prompt import render_prompt
+from .answering import Laps, splice
 
 
 def load(folder: str, threads: int) -> Callable[[dict[str, Any]], dict[str, float]]:
@@ -45,15 +45,7 @@ def load(folder: str, threads: int) -> Callable[[dict[str, Any]], dict[str, floa
     def ask(request: dict[str, Any]) -> dict[str, float]:
         if request["videos"]:
             raise RedipruneError("it is asked about images only")
-        took: dict[str, float] = {}
-        begin = clock = time.perf_counter()
-
-        def lap(name: str) -> None:
-            nonlocal clock
-            now = time.perf_counter()
-            took[name] = took.get(name, 0.0) + now - clock
-            clock = now
-
+        lap = Laps()
         images = [load_image(image) for image in request["images"]]
         ids = processor.encode(render_prompt(processor, request["question"], len(images), 0))
         pixels = [torch.from_numpy(processor.pixel_values([image], False)) for image in images]
@@ -65,14 +57,9 @@ def load(folder: str, threads: int) -> Callable[[dict[str, Any]], dict[str, floa
             states = vision(pixel_values=values).hidden_states[config.vision_feature_layer]  # [1, P or P + 1, C]
             features = states[:, 1:] if config.vision_feature_select_strategy == "default" else states
             lap("vision")
-            visual.append(project(image_features=features))
+            visual.append(project(image_features=features).flatten(0, 1))
             lap("project")
-        parts, start, tokens = [], 0, iter(visual)
-        for at, token in enumerate(ids):
-            if token == placeholder:
-                parts += [texts[:, start:at], next(tokens)]
-                start = at + 1
-        embeds = torch.cat([*parts, texts[:, start:]], dim=1)
+        embeds = splice(ids, texts[0], visual, {placeholder})
         lap("embed")
         cache: Any = DynamicCache(config=text)
         for layer in range(text.num_hidden_layers):  # the graph takes no cache that holds nothing, but empty tensors
@@ -87,13 +74,10 @@ def load(folder: str, threads: int) -> Callable[[dict[str, Any]], dict[str, floa
             return int(head(input=answer.last_hidden_state[:, -1:])[0, -1].argmax())
 
         token = step(embeds)
-        lap("prefill")
-        took["time_to_first_token"] = time.perf_counter() - begin
+        lap.first_token()
         for _ in range(request["new_tokens"] - 1):
             token = step(embed(input=torch.tensor([[token]])))
-        lap("decode")
-        took["decode_token"] = took["decode"] / max(request["new_tokens"] - 1, 1)
-        return took | {"total": time.perf_counter() - begin, "tokens": request["new_tokens"]}
+        return lap.end(request["new_tokens"])
 
     return ask
 
@@ -110,6 +94,8 @@ def convert(checkpoint: Path, folder: Path, precision: str) -> None:
     from transformers import AutoModelForImageTextToText, DynamicCache
     from transformers.exporters.configs import OnnxConfig
     from transformers.exporters.exporter_onnx import OnnxExporter
+
+    from ..bundle import processor_files
 
     model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
     model = model.eval().requires_grad_(False)
@@ -141,9 +127,8 @@ def convert(checkpoint: Path, folder: Path, precision: str) -> None:
         OnnxExporter().export(module, inputs, OnnxConfig(dynamic=True, ort_fusions="cpu")).save_pretrained(
             folder / name
         )
-    for file in checkpoint.iterdir():
-        if file.suffix in (".json", ".jinja", ".model", ".txt") and not file.name.endswith(".index.json"):
-            shutil.copy(file, folder)
+    for file in processor_files(checkpoint):
+        shutil.copy(file, folder)
 
 
 if __name__ == "__main__":

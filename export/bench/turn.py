@@ -18,8 +18,8 @@ def take_turn(module: str, job: dict) -> dict:
     Args:
         module: the contender's module.
         job: `arguments` of its `load`; `requests`, each a dict of question, images, videos, frames, keep, positions
-            (that the prompt then takes) and new_tokens; `repeats` of each; `warm`, whether each is answered once before; `spawned`, when this process
-            was started (`time.monotonic`).
+            (that the prompt then takes) and new_tokens; `repeats` of each; `warm`, whether each is answered once before;
+            `spawned`, when this process was started (`time.monotonic`).
 
     Returns:
         start_up: seconds from the start of the process to the end of the first answer; first: seconds of that answer;

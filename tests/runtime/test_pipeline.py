@@ -3,13 +3,16 @@
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from rediprune.export.reference import Reference, Request
 from rediprune.runtime import Pipeline, RedipruneError
+from rediprune.runtime.bundle import Bundle
 from rediprune.runtime.eager import eager_model
 from rediprune.runtime.pipeline import Answer
+from rediprune.runtime.session import open_session
 
 from .test_video import make_video
 
@@ -83,6 +86,25 @@ def test_selecting_keeps_what_an_answer_keeps(pipeline_of: Callable[[str], Pipel
     assert all(np.array_equal(a, b) for a, b in zip(kept, answer.kept, strict=True))
     with pytest.raises(RedipruneError, match="keep"):
         pipeline.select(QUESTION, [photo], keep=1.5)
+
+
+def test_a_lazy_pipeline_opens_what_it_needs_alone(
+    bundle_of: Callable[[str], Path], photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def noted(backend: str, bundle: Bundle, stage: str, threads: int) -> Any:
+        opened.append(stage)
+        return open_session(backend, bundle, stage, threads)
+
+    monkeypatch.setattr("rediprune.runtime.pipeline.open_session", noted)
+    pipeline = Pipeline.load(bundle_of("llava"), lazy=True)
+    assert opened == []
+    pipeline.select("What?", [photo], keep=0.5)
+    assert sorted(opened) == ["embed", "project", "select", "vision"]
+    pipeline = Pipeline.load(bundle_of("llava"))
+    pipeline.generate("What?", [photo], keep=0.5, max_new_tokens=1)
+    assert sorted(opened[4:]) == ["embed", "language", "project", "select", "vision"]  # each once
 
 
 def test_frames_that_are_alike_are_encoded_once(pipeline_of: Callable[[str], Pipeline], tmp_path: Path) -> None:
