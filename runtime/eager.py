@@ -83,6 +83,19 @@ def eager_model(bundle: Bundle, threads: int = 0) -> Any:
         import torch
     except ImportError as error:
         raise RedipruneError("backend 'eager' needs torch; install it with: pip install 'rediprune[export]'") from error
+    folder = checkpoint_of(bundle)
+    if threads:
+        torch.set_num_threads(threads)
+    stages = bundle.manifest.stages.values()
+    return _load(folder, sum(s.weight_bytes * (2 if s.precision == "fp16" else 1) for s in stages))
+
+
+def checkpoint_of(bundle: Bundle) -> Path:
+    """The folder of the checkpoint that a bundle was made from.
+
+    Raises:
+        RedipruneError: it is gone, or no longer the one.
+    """
     source = bundle.manifest.source
     folder = Path(source.name)
     if not folder.is_dir():
@@ -93,10 +106,7 @@ def eager_model(bundle: Bundle, threads: int = 0) -> Any:
             f"checkpoint '{source.name}' is gone or is not the one this bundle was made from; make the bundle again with: "
             f"{bundle.manifest.rebuild_command(bundle.folder)}"
         )
-    if threads:
-        torch.set_num_threads(threads)
-    stages = bundle.manifest.stages.values()
-    return _load(folder.resolve(), sum(s.weight_bytes * (2 if s.precision == "fp16" else 1) for s in stages))
+    return folder.resolve()
 
 
 def eager_stages(bundle: Bundle, threads: int = 0) -> list[Any]:

@@ -7,9 +7,8 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
+from ..release import release_select
 from ..selection import score_tokens, select_tokens
 from .gpu_correctness import CHANNELS, DTYPES, features
 from .launcher import cuda_core
@@ -17,31 +16,6 @@ from .tensors import max_min_select_cuda, score_tokens_cuda, select_tokens_cuda
 
 SHAPES = ((8, 144, 22, 60.0), (8, 576, 86, 250.0))  # frames, patches, kept, target in µs
 FLOOR_PATCHES = (144, 576, 1024, 2304, 4096)
-
-
-def release_select(frames: Tensor, query: Tensor, count: int, alpha: float) -> list[Tensor]:
-    """The release's algorithm, restated, for τ = 0: frame after frame, the minimum taken anew over all picks.
-
-    Args:
-        frames: [F, P, C], in the features' own precision as in the release; query [C] likewise.
-
-    Source: `_select_text_cond` of the release (llava_arch.py).
-    """
-    kept = []
-    for tokens in frames:
-        unit = F.normalize(tokens, dim=1)
-        relevance = unit @ F.normalize(query, dim=0)
-        dist = 1.0 - unit @ unit.T
-        picks = torch.empty(count, dtype=torch.int64, device=tokens.device)
-        picks[0] = relevance.argmax()
-        for k in range(1, count):
-            score = dist[picks[:k]].amin(dim=0) + alpha * relevance
-            free = torch.ones_like(relevance, dtype=torch.bool)
-            free[picks[:k]] = False
-            score[~free] = float("-inf")
-            picks[k] = score.argmax()
-        kept.append(picks.sort().values)
-    return kept
 
 
 def median_us(call: Callable[[], object], repeats: int) -> float:

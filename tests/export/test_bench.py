@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from rediprune.export.bench import contenders, converted
-from rediprune.export.bench.eager import select_as_released
 from rediprune.export.bench.llama import _interleaved
 from rediprune.export.bench.page import write_page
 from rediprune.export.bench.run import STAGES, bench
 from rediprune.export.bench.table import print_table
 from rediprune.export.bench.work import multiply_adds
 from rediprune.export.checkpoint import Checkpoint
+from rediprune.graphs.keep import num_kept
+from rediprune.graphs.release import release_select
 from rediprune.graphs.selection import select_tokens
 from rediprune.runtime import RedipruneError
 from rediprune.runtime.__main__ import main
@@ -111,7 +112,8 @@ def test_bad_requests_are_refused(bundle_of: Callable[[str], Path], clip: Path) 
 def test_the_release_chooses_the_same_tokens(keep: float) -> None:
     generator = torch.Generator().manual_seed(3)
     features, query = torch.randn(2, 40, 24, generator=generator), torch.randn(24, generator=generator)
-    assert torch.equal(select_as_released(features, query, keep), select_tokens(features, query, keep))
+    count = num_kept(40, keep)
+    assert torch.equal(torch.stack(release_select(features, query, count, 0.5)), select_tokens(features, query, count))
 
 
 def test_multiply_adds_are_those_counted_by_hand(checkpoint_of: Callable[[str], Path]) -> None:
