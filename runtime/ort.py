@@ -1,6 +1,7 @@
 """ONNX Runtime on the CPU."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -48,15 +49,17 @@ class OrtDecoding:
         self.session, self.length, self.position = language.session, length, 0
         self.binding = language.session.io_binding()
         shape = (1, decoder.kv_heads, length, decoder.head_width)
-        self.cache = [
-            ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, self.dtype), device) for _ in language.cache_names
-        ]
-        for name, value in zip(language.cache_names, self.cache, strict=True):
-            self.binding.bind_ortvalue_input(f"past.{name}", value)
-            self.binding.bind_ortvalue_output(f"present.{name}", value)
+        self.cache = [self.bind_cache(name, shape) for name in language.cache_names]
         shape = (1, 1, decoder.vocabulary)
         self.logits = ort.OrtValue.ortvalue_from_shape_and_type(shape, self.dtype, device)
         self.binding.bind_ortvalue_output("logits", self.logits)
+
+    def bind_cache(self, name: str, shape: tuple[int, ...]) -> Any:
+        """Bind a tensor of zeros as `past.name` and as `present.name`; what holds its memory."""
+        value = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, self.dtype))
+        self.binding.bind_ortvalue_input(f"past.{name}", value)
+        self.binding.bind_ortvalue_output(f"present.{name}", value)
+        return value
 
     def step(self, embeds: Array) -> np.ndarray:
         tokens = embeds.shape[1]
