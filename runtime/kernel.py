@@ -107,8 +107,10 @@ def match_width(query: np.ndarray, channels: int) -> np.ndarray:
     depth = len(query)
     if depth < channels:
         return np.tile(query, -(-channels // depth))[:channels]
-    parts = [query[i * depth // channels : -(-(i + 1) * depth // channels)] for i in range(channels)]
-    return np.array([part.mean() for part in parts], np.float32)
+    edges = np.arange(channels + 1) * depth
+    starts, ends = edges[:-1] // channels, -(-edges[1:] // channels)  # windows may overlap by one
+    sums = np.add.reduceat(np.append(query, 0), np.stack([starts, ends], axis=1).ravel())[::2]
+    return (sums / (ends - starts)).astype(np.float32)
 
 
 def drop_below(relevance: np.ndarray, count: int, tau: float) -> np.ndarray:
