@@ -134,9 +134,14 @@ checkpoints/real: | $(READY)
 # Any other MODEL is a folder that must be there, or a hub id.
 $(filter-out checkpoints/tiny checkpoints/real,$(MODEL)):
 
-# Train the demo checkpoint anew: about 12 minutes on a GPU, days on two CPU cores (docs/demo.md).
+# Train the demo checkpoint anew, in two sittings of about 12 and 10 minutes on a GPU, days on two CPU cores
+# (docs/demo.md). TRAIN=--compile compiles the layers. Interrupted, it goes on where it stopped.
+SITTING = $(BIN)/python -m rediprune.export.demo.train $(TRAIN) --folder demo-training/$(1)
 demo-checkpoint: $(READY)
-	$(BIN)/python -m rediprune.export.demo.train --checkpoint export/demo/checkpoint
+	$(call SITTING,first) --checkpoint demo-training/first/checkpoint
+	$(call SITTING,second) --checkpoint export/demo/checkpoint --start demo-training/first/checkpoint --seed 3 \
+		--tower-steps 0 --steps 0 --pruned-steps 7500 --pruned-rate 8e-4 --warmup 100 --images 40 --clips 12 \
+		--delay 40 --easy 0 --focus compare,compare,place,count,glyph,direction,happens,happens,what
 
 clean:
 	rm -rf engines checkpoints .pytest_cache .ruff_cache

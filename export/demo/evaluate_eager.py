@@ -216,9 +216,11 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=200, help="clips in the test set, four questions each")
     parser.add_argument("--keep", type=float, nargs="+", default=KEEPS)
     parser.add_argument("--rules", nargs="+", default=RULES, choices=RULES)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=None, help="add the table to this JSON")
     args = parser.parse_args()
     model = LlavaForConditionalGeneration.from_pretrained(args.checkpoint, dtype=torch.float32).eval()
+    torch.nn.Module.to(model, args.device)
     table = report(model, args.images, args.clips, args.keep, args.rules)
     print_table(table)
     if args.out:

@@ -32,7 +32,7 @@ from .evaluate_eager import ALPHA, constant, print_table, report, select, vision
 from .model import BOS, VOCABULARY, WIDTH, new_model, save
 from .packing import KINDS, NOTHING, PATCH_CLASSES, ROWS, Chunk, Chunks, chunk, encode
 
-KEEPS = (1.0, 0.5, 0.25, 0.25, 0.15, 0.15, 0.1)  # drawn from in the pruned stage
+KEEPS = (1.0, 1.0, 0.5, 0.25, 0.15, 0.15, 0.1)  # drawn from in the pruned stage
 
 
 @dataclass(frozen=True)

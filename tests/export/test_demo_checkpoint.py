@@ -56,21 +56,21 @@ def generated(question: str, pictures: np.ndarray) -> str:
 def test_plain_transformers_answers_questions_about_pictures() -> None:
     test = list(samples("test", 7, images=12, clips=0))
     right = [generated(s.question, s.pictures()) == s.answer for s in test]
-    assert len(test) > 40 and np.mean(right) >= 0.8
+    assert len(test) > 40 and np.mean(right) >= 0.95
 
 
 def test_plain_transformers_answers_questions_about_a_clip() -> None:
     test = list(samples("test", 7, images=0, clips=3))
     right = [generated(s.question, s.pictures()) == s.answer for s in test]
-    assert len(test) >= 8 and np.mean(right) >= 0.6
+    assert len(test) >= 8 and np.mean(right) >= 0.85
 
 
 def test_pruned_to_15_percent_it_still_answers_and_random_tokens_lose() -> None:
     model, _ = checkpoint()
     test = list(samples("test", 8, images=20, clips=0))
     scores = evaluate(model, test, keeps=(0.15,), rules=("rediprune", "random"))
-    assert scores["rediprune@0.15"]["all"] >= 0.8
-    assert scores["rediprune@0.15"]["all"] >= scores["random@0.15"]["all"] + 0.08
+    assert scores["rediprune@0.15"]["all"] >= 0.95
+    assert scores["rediprune@0.15"]["all"] >= scores["random@0.15"]["all"] + 0.15
 
 
 def test_splicing_all_tokens_is_plain_generation() -> None:
