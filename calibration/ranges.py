@@ -35,6 +35,7 @@ def _unless_a_token_pays(cut: Callable[[np.ndarray, np.ndarray], float]) -> Call
 def _worst_row(rows: np.ndarray, top: float) -> float:
     """The largest relative squared error of a row [C] of `rows` rounded to INT8 with this range."""
     step = top / (_LEVELS - 1) or 1.0
+    rows = rows.astype(np.float64)  # in float32 the square of what is below 1e-23 is 0, and 0 of 0 is no error
     errors = np.square(np.clip(np.rint(rows / step), 1 - _LEVELS, _LEVELS - 1) * step - rows).sum(axis=1)
     sizes = np.square(rows).sum(axis=1)
     return float((errors[sizes > 0] / sizes[sizes > 0]).max(initial=0.0))

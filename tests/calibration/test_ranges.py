@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rediprune.calibration.ranges import RANGES, minmax
 
@@ -16,7 +16,8 @@ def rounded(rows: np.ndarray, top: float) -> np.ndarray:
 
 
 def worst(rows: np.ndarray, top: float) -> float:
-    return float((np.linalg.norm(rounded(rows, top) - rows, axis=1) / np.linalg.norm(rows, axis=1)).max())
+    exact = rows.astype(np.float64)  # in float32 the norm of a row below 1e-23 is 0
+    return float((np.linalg.norm(rounded(exact, top) - exact, axis=1) / np.linalg.norm(exact, axis=1)).max())
 
 
 @pytest.mark.parametrize("name", CUTS)
@@ -43,6 +44,7 @@ def test_what_hardly_a_token_reaches_is_cut(name: str) -> None:
 @pytest.mark.parametrize("name", CUTS)
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 999), power=st.integers(1, 7), width=st.integers(1, 40))
+@example(seed=5, power=5, width=1)  # its smallest row is 8e-25
 def test_no_row_is_worse_off_than_under_the_whole_range(name: str, seed: int, power: int, width: int) -> None:
     rows = np.random.default_rng(seed).standard_normal((300, width)).astype(np.float32) ** power
     largest = np.abs(rows).max(axis=0)
