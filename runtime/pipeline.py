@@ -79,8 +79,8 @@ class Stream:
 class Pipeline:
     """Loaded stages of a bundle; `Pipeline.load` makes one.
 
-    Stages are loaded when first needed, but for the two large ones on a CPU: they are opened in threads while the
-    processor's libraries are imported, which takes as long.
+    Stages are loaded when first needed, but for those on a CPU: they are opened in threads while the processor's
+    libraries are imported, which takes as long.
     """
 
     def __init__(self, bundle: Bundle, backends: Mapping[str, str], threads: int, cache_bytes: int):
@@ -118,7 +118,7 @@ class Pipeline:
             threads: for every stage; 0 leaves it to the backend.
             cache_bytes: bound of the feature cache.
             verify: compare the bundle's files with their hashes.
-            lazy: load the large stages no sooner than the others, for one who may not need them.
+            lazy: load no stage sooner than it is needed, for one who may not need them all.
 
         Raises:
             RedipruneError: the bundle or backend cannot be used.
@@ -463,13 +463,14 @@ class Pipeline:
 
 
 def _open_ahead(bundle: Bundle, backends: Mapping[str, str], threads: int) -> dict[str, Future[Any]]:
-    """Begin to open the large stages of the CPU's backends: the tower, where the family has but one, and the decoder."""
+    """Begin to open the CPU's stages, the large ones first: all but the towers of a family that has several."""
     towers = {modality.stage for modality in bundle.manifest.modalities.values()}
-    large = [*(towers if len(towers) == 1 else ()), "language"]
-    pool = ThreadPoolExecutor(len(large))
+    wanted = [stage for stage in bundle.manifest.stages if stage not in towers or len(towers) == 1]
+    wanted.sort(key=lambda stage: -bundle.manifest.stages[stage].weight_bytes)
+    pool = ThreadPoolExecutor(2)  # one works while the other waits for the disk
     begun = {
         stage: pool.submit(open_session, backends[stage], bundle, stage, threads)
-        for stage in large
+        for stage in wanted
         if backends[stage] in _ON_CPU
     }
     pool.shutdown(wait=False)
