@@ -104,15 +104,19 @@ class Score:
         """Share of an answer's token ids before it first differs from another score's, the mean over all questions."""
         shares = []
         for a, b in zip(self.replies, other.replies, strict=True):
-            pairs = zip(a.token_ids, b.token_ids, strict=False)
-            alike = next((at for at, (x, y) in enumerate(pairs) if x != y), min(len(a.token_ids), len(b.token_ids)))
-            shares.append(alike / max(len(a.token_ids), len(b.token_ids), 1))
+            shares.append(tokens_alike(a.token_ids, b.token_ids) / max(len(a.token_ids), len(b.token_ids), 1))
         return statistics.fmean(shares)
 
     def document(self) -> dict[str, Any]:
         numbers = ("right", "asked", "accuracy", "visual_tokens", "all_tokens", "first_token", "prefill_macs")
         named = {"data": self.data, "backend": self.backend, "rule": self.rule, "keep": self.keep}
         return named | {name: getattr(self, name) for name in numbers} | {"interval": self.interval()}
+
+
+def tokens_alike(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    """How many token ids two answers begin with alike."""
+    pairs = zip(ours, theirs, strict=False)
+    return next((at for at, (our, their) in enumerate(pairs) if our != their), min(len(ours), len(theirs)))
 
 
 def wilson(right: int, asked: int, z: float = 1.959964) -> tuple[float, float]:

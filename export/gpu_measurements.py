@@ -24,6 +24,8 @@ from typing import Any
 import onnxruntime
 import torch
 
+from ..calibration.evaluate import tokens_alike
+from ..graphs.plugin.gpu_check import write
 from ..runtime.bundle import Bundle
 from ..runtime.eager import checkpoint_of
 from ..runtime.errors import RedipruneError
@@ -53,7 +55,7 @@ def measure(folder: Path, backends: list[str], image: Path | None, runs: int, pr
     if manifest.modalities["image"].tiled:
         raise RedipruneError(f"{manifest.family_name} sees images in tiles, which are not pruned; take another bundle")
     picture = load_image(sample_picture() if image is None else image)
-    checks = {backend: check(folder, backend, proof) for backend in backends}
+    checks = {backend: check(bundle, backend, proof) for backend in backends}
     contenders: dict[tuple[str, float], Callable[[], Turn]] = {}
     for backend in backends:
         # The kernel serves one stage: the first backend that runs has the others.
@@ -81,7 +83,7 @@ def measure(folder: Path, backends: list[str], image: Path | None, runs: int, pr
     for (name, keep), all_of in taken.items():
         medians = {key: statistics.median(t[key] for t in all_of) * 1e3 for key in all_of[0]}
         slowest = max(t["time_to_first_token"] for t in all_of) * 1e3
-        as_eager = agreement(said[name, keep], said[theirs, keep])
+        as_eager = tokens_alike(said[name, keep], said[theirs, keep])
         rows.append({"contender": name, "keep": keep} | medians | {"slowest": slowest, "tokens_as_eager": as_eager})
     return {
         "machine": machine(),
@@ -93,23 +95,17 @@ def measure(folder: Path, backends: list[str], image: Path | None, runs: int, pr
     }
 
 
-def check(folder: Path, backend: str, proof: bool) -> dict[str, Any]:
+def check(bundle: Bundle, backend: str, proof: bool) -> dict[str, Any]:
     """Whether a backend equals eager PyTorch, or why it does not run here; without proof only the latter."""
     try:
         if not proof:
-            open_session(backend, Bundle.open(folder), "select", 0)
+            open_session(backend, bundle, "select", 0)
             return {}
-        report = validate(folder, backend, stages=["select"] if backend == KERNEL else [])
+        report = validate(bundle.folder, backend, stages=["select"] if backend == KERNEL else [])
     except RedipruneError as error:
         return {"refused": str(error)}
     answers = [row.equal for row in report.stories]
     return {"passed": report.passed, "differ": report.failing_stages, "equal_answers": [sum(answers), len(answers)]}
-
-
-def agreement(ours: list[int], theirs: list[int]) -> int:
-    """How many tokens two answers begin with alike."""
-    pairs = list(zip(ours, theirs, strict=False))
-    return next((i for i, (our, their) in enumerate(pairs) if our != their), len(pairs))
 
 
 def engine(pipeline: Pipeline, picture: Any, keep: float) -> Callable[[], Turn]:
@@ -210,12 +206,7 @@ def main() -> int:
     except RedipruneError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    text = "\n".join(page(result)) + "\n"
-    print(text)
-    if arguments.markdown:
-        arguments.markdown.write_text(text, encoding="utf-8")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write(result, page(result), arguments)
     print(json.dumps(result))
     ran = [outcome for outcome in result["checks"].values() if "refused" not in outcome]
     return int(not all(outcome.get("passed", True) for outcome in ran)) if ran else 2

@@ -72,7 +72,7 @@ class Reference:
         inputs: dict[str, Any] = {}
         lengths: dict[str, list[int]] = {"image": [], "video": []}
         if pictures["image"]:
-            pixels = [self._pixels(picture, "image") for picture in pictures["image"]]
+            pixels = [self.pixels(picture, "image") for picture in pictures["image"]]
             tiled = self.modalities["image"].tiled
             if tiled:
                 most = max(len(tiles) for tiles in pixels)  # transformers pads the tiles of a batch
@@ -85,7 +85,7 @@ class Reference:
                 inputs["pixel_values"] = torch.cat(pixels)
             lengths["image"] = [self._length("image", picture) for picture in pictures["image"]]
         if pictures["video"]:
-            inputs["pixel_values_videos"] = torch.stack([self._pixels(frames, "video") for frames in pictures["video"]])
+            inputs["pixel_values_videos"] = torch.stack([self.pixels(frames, "video") for frames in pictures["video"]])
             lengths["video"] = [self._length("video", frames) for frames in pictures["video"]]
         counts = {kind: iter(values) for kind, values in lengths.items()}
         expanded = []
@@ -105,7 +105,7 @@ class Reference:
                 parts.append(embed(torch.tensor([token])))
                 continue
             frames = next(counts[kind])
-            features = self.features(self._pixels(frames, kind), kind)
+            features = self.features(self.pixels(frames, kind), kind)
             tiled = self.modalities[kind].tiled
             keep = 1.0 if tiled and not request.prune_tiles else request.keep
             count = num_kept(features.shape[1], keep)
@@ -138,8 +138,10 @@ class Reference:
         logits = torch.cat(out.logits).float().numpy()
         return ReferenceAnswer(out.sequences[0, -len(logits) :].tolist(), logits, kept)
 
-    def _pixels(self, frames: list[Any], kind: str) -> Tensor:
-        return torch.from_numpy(self.processor.pixel_values(frames, kind == "video")).to(self.model.dtype)
+    def pixels(self, frames: list[Any], kind: str) -> Tensor:
+        """[F, 3, H, W] in the model's dtype, on its device."""
+        pixels = torch.from_numpy(self.processor.pixel_values(frames, kind == "video"))
+        return pixels.to(self.model.device, self.model.dtype)
 
     def _length(self, kind: str, frames: list[Any]) -> int:
         modality = self.modalities[kind]

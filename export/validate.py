@@ -26,6 +26,7 @@ from polygraphy.common import TensorMetadata
 from polygraphy.comparator import Comparator, IterationResult, SimpleCompareFunc
 from polygraphy.logger import G_LOGGER
 
+from ..calibration.evaluate import tokens_alike
 from ..calibration.fidelity import jaccard, nearness, stage_runner
 from ..runtime.bundle import Bundle, CalibrationSpec
 from ..runtime.errors import RedipruneError
@@ -301,9 +302,9 @@ def _compare_story(pipeline: Pipeline, story: Story, exact: bool) -> StoryRow:
     equal = answer.token_ids == story.token_ids
     at = gap = None
     if not equal:
-        pairs = zip(answer.token_ids, story.token_ids, strict=False)
-        at = next((i for i, (ours, theirs) in enumerate(pairs) if ours != theirs), None)
-        if at is not None:
+        alike = tokens_alike(answer.token_ids, story.token_ids)
+        if alike < min(len(answer.token_ids), len(story.token_ids)):  # else one goes on where the other ends
+            at = alike
             gap = float(story.logits[at, story.token_ids[at]] - story.logits[at, answer.token_ids[at]])
     overlap = jaccard(chain(*answer.kept), chain(*story.kept)) if story.kept else 1.0
     # In lower precision a divergence is reported with its gap; what is broken shows in the stages.

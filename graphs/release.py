@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def release_select(frames: Tensor, query: Tensor, count: int, alpha: float) -> list[Tensor]:
+def release_select(frames: Tensor, query: Tensor, count: int, alpha: float = 0.5) -> list[Tensor]:
     """The release's algorithm for τ = 0: frame after frame, the minimum taken anew over all picks.
 
     Args:

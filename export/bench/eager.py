@@ -17,7 +17,6 @@ from ..reference import Reference
 from .answering import Laps, splice
 
 Timings = dict[str, float]
-ALPHA = 0.5
 
 
 def load(checkpoint: str, dtype: str, threads: int, compiled: bool = False) -> Callable[[dict[str, Any]], Timings]:
@@ -49,13 +48,7 @@ class Eager:
         ids = self.processor.encode(render_prompt(self.processor, request["question"], len(images), len(videos)))
         frames = [("image", [load_image(image)]) for image in images]
         frames += [("video", load_video(video, request["frames"])) for video in videos]
-        pixels = [
-            (
-                kind,
-                torch.from_numpy(self.processor.pixel_values(pictures, kind == "video")).to(model.device, model.dtype),
-            )
-            for kind, pictures in frames
-        ]
+        pixels = [(kind, self.reference.pixels(pictures, kind)) for kind, pictures in frames]
         lap("preprocess")
         placeholders = self.reference.placeholders
         query = pool_query(self._embed(query_ids(ids, placeholders)))
@@ -66,7 +59,7 @@ class Eager:
             lap("vision")
             if request["keep"] < 1:
                 count = num_kept(features.shape[1], request["keep"])
-                chosen = release_select(features, match_width(query, features.shape[2]).to(model.dtype), count, ALPHA)
+                chosen = release_select(features, match_width(query, features.shape[2]).to(model.dtype), count)
                 features = torch.stack([frame[kept] for frame, kept in zip(features, chosen, strict=True)])
                 lap("select")
             visual.append(model.model.multi_modal_projector(features).flatten(0, 1))
