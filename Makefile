@@ -99,17 +99,17 @@ bench-peers:
 
 # The figures that want a GPU (docs/measurements/gpu-sessions.md), of every backend that runs here.
 gpu-measurements: $(READY)
-	$(BIN)/python -m rediprune.export.gpu_measurements $(BUNDLE) --json $(BUNDLE)-gpu.json --markdown $(BUNDLE)-gpu.md
+	$(BIN)/python -m rediprune.export.bench.gpu.gpu_measurements $(BUNDLE) --json $(BUNDLE)-gpu.json --markdown $(BUNDLE)-gpu.md
 
 # What exporting a 7B checkpoint takes, opening its decoder, quantising it and one answer: 25 GB of disk (made weights
 # and the int4 engine), about 10 GB of memory.
 bench-7b: $(READY)
-	$(BIN)/python -m rediprune.export.bench_export --checkpoint checkpoints/7b --bundle engines/7b-$(PRECISION) \
+	$(BIN)/python -m rediprune.export.bench.bench_export --checkpoint checkpoints/7b --bundle engines/7b-$(PRECISION) \
 		--precision $(PRECISION) --image $(IMAGE)
 
 # The TensorRT plugin; TENSORRT_ROOT holds include/NvInfer.h.
 plugin:
-	$(MAKE) -C graphs/plugin TENSORRT_ROOT=$(TENSORRT_ROOT)
+	$(MAKE) -C graphs/selection/tensorrt_plugin TENSORRT_ROOT=$(TENSORRT_ROOT)
 
 lint: $(READY)
 	$(BIN)/ruff check

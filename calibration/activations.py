@@ -15,16 +15,16 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from ..runtime.arrays import Array
+from ..runtime.backends.arrays import Array
+from ..runtime.backends.ort import OrtDecoding, OrtLanguage
+from ..runtime.backends.session import Decoding, cast_inputs
 from ..runtime.bundle import Bundle
 from ..runtime.errors import RedipruneError
-from ..runtime.ort import OrtDecoding, OrtLanguage
 from ..runtime.pipeline import Answer, Pipeline
-from ..runtime.session import Decoding, cast_inputs
-from ..runtime.visuals import FeatureCache
-from .evaluate import Question, media_of
-from .graph import load_graph, open_graph
-from .layers import Linear, linear_layers
+from ..runtime.visual_tokens import FeatureCache
+from .bundle_graphs import load_graph, open_graph
+from .evaluation.evaluate import Question, media_of
+from .quantize.linear_layers import Linear, linear_layers
 
 KEEPS = (1.0, 0.15)  # what the language stage sees: all visual tokens, and few
 NEW_TOKENS = 5  # the prefill and four decoded tokens

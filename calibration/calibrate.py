@@ -12,20 +12,20 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..runtime.bundle import Bundle, CalibrationSpec, Sensitivity
+from ..runtime.bundle.staging import Staging, check_room, check_target, making
 from ..runtime.errors import RedipruneError
 from ..runtime.memory import available_memory
-from ..runtime.staging import Staging, check_room, check_target, making
 from .activations import Statistics, collect
 from .budget import ACCURACY, ERROR, Budget, parse_budget
+from .bundle_graphs import load_graph
 from .data import Data, open_data
-from .exam import Exam, open_questions
-from .graph import load_graph
-from .layers import linear_layers
-from .ranges import RANGES
-from .recipes import FORMS, limits_of, parse_recipe
+from .evaluation.accuracy_loss import Exam, open_questions
+from .quantization_run import Progress, Stages
+from .quantize.activation_ranges import RANGES
+from .quantize.linear_layers import linear_layers
+from .quantize.recipes import FORMS, limits_of, parse_recipe
+from .quantize.smoothquant import ALPHA
 from .sensitivity import measure, units_of
-from .smooth import ALPHA
-from .stages import Progress, Stages
 
 _RUNNING = 1.6  # memory that a bundle takes to run with its activations tapped, in sizes of its weights
 _TOOLS = ("rediprune", "onnx-ir", "onnxruntime", "numpy")

@@ -10,9 +10,9 @@ from PIL import Image
 
 from ..runtime.bundle import file_sha256
 from ..runtime.errors import RedipruneError
-from ..runtime.preprocess import load_image, load_video
-from .dataset import write_set
-from .evaluate import Question, read_questions
+from ..runtime.media.preprocess import load_image, load_video
+from .evaluation.evaluate import Question, read_questions
+from .tasks.media_folder import write_set
 
 BUILT_IN = "built-in"
 _VIDEOS = {".mp4", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg"}

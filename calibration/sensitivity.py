@@ -21,18 +21,18 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from ..runtime.backends.ort import OrtLanguage
+from ..runtime.backends.session import Decoding, LanguageSession, cast_inputs
 from ..runtime.bundle import Bundle, Sensitivity
 from ..runtime.errors import RedipruneError
-from ..runtime.ort import OrtLanguage
 from ..runtime.pipeline import Pipeline
-from ..runtime.session import Decoding, LanguageSession, cast_inputs
-from ..runtime.visuals import FeatureCache
+from ..runtime.visual_tokens import FeatureCache
 from .activations import FRAMES, Activation, Copying, Held, ask, install, uninstall
-from .evaluate import Question, media_of
-from .fidelity import jaccard, nearness
-from .forms import apply_form
-from .graph import load_graph, open_graph
-from .layers import linear_layers
+from .bundle_graphs import load_graph, open_graph
+from .evaluation.evaluate import Question, media_of
+from .evaluation.similarity import jaccard, nearness
+from .quantize.apply import apply_form
+from .quantize.linear_layers import linear_layers
 
 KEEP = 0.15  # at which kept sets are compared
 _CACHE = 1 << 30  # bytes of features

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from .families import Family
 from .families.base import hidden_indices
 from .language import LanguageStage, cache_names, cache_shape
-from .query import pool_query
-from .selection import select_tokens
+from .selection.query_vector import pool_query
+from .selection.reference import select_tokens
 
 
 @dataclass(frozen=True)

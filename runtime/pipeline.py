@@ -15,17 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from ..graphs.keep import check_weights, num_kept, query_ids
-from .arrays import Array, concatenate, take
+from ..graphs.selection.counts import check_weights, num_kept, query_ids
+from .backends.arrays import Array, concatenate, take
+from .backends.session import BACKENDS, LanguageSession, StageSession, open_session, runs_on
 from .bundle import Bundle
 from .errors import RedipruneError
 from .generate import Sampling, Stopping
+from .media.preprocess import Processor, image_key, load_image, load_video
+from .media.video import stand_ins
 from .memory import check_memory, peak_memory
-from .preprocess import Processor, image_key, load_image, load_video
 from .prompt import Prompt, check_placeholders, render_prompt
-from .session import BACKENDS, LanguageSession, StageSession, open_session, runs_on
-from .video import stand_ins
-from .visuals import FeatureCache, Visual, splice
+from .visual_tokens import FeatureCache, Visual, splice
 
 DEFAULT_FRAMES = 8
 _ON_CPU = ("ort", "openvino", "openvino-bf16")  # what a GPU loads stays with the thread that runs it

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .errors import RedipruneError
-from .preprocess import Processor
+from .media.preprocess import Processor
 
 Message = dict[str, Any]
 Prompt = str | Sequence[Message]

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from rediprune.export.bundle import export_bundle
-from rediprune.export.checkpoint import Checkpoint
-from rediprune.export.checkpoints import make_checkpoint
+from rediprune.export.checkpoint.maker import make_checkpoint
+from rediprune.export.checkpoint.reader import Checkpoint
+from rediprune.export.exporter import export_bundle
 
 torch.set_num_threads(2)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...runtime.bundle import Bundle
 from ...runtime.errors import RedipruneError
-from .converted import FORMS, check_environment, converted, last_words
+from .peers.converted import FORMS, check_environment, converted, last_words
 
 # Peers that can be asked for, and what they are.
 PEERS = {
@@ -108,7 +108,9 @@ def our_contenders(
         for backend in backends:
             arguments = {"bundle": str(bundle.folder), "backend": backend, "threads": threads}
             name = f"{bundle.folder.name} on {backend}"
-            found.append(Contender(name, f"{__package__}.ours", arguments, tuple(keeps), disk, decoder, precision))
+            found.append(
+                Contender(name, f"{__package__}.peers.ours", arguments, tuple(keeps), disk, decoder, precision)
+            )
     return found
 
 
@@ -150,7 +152,7 @@ def peer_contenders(
 
     def eager(name: str, dtype: str, keeps: Sequence[float] = (1.0,), compiled: bool = False) -> None:
         arguments = {"checkpoint": str(checkpoint), "dtype": dtype, "threads": threads, "compiled": compiled}
-        found.append(Contender(name, f"{__package__}.eager", arguments, keeps, disk))
+        found.append(Contender(name, f"{__package__}.peers.eager_peer", arguments, keeps, disk))
 
     def other(name: str) -> None:
         form = FORMS[name]
@@ -163,7 +165,7 @@ def peer_contenders(
         ratios = (1.0,) if form.whole else tuple(keeps)
         disk, decoder = (sum(file.stat().st_size for file in folder.glob(files)) for files in ("**/*", form.decoder))
         arguments = {"folder": str(folder), "threads": threads}
-        module = f"{__package__}.{form.module}"
+        module = f"{__package__}.peers.{form.module}"
         found.append(Contender(name, module, arguments, ratios, disk, decoder, python=interpreter, whole=form.whole))
 
     for name in names:

@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from ...calibration.task import Sample, majority, samples
-from ...graphs.keep import num_kept, query_ids
-from ...graphs.query import match_width, pool_query
-from ...graphs.selection import max_min_select, score_tokens
+from ...calibration.tasks.drawn_task import Sample, majority, samples
+from ...graphs.selection.counts import num_kept, query_ids
+from ...graphs.selection.query_vector import match_width, pool_query
+from ...graphs.selection.reference import max_min_select, score_tokens
 from .model import BOS, EOS, FEATURE_LAYER, IMAGE, PAD, tokenizer
 from .packing import encode
 

@@ -10,7 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from ...calibration.task import samples
+from ...calibration.tasks.drawn_task import samples
 
 DOCS = Path("docs/demo")
 

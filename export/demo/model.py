@@ -22,9 +22,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from ...calibration.questions import PLURAL
-from ...calibration.scenes import COLOURS, DIGITS, LETTERS, SHAPES, SIDE
-from ...calibration.task import samples
+from ...calibration.tasks.drawn_task import samples
+from ...calibration.tasks.questions import PLURAL
+from ...calibration.tasks.scenes import COLOURS, DIGITS, LETTERS, SHAPES, SIDE
 
 PATCH = 16  # pixels
 TOKENS = (SIDE // PATCH) ** 2  # visual tokens of one picture, P = 196

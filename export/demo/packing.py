@@ -11,9 +11,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.random import Generator
 
-from ...calibration.clips import FILE_FRAMES, FRAMES, Clip, draw_clip, frame_numbers, sample_clip
-from ...calibration.questions import CLIP_KINDS, IMAGE_KINDS, ask_clip, ask_scene, describe
-from ...calibration.scenes import (
+from ...calibration.tasks.clips import FILE_FRAMES, FRAMES, Clip, draw_clip, frame_numbers, sample_clip
+from ...calibration.tasks.drawn_task import generator
+from ...calibration.tasks.questions import CLIP_KINDS, IMAGE_KINDS, ask_clip, ask_scene, describe
+from ...calibration.tasks.scenes import (
     BIG,
     COLOURS,
     DIGITS,
@@ -25,7 +26,6 @@ from ...calibration.scenes import (
     draw,
     sample_scene,
 )
-from ...calibration.task import generator
 from .model import EOS, PATCH, TOKENS, tokenizer
 
 ROW = 128  # tokens of questions and answers behind one picture or clip

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import LlavaForConditionalGeneration
 
-from ...calibration.clips import FRAMES
-from ...calibration.scenes import SIDE
-from ...graphs.keep import num_kept
-from ...graphs.selection import max_min_select
+from ...calibration.tasks.clips import FRAMES
+from ...calibration.tasks.scenes import SIDE
+from ...graphs.selection.counts import num_kept
+from ...graphs.selection.reference import max_min_select
 from .evaluate_eager import ALPHA, constant, print_table, report, select, vision_features
 from .model import BOS, VOCABULARY, WIDTH, new_model, save
 from .packing import KINDS, NOTHING, PATCH_CLASSES, ROWS, Chunk, Chunks, chunk, encode

@@ -12,17 +12,17 @@ import onnxruntime as ort
 import pytest
 from PIL import Image
 from rediprune.calibration.calibrate import calibrate
-from rediprune.calibration.dataset import write_set
-from rediprune.calibration.evaluate import evaluate, read_questions
-from rediprune.calibration.recipes import parse_recipe
-from rediprune.export.build_cpu import build_cpu
-from rediprune.export.build_tensorrt import build_tensorrt
-from rediprune.export.bundle import export_bundle
-from rediprune.export.checkpoint import Checkpoint
-from rediprune.export.validate import validate
+from rediprune.calibration.evaluation.evaluate import evaluate, read_questions
+from rediprune.calibration.quantize.recipes import parse_recipe
+from rediprune.calibration.tasks.media_folder import write_set
+from rediprune.export.build.cpu_engines import build_cpu
+from rediprune.export.build.tensorrt_engines import build_tensorrt
+from rediprune.export.checkpoint.reader import Checkpoint
+from rediprune.export.exporter import export_bundle
+from rediprune.export.validate.validate import validate
 from rediprune.runtime import Pipeline, RedipruneError
+from rediprune.runtime.backends.session import open_stage
 from rediprune.runtime.bundle import MANIFEST, Bundle, CalibrationSpec, file_sha256
-from rediprune.runtime.session import open_stage
 
 DEMO = Path(__file__).parents[2] / "export" / "demo" / "checkpoint"
 STAGES = ["vision", "select", "project", "embed", "language"]
@@ -294,7 +294,7 @@ def test_a_gpu_too_old_is_refused_before_building(recipe: str, target: str, demo
 
 def test_command_line(tiny: Path, photo: Path, tmp_path: Path) -> None:
     import typer
-    from rediprune.calibration.commands import add
+    from rediprune.calibration.cli import add
     from typer.testing import CliRunner
 
     app = typer.Typer()

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from rediprune.calibration.budget import fewest, parse_budget
+from rediprune.calibration.bundle_graphs import load_graph
 from rediprune.calibration.calibrate import calibrate, sensitivity
 from rediprune.calibration.data import open_data
-from rediprune.calibration.evaluate import evaluate, read_questions
-from rediprune.calibration.graph import load_graph
-from rediprune.calibration.layers import linear_layers
+from rediprune.calibration.evaluation.evaluate import evaluate, read_questions
+from rediprune.calibration.quantize.linear_layers import linear_layers
 from rediprune.runtime import Pipeline, RedipruneError
+from rediprune.runtime.backends.session import open_stage
 from rediprune.runtime.bundle import MANIFEST, Bundle, CalibrationSpec, file_sha256
-from rediprune.runtime.session import open_stage
 
 MEDIA = Path(__file__).parents[1] / "media"
 OUTLIER = "tower.encoder.layers.1.mlp.fc1"
@@ -298,8 +298,8 @@ def test_a_loss_that_jumps_is_never_taken_unmeasured(losses: list[float], most: 
 
 def test_command_line(source: Path, data: Path, tmp_path: Path) -> None:
     import typer
-    from rediprune.calibration.commands import add
-    from rediprune.runtime.cli import inspect
+    from rediprune.calibration.cli import add
+    from rediprune.runtime.cli.inspect_command import inspect
     from typer.testing import CliRunner
 
     app = typer.Typer()

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rediprune.export.reference import Reference, Request
+from rediprune.export.validate.eager_reference import Reference, Request
 from rediprune.runtime import Pipeline, RedipruneError
+from rediprune.runtime.backends.eager_torch import eager_model
+from rediprune.runtime.backends.session import open_session
 from rediprune.runtime.bundle import Bundle
-from rediprune.runtime.eager import eager_model
 from rediprune.runtime.pipeline import Answer
-from rediprune.runtime.session import open_session
 
-from .test_video import make_video
+from .media.test_video import make_video
 
 QUESTION = "What is in this picture?"
 EXACT = ("llava", "llava_siglip", "llava_next_video", "video_llava")

@@ -1,0 +1,86 @@
+"""Other ways to drop visual tokens, to hold ReDiPrune against: each turns a pipeline into one that uses it."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from ...runtime.backends.arrays import Array
+from ...runtime.backends.session import StageSession
+from ...runtime.pipeline import Pipeline
+
+# So large that distance no longer counts: the K most relevant tokens.
+_RELEVANCE_ONLY = 1e6
+
+# Name → α for the select stage (None: the request's own), or a way to choose without it.
+ALPHAS: dict[str, float | None] = {"rediprune": None, "diversity": 0.0, "relevance": _RELEVANCE_ONLY}
+RULES = (*ALPHAS, "random", "uniform", "pool2x2")
+
+
+def apply_rule(pipeline: Pipeline, rule: str, seed: int | Sequence[int] = 0) -> float | None:
+    """Make a pipeline choose tokens by a rule.
+
+    Args:
+        pipeline: changed in place.
+        rule: "rediprune"; "diversity" (α = 0); "relevance" (the most relevant tokens); "random"; "uniform" (evenly
+            over the grid); "pool2x2" (nothing dropped, each 2 × 2 of projected tokens averaged; needs keep 1).
+        seed: of "random".
+
+    Returns:
+        The α to ask with, None for the default.
+    """
+    pipeline.chooser = None
+    if "project" in pipeline.sessions and isinstance(pipeline.sessions["project"], _PooledProject):
+        pipeline.sessions["project"] = pipeline.sessions["project"].inner
+    if rule in ALPHAS:
+        return ALPHAS[rule]
+    if rule == "pool2x2":
+        grids = {spec.patches: (spec.leading, spec.rows) for spec in pipeline.bundle.manifest.modalities.values()}
+        pipeline.sessions["project"] = _PooledProject(pipeline.stage("project"), grids)
+    else:
+        pipeline.chooser = random_tokens(seed) if rule == "random" else uniform_tokens
+    return None
+
+
+def random_tokens(seed: int | Sequence[int]) -> Callable[[np.ndarray, int], np.ndarray]:
+    """Chooses K tokens of each frame of features [F,P,C] at random: [F,K] ascending."""
+    random = np.random.default_rng(seed)
+
+    def choose(features: np.ndarray, count: int) -> np.ndarray:
+        frames, patches = features.shape[:2]
+        return np.sort(np.stack([random.choice(patches, count, replace=False) for _ in range(frames)]), axis=1)
+
+    return choose
+
+
+def uniform_tokens(features: np.ndarray, count: int) -> np.ndarray:
+    """K tokens of each frame spread evenly over its square grid, in near-equal rows: [F,K] ascending."""
+    frames, patches = features.shape[:2]
+    side = int(patches**0.5)
+    rows = max(1, min(side, round(count**0.5)))
+    chosen = []
+    for row in range(rows):
+        wanted = count // rows + (row < count % rows)
+        places = (np.arange(wanted) + 0.5) * side / wanted
+        chosen += [int((row + 0.5) * side / rows) * side + int(place) for place in places]
+    return np.tile(np.sort(np.array(chosen)), (frames, 1))
+
+
+class _PooledProject:
+    """The project stage followed by the average over 2 × 2 neighbours; an odd last row or column is averaged alone."""
+
+    def __init__(self, inner: StageSession, grids: Mapping[int, tuple[int, int]]):
+        self.inner = inner
+        self.batch = inner.batch
+        self.grids = grids  # tokens of a frame → (leading tokens, rows)
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, np.ndarray]:
+        embeds = np.asarray(self.inner.run(inputs)["visual_embeds"])  # [frames, tokens, width]
+        frames, tokens, width = embeds.shape
+        leading, rows = self.grids[tokens]
+        grid = embeds[:, leading:].reshape(frames, rows, -1, width)
+        pooled = [
+            grid[:, row : row + 2, column : column + 2].mean(axis=(1, 2))
+            for row in range(0, rows, 2)
+            for column in range(0, grid.shape[2], 2)
+        ]
+        return {"visual_embeds": np.concatenate([embeds[:, :leading], np.stack(pooled, axis=1)], axis=1)}

@@ -1,0 +1,1 @@
+"""Quantization of a stage graph: one pass per file."""

@@ -1,0 +1,83 @@
+"""transformers' own modules, timed stage by stage: unpruned, or pruned by the release's selection loop."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, DynamicCache
+
+from ....graphs.selection.as_released import release_select
+from ....graphs.selection.counts import num_kept, query_ids
+from ....graphs.selection.query_vector import match_width, pool_query
+from ....runtime.media.preprocess import Processor, load_image, load_video
+from ....runtime.prompt import render_prompt
+from ...validate.eager_reference import Reference
+from .answering import Laps, splice
+
+Timings = dict[str, float]
+
+
+def load(checkpoint: str, dtype: str, threads: int, compiled: bool = False) -> Callable[[dict[str, Any]], Timings]:
+    torch.set_num_threads(threads)
+    return Eager(checkpoint, dtype, compiled=compiled).ask
+
+
+class Eager:
+    """A checkpoint in transformers that answers and tells what each stage took.
+
+    On a GPU stages are enqueued, not waited for: only the times to the first token, per token and in all mean something.
+    """
+
+    def __init__(self, checkpoint: str | Path, dtype: str, device: str = "cpu", compiled: bool = False):
+        torch.backends.cuda.matmul.allow_tf32 = False
+        self.model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=getattr(torch, dtype))
+        self.model = self.model.to(device).eval().requires_grad_(False)
+        if compiled:
+            self.model.model.vision_tower.compile(dynamic=False)
+            self.model.model.language_model.compile(dynamic=True)
+        self.processor = Processor.load(Path(checkpoint))
+        self.reference = Reference(self.model, self.processor)
+        self.token_ids: list[int] = []  # of the last answer
+
+    @torch.inference_mode()
+    def ask(self, request: dict[str, Any]) -> Timings:
+        model, lap = self.model, Laps()
+        images, videos = request["images"], request["videos"]
+        ids = self.processor.encode(render_prompt(self.processor, request["question"], len(images), len(videos)))
+        frames = [("image", [load_image(image)]) for image in images]
+        frames += [("video", load_video(video, request["frames"])) for video in videos]
+        pixels = [(kind, self.reference.pixels(pictures, kind)) for kind, pictures in frames]
+        lap("preprocess")
+        placeholders = self.reference.placeholders
+        query = pool_query(self._embed(query_ids(ids, placeholders)))
+        lap("embed")
+        visual = []
+        for kind, values in pixels:
+            features = self.reference.features(values, kind)  # [frames, patches, channels]
+            lap("vision")
+            if request["keep"] < 1:
+                count = num_kept(features.shape[1], request["keep"])
+                chosen = release_select(features, match_width(query, features.shape[2]).to(model.dtype), count)
+                features = torch.stack([frame[kept] for frame, kept in zip(features, chosen, strict=True)])
+                lap("select")
+            visual.append(model.model.multi_modal_projector(features).flatten(0, 1))
+            lap("project")
+        embeds = splice(ids, self._embed(ids), visual, placeholders)
+        lap("embed")
+        cache = DynamicCache(config=model.config.text_config)
+        self.token_ids = [self._step(embeds, cache)]
+        lap.first_token()
+        for _ in range(request["new_tokens"] - 1):
+            self.token_ids.append(self._step(self._embed(self.token_ids[-1:])[None], cache))
+        return lap.end(request["new_tokens"])
+
+    def _embed(self, ids: list[int]) -> Tensor:
+        """[S] → [S, D]"""
+        return self.model.get_input_embeddings()(torch.tensor(ids, dtype=torch.int64, device=self.model.device))
+
+    def _step(self, embeds: Tensor, cache: Any) -> int:
+        model = self.model
+        hidden = model.model.language_model(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
+        return int(model.lm_head(hidden.last_hidden_state[:, -1]).argmax())

@@ -1,0 +1,1 @@
+"""Engines of a bundle for each backend."""

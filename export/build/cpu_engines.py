@@ -1,0 +1,73 @@
+"""Engines of the backends on the CPU, ONNX Runtime and OpenVINO: they read the bundle's graphs as they are.
+
+Only the decoder is rewritten, in ONNX Runtime's own operators. Building loads every stage once and notes the library's
+version.
+"""
+
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx_ir as ir
+
+from ...runtime.backends.session import open_session, runs_on
+from ...runtime.bundle import Bundle, EngineSpec, file_sha256
+from ...runtime.bundle.staging import making
+from ...runtime.errors import RedipruneError
+from ..exporter import Progress
+from .fuse_decoder import fuse_decoder
+from .nbits_layout import to_nbits
+
+LIBRARIES = {"ort": "onnxruntime", "openvino": "openvino"}  # backend → package
+
+
+def build_cpu(folder: str | Path, backend: str, progress: Progress | None = None) -> EngineSpec:
+    """Load every stage that the backend runs, and record them in the manifest.
+
+    Raises:
+        RedipruneError: the bundle cannot be used, the library is not installed or refuses a graph.
+    """
+    report = progress or (lambda stage, what, fraction: None)
+    bundle = Bundle.open(folder)
+    made = bundle.manifest.calibration
+    if made is not None and (refusal := made.refusal(backend)) is not None:
+        raise RedipruneError(refusal)
+    stages = {name: stage for name, stage in bundle.manifest.stages.items() if runs_on(backend, name) == backend}
+    with making(bundle.folder):
+        if bundle.manifest.engines.pop(backend, None) is not None:
+            bundle.write_manifest()  # its files are about to change
+        files = {}
+        if backend == "ort":
+            report("language", "rewriting", 0.0)
+            files = _rewrite_language(bundle)
+        engine = EngineSpec(
+            library=LIBRARIES[backend],
+            version=version(LIBRARIES[backend]),
+            stages=list(stages),
+            precision={name: stage.precision for name, stage in stages.items()},
+            source_sha256={name: stage.sha256 for name, stage in stages.items()},
+            files=files,
+        )
+        bundle.manifest.engines[backend] = engine
+        for name in stages:
+            report(name, "loading", 0.5)
+            open_session(backend, bundle, name, 0)
+            report(name, "loaded", 1.0)
+        bundle.write_manifest()
+    return engine
+
+
+def _rewrite_language(bundle: Bundle) -> dict[str, str]:
+    """Write the decoder in ONNX Runtime's operators beside the portable graph, whose weights it shares; files and hashes.
+
+    int4 weights are laid out anew, and then lie in a file of their own.
+    """
+    spec, name = bundle.manifest.stages["language"], EngineSpec.own_graph("ort", "language")
+    model = ir.load(bundle.path(spec.file))
+    fused = fuse_decoder(model, bundle.manifest.decoder)
+    repacked = to_nbits(model)
+    if not fused and not repacked:
+        return {}
+    path = bundle.path(name)
+    data = path.with_name(path.name + ".data")
+    ir.save(model, path, external_data=data.name if repacked else None)
+    return {f"onnx/{file.name}": file_sha256(file) for file in (path, data) if file.is_file()}

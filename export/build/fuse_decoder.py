@@ -1,0 +1,106 @@
+"""The decoder in ONNX Runtime's own operators: one GroupQueryAttention a layer for rotary, cache and attention.
+
+Measured: decoding is 1.2 to 1.3 times as fast as with the portable operators. The portable graph stays beside it
+for the other backends. `torch.onnx` and onnxscript's `ort_fusions` never make this operator from a graph with a cache
+written in place (TensorScatter), hence a rule of our own.
+"""
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
+from onnxscript.rewriter import pattern
+
+from ...graphs.initializers import add_constant
+from ...runtime.bundle import DecoderSpec
+
+_HEAD_WIDTHS = 16  # the operator takes multiples of it
+
+
+def fuse_decoder(model: ir.Model, decoder: DecoderSpec) -> int:
+    """Rewrite the `language` stage's graph in place; inputs, outputs and weights stay the same.
+
+    The rule takes the mask for what `LanguageStage` builds: position p attends to 0 … p.
+
+    Args:
+        model: the graph.
+        decoder: its geometry; the rotary tables are as long as its longest sequence.
+
+    Returns:
+        The number of layers fused; 0 where the heads are of a width that the operator does not take.
+    """
+    graph = model.graph
+    inputs = {value.name: value for value in graph.inputs}
+    frequencies = next((v for n, v in graph.initializers.items() if n.endswith("rotary_emb.inv_freq")), None)
+    if frequencies is None or frequencies.const_value is None or decoder.head_width % _HEAD_WIDTHS:
+        return 0
+    angles = (
+        np.arange(decoder.max_positions, dtype=np.float32)[:, None] * frequencies.const_value.numpy()[None]
+    )  # [T, width / 2]
+    kind = inputs["inputs_embeds"].dtype or ir.DataType.FLOAT
+    tables = [
+        add_constant(model, ir.tensor(function(angles).astype(kind.numpy()), name=f"rotary.{name}"))
+        for name, function in (("cos", np.cos), ("sin", np.sin))
+    ]
+    lengths = _lengths(model, inputs["inputs_embeds"], inputs["write_index"])
+
+    def fused(op: Any, q: Any, k: Any, v: Any, past_key: Any, past_value: Any, attention: Any, **_: Any) -> Any:
+        channels = q.shape[2]  # torch.onnx notes it at every value
+        return op.GroupQueryAttention(
+            q,
+            k,
+            v,
+            past_key,
+            past_value,
+            *lengths,
+            *tables,
+            num_heads=channels // decoder.head_width,
+            kv_num_heads=decoder.kv_heads,
+            scale=attention.producer().attributes["scale"].value,
+            do_rotary=1,
+            _domain="com.microsoft",
+            _outputs=3,
+        )
+
+    layers = pattern.RewriteRuleSet([pattern.RewriteRule(_attention, fused)]).apply_to_model(model)
+    model.opset_imports["com.microsoft"] = 1
+    RemoveUnusedNodesPass()(model)
+    TopologicalSortPass()(model)
+    return layers
+
+
+def _attention(op, q, k, v, q_shape, k_shape, v_shape, cos, sin, past_key, past_value, write_index, mask, shape):
+    """A layer's attention as `graphs.language` traces it: q, k, v [B, S, heads · width] → the same, and the cache."""
+    query, key, value = (
+        op.Transpose(op.Reshape(x, size), perm=[0, 2, 1, 3]) for x, size in ((q, q_shape), (k, k_shape), (v, v_shape))
+    )
+    keys = op.TensorScatter(past_key, _rotated(op, key, cos, sin, "k"), write_index)
+    values = op.TensorScatter(past_value, value, write_index)
+    attention = op.Attention(
+        _rotated(op, query, cos, sin, "q"), keys, values, mask, _allow_other_attributes=True, _outputs=["attention"]
+    )
+    return op.Reshape(op.Transpose(attention, perm=[0, 2, 1, 3]), shape), keys, values
+
+
+def _rotated(op, x, cos, sin, name: str):
+    """Rotary embedding: x · cos + (−second half, first half) · sin."""
+    first, second = (op.Slice(x, *(pattern.Var(f"{name}{half}{i}") for i in range(4))) for half in "ab")
+    return op.Add(op.Mul(x, cos), op.Mul(op.Concat(op.Neg(second), first, axis=-1), sin))
+
+
+def _lengths(model: ir.Model, embeds: ir.Value, write_index: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """What the operator asks for: the last position of each row [B] int32, and the greatest length, int32."""
+    graph = model.graph
+    first = next(iter(graph))
+
+    def add(operator: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+        node = ir.node(operator, inputs, attributes)
+        graph.insert_before(first, node)
+        return node.outputs[0]
+
+    tokens = add("Shape", embeds, start=1, end=2)
+    total = add("Add", write_index, tokens)
+    last = add("Sub", total, add_constant(model, ir.tensor(np.array([1], np.int64), name="rotary.one")))
+    greatest = add("ReduceMax", total, keepdims=0)
+    return add("Cast", last, to=ir.DataType.INT32), add("Cast", greatest, to=ir.DataType.INT32)

@@ -1,0 +1,1 @@
+"""The checkpoint: read, its weights found and bound, and made ones for tests."""

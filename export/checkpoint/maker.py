@@ -1,0 +1,272 @@
+"""Made checkpoints: a Hugging Face LLaVA-type repository with seeded random weights and a real tokenizer.
+
+For tests, demonstrations and measurements at real geometry where no trained weights are at hand. Answers
+mean nothing, but depend on the picture, the question and the kept tokens, as a trained model's do.
+"""
+
+import json
+import math
+import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import (
+    AutoModelForImageTextToText,
+    GenerationConfig,
+    LlavaConfig,
+    LlavaNextVideoConfig,
+    PreTrainedConfig,
+    VideoLlavaConfig,
+)
+
+from .made_processor import write_processor
+from .made_tokenizer import make_tokenizer
+
+_CONFIGS: dict[str, Callable[..., PreTrainedConfig]] = {
+    "llava": LlavaConfig,
+    "llava_next_video": LlavaNextVideoConfig,
+    "video_llava": VideoLlavaConfig,
+}
+FAMILIES = tuple(_CONFIGS)
+
+# [hidden, layers, heads, FFN]. The tiny widths let query pooling meet every case: decoder width a multiple of
+# the tower's (32 → 64), larger but no multiple (32 → 48), smaller (72 → 64, 72 → 48).
+_TOWERS = {
+    ("clip", "tiny"): (32, 3, 2, 64),
+    ("clip", "real"): (1024, 24, 16, 4096),
+    ("siglip", "tiny"): (72, 3, 4, 96),
+    ("siglip", "real"): (1152, 26, 16, 4304),
+}
+# [hidden, layers, heads, KV heads, FFN], plain vocabulary, embedding rows, context, tied embeddings.
+_DECODERS = {
+    ("llama", "tiny"): ((64, 2, 4, 2, 128), 1000, 1024, 2048, False),
+    ("llama", "real"): ((2048, 22, 32, 4, 5632), 32000, 32064, 4096, False),
+    ("llama", "7b"): ((4096, 32, 32, 32, 11008), 32000, 32064, 4096, False),
+    ("qwen2", "tiny"): ((48, 2, 6, 2, 96), 1000, 1024, 2048, True),
+    ("qwen2", "real"): ((896, 24, 14, 2, 4864), 151643, 151936, 32768, True),
+    ("qwen2", "7b"): ((3584, 28, 28, 4, 18944), 151643, 152064, 32768, False),
+}
+_PATCH = 14
+
+
+def make_checkpoint(
+    folder: str | Path,
+    family: str,
+    tower: str = "clip",
+    decoder: str = "llama",
+    size: str = "tiny",
+    seed: int = 0,
+    *,
+    dtype: str | None = None,
+    legacy_names: bool = False,
+    shard_size: int = 1_000_000_000,
+) -> Path:
+    """Write a checkpoint that `AutoModelForImageTextToText.from_pretrained` loads.
+
+    The same arguments give the same bytes. Weights are made and written one shard after another, so memory
+    is bounded by a shard, not by the model. `config.json` comes last: without it a folder is no checkpoint.
+
+    Args:
+        folder: where to; made if missing.
+        family: "llava" (LLaVA-1.5), "llava_next_video" or "video_llava".
+        tower: "clip" or "siglip" (no CLS token; not for video_llava).
+        decoder: "llama" (Vicuna) or "qwen2"; both with grouped KV heads, save llama at 7b.
+        size: "tiny" (tests; 1 MB), "real" (CLIP-L/336 or SigLIP-so400m, TinyLlama-1.1B or Qwen2-0.5B) or "7b"
+            (the same towers, Vicuna-7B or Qwen2-7B): the geometry of these models.
+        seed: of the weights.
+        dtype: "float32", "float16" or "bfloat16"; by default float32, bfloat16 at 7b.
+        legacy_names: weight names of the hub's repositories (`language_model.model.…`,
+            `vision_tower.vision_model.…`) in place of those of today's modules.
+        shard_size: most bytes of one weights file, save where a single tensor is larger.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: a family, tower, decoder or size that does not exist, or a combination of them.
+    """
+    _check("family", family, FAMILIES)
+    _check("tower", tower, ("clip",) if family == "video_llava" else ("clip", "siglip"))
+    _check("decoder", decoder, ("llama", "qwen2"))
+    _check("size", size, ("tiny", "real", "7b"))
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    _, words, _, context, _ = _DECODERS[decoder, size]
+    tokenizer = make_tokenizer(decoder, family, words, context)
+    config = _config(family, tower, decoder, size, tokenizer)
+    dtype = dtype or ("bfloat16" if size == "7b" else "float32")
+    config.dtype = dtype
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    config.architectures = [type(model).__name__]
+
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        del shapes["lm_head.weight"]
+    plain = range(259 if decoder == "llama" else 256, words)  # behind the control and byte tokens
+    make = partial(_weight, plain=plain, seed=seed)
+    rename = _legacy_name if legacy_names else str
+    _write_weights(folder, shapes, make, getattr(torch, dtype), rename, shard_size)
+    write_processor(folder, config, tokenizer)
+    ends = [tokenizer.eos_token_id] + ([tokenizer.pad_token_id] if decoder == "qwen2" else [])
+    GenerationConfig(
+        bos_token_id=config.text_config.bos_token_id,
+        eos_token_id=ends if len(ends) > 1 else ends[0],
+        pad_token_id=tokenizer.pad_token_id,
+    ).save_pretrained(folder)
+    config.save_pretrained(folder)
+    return folder
+
+
+def _check(what: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{what} must be one of {', '.join(known)}, not {value!r}")
+
+
+def _config(family: str, tower: str, decoder: str, size: str, tokenizer) -> PreTrainedConfig:
+    """The checkpoint's config, with ids taken from the tokenizer."""
+    hidden, layers, heads, ffn = _TOWERS[tower, "tiny" if size == "tiny" else "real"]
+    image = _image_size(family, tower, size)
+    vision = {
+        "model_type": f"{tower}_vision_model",
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": ffn,
+        "image_size": image,
+        "patch_size": _PATCH,
+    }
+    vision |= {"vision_use_head": False} if tower == "siglip" else {"projection_dim": 768}
+
+    (width, depth, heads, kv_heads, ffn), _, rows, context, tied = _DECODERS[decoder, size]
+    text = {
+        "model_type": decoder,
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": ffn,
+        "vocab_size": rows,
+        "max_position_embeddings": context,
+        "tie_word_embeddings": tied,
+        "bos_token_id": tokenizer.convert_tokens_to_ids("<s>" if decoder == "llama" else "<|endoftext|>"),
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    text |= {"rms_norm_eps": 1e-5} if decoder == "llama" else {"rope_theta": 1_000_000.0}
+
+    patches = (image // _PATCH) ** 2
+    settings = {
+        "vision_config": vision,
+        "text_config": text,
+        "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
+        "image_seq_length": patches,
+        "tie_word_embeddings": tied,
+        # As on the hub: CLIP from its last layer but one without CLS; SigLIP, which has none, from its last.
+        "vision_feature_layer": -2 if tower == "clip" else -1,
+        "vision_feature_select_strategy": "default" if tower == "clip" else "full",
+    }
+    if family != "llava":
+        settings["video_token_index"] = tokenizer.convert_tokens_to_ids("<video>")
+    if family == "llava_next_video":
+        settings["video_seq_length"] = patches // 4 * 8
+        grid = [(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)]
+        settings["image_grid_pinpoints"] = [[image * rows, image * columns] for rows, columns in grid]
+    if family == "video_llava":
+        settings["video_seq_length"] = (patches + 1) * 8
+    return _CONFIGS[family](**settings)
+
+
+def _image_size(family: str, tower: str, size: str) -> int:
+    """Side of the model's picture in pixels; llava_next_video pools with stride 2: its patch grid is even."""
+    if size == "tiny":
+        return 112 if family == "llava" else 56
+    if family == "video_llava":
+        return 224
+    if tower == "clip":
+        return 336
+    return 392 if family == "llava_next_video" else 384
+
+
+def _write_weights(
+    folder: Path,
+    shapes: dict[str, torch.Size],
+    make: Callable[[str, torch.Size], Tensor],
+    dtype: torch.dtype,
+    rename: Callable[[str], str],
+    shard_size: int,
+) -> None:
+    shards = list(_shards(shapes, dtype.itemsize, shard_size))
+    index: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        part = f"-{number:05}-of-{len(shards):05}" if len(shards) > 1 else ""
+        file = f"model{part}.safetensors"
+        tensors = {rename(name): make(name, shapes[name]).to(dtype) for name in names}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        index |= dict.fromkeys(tensors, file)
+    if len(shards) > 1:
+        total = dtype.itemsize * sum(shape.numel() for shape in shapes.values())
+        document = {"metadata": {"total_size": total}, "weight_map": dict(sorted(index.items()))}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(document, indent=2) + "\n")
+
+
+def _shards(shapes: dict[str, torch.Size], itemsize: int, limit: int) -> Iterator[list[str]]:
+    names: list[str] = []
+    filled = 0
+    for name, shape in shapes.items():
+        size = shape.numel() * itemsize
+        if names and filled + size > limit:
+            yield names
+            names, filled = [], 0
+        names.append(name)
+        filled += size
+    yield names
+
+
+def _legacy_name(name: str) -> str:
+    """Name of a weight in the hub's repositories, from its name in today's modules."""
+    if name.startswith("lm_head."):
+        return f"language_model.{name}"
+    name = name.removeprefix("model.")
+    part, rest = name.split(".", 1) if "." in name else (name, "")
+    inner = {"language_model": "model.", "vision_tower": "vision_model.", "image_tower": "vision_model.",
+             "video_tower": "vision_model."}  # fmt: skip
+    return f"{part}.{inner[part]}{rest}" if part in inner else name
+
+
+def _weight(name: str, shape: torch.Size, plain: range, seed: int) -> Tensor:
+    """One random weight, float32, the same whatever shard it lies in.
+
+    Queries and keys are scaled up so that attention picks out positions rather than averaging over all of
+    them: the answer then depends on single visual tokens. The decoder's feed-forward layers outweigh both the
+    embeddings, which where tied would repeat the last word, and attention, which in a deep random model would
+    make all positions alike.
+    """
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
+    weight = torch.empty(shape).normal_(generator=generator)
+    if name.endswith("bias"):
+        return weight.mul_(0.05)
+    if "norm" in name or "layrnorm" in name:
+        return weight.mul_(0.1).add_(1)
+    if "position_embedding" in name or "class_embedding" in name:
+        return weight.mul_(0.3)
+    if name.endswith("image_newline"):
+        return weight
+    if name.endswith(("embed_tokens.weight", "lm_head.weight")):
+        # Rows of special, byte and unused tokens are short, so that they are not the greedy answer.
+        weight[: plain.start] *= 0.1
+        weight[plain.stop :] *= 0.1
+        return weight.mul_(2 / math.sqrt(shape[1]))
+    gain = 1.0
+    if name.endswith(("q_proj.weight", "k_proj.weight")):
+        gain = 1.5
+    elif name.endswith("o_proj.weight"):
+        gain = 2.0
+    elif name.endswith("down_proj.weight"):
+        gain = 3.0
+    return weight.mul_(gain / math.sqrt(shape[1:].numel()))

@@ -1,0 +1,169 @@
+"""The checkpoint to export: a local folder or a hub id, its config, its family and its architecture without weights."""
+
+import json
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from ...graphs.families import Family, UnsupportedModelError, family_of
+from ...graphs.stages import Stage, stages_of
+from ...runtime.bundle import Source, file_sha256
+from ...runtime.errors import RedipruneError
+from ..trace.replicate_layers import shallow_config
+from .weights import Weights
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
+# What a hub download needs: everything but other frameworks' weights.
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint whose config was read and found supported. Its weights are read only through `Skeleton.weights`."""
+
+    name: str
+    folder: Path
+    revision: str | None
+    config: Any
+    family: Family
+
+    @classmethod
+    def open(cls, name: str, revision: str | None = None) -> "Checkpoint":
+        """Find a checkpoint and read its config.
+
+        Args:
+            name: a local folder, or a hub id (`org/model`), downloaded to the hub cache unless it is there.
+            revision: of the hub id.
+
+        Raises:
+            RedipruneError: there is no such checkpoint, it is not one, or its family is not supported.
+        """
+        folder = Path(name)
+        if not folder.is_dir():
+            folder = _download(name, revision)
+        path = folder / "config.json"
+        if not path.is_file():
+            raise RedipruneError(
+                f"'{folder}' is not a checkpoint: it has no config.json; give the folder that holds config.json and the "
+                "weights"
+            )
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            model_type = raw["model_type"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise RedipruneError(
+                f"'{path}' is damaged or names no model_type; download the checkpoint again"
+            ) from error
+        try:
+            config = AutoConfig.from_pretrained(folder)
+        except Exception as error:
+            if model_type in str(error):  # transformers does not know it: our list of families is the better answer
+                config = type("Unknown", (), raw)
+            else:
+                raise RedipruneError(
+                    f"'{path}' cannot be read ({_line(error)}); download the checkpoint again"
+                ) from error
+        try:
+            family = family_of(config)
+        except UnsupportedModelError as error:
+            raise RedipruneError(f"checkpoint '{folder}': {error}") from error
+        return cls(name, folder, revision, config, family)
+
+    @property
+    def source_name(self) -> str:
+        """What finds the checkpoint again from anywhere on this machine."""
+        return str(self.folder.resolve()) if Path(self.name).is_dir() else self.name
+
+    def source(self, weights: dict[str, str]) -> Source:
+        """The checkpoint as a manifest names it; `weights` is each weight file's sha256."""
+        return Source(
+            name=self.source_name,
+            revision=self.revision,
+            config_sha256=file_sha256(self.folder / "config.json"),
+            weights=weights,
+        )
+
+    def skeleton(self, precision: str) -> "Skeleton":
+        """The model on the meta device: every parameter a shape, every buffer computed."""
+        dtype = DTYPES[precision]
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForImageTextToText.from_config(self.config, dtype=dtype).eval().requires_grad_(False)
+        real = dict(model.named_buffers())
+        model = model.to("meta")
+        model.tie_weights()  # undone by init_empty_weights, which makes every parameter anew
+        buffers = {id(buffer): real[name].clone() for name, buffer in model.named_buffers()}
+        return Skeleton(self, model, buffers, dtype)
+
+    def load_eager(self, dtype: torch.dtype = torch.float32) -> Any:
+        """The whole model in eager PyTorch, as transformers loads it: the reference of every check."""
+        model = AutoModelForImageTextToText.from_pretrained(self.folder, dtype=dtype)
+        return model.eval().requires_grad_(False)
+
+
+@dataclass
+class Skeleton:
+    """A checkpoint's model without weights, and what is needed to fill it stage by stage."""
+
+    checkpoint: Checkpoint
+    model: nn.Module
+    buffers: dict[int, Tensor]
+    dtype: torch.dtype
+
+    @cached_property
+    def stages(self) -> list[Stage]:
+        return stages_of(self.model, self.checkpoint.family)
+
+    @cached_property
+    def shallow(self) -> "Skeleton":
+        """The same model with only the first layers of its tower and its decoder (`layers`)."""
+        precision = next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
+        return replace(self.checkpoint, config=shallow_config(self.checkpoint.config)).skeleton(precision)
+
+    def stage(self, name: str) -> Stage:
+        return next(stage for stage in self.stages if stage.name == name)
+
+    @cached_property
+    def newline(self) -> Tensor | None:
+        """The newline embedding's parameter, where images are tiled."""
+        return getattr(self.model.get_submodule("model"), "image_newline", None)
+
+    @cached_property
+    def weights(self) -> Weights:
+        needed: list[Tensor] = [p for stage in self.stages for p in stage.module.parameters()]
+        if self.newline is not None:
+            needed.append(self.newline)
+        return Weights(self.checkpoint.folder, self.model, needed)
+
+    def parameters(self, stage: Stage) -> int:
+        return sum(p.numel() for p in stage.module.parameters())
+
+    def parameter_bytes(self, stage: Stage) -> int:
+        return self.parameters(stage) * self.dtype.itemsize
+
+
+def _download(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    missing = f"checkpoint '{name}' is neither a local folder nor a hub repository"
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+    except HFValidationError as error:
+        raise RedipruneError(f"{missing}: check the path") from error
+    except Exception as error:
+        raise RedipruneError(
+            f"{missing} that can be reached ({_line(error)}); check the path, the id and the network, or download it "
+            "elsewhere and give its folder"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]

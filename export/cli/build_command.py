@@ -1,0 +1,87 @@
+"""`rediprune build`: engines for a backend."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ...runtime.backends.session import runs_on
+from ...runtime.cli.arguments import (
+    BundleArgument,
+    JsonOption,
+    needs_extra,
+)
+from ...runtime.cli.progress import stage_progress
+from ...runtime.errors import RedipruneError
+
+
+def add(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command(
+        "build",
+        epilog="""Examples:\n
+    rediprune build engines/llava --backend ort\n
+    rediprune build engines/llava --backend openvino\n
+    rediprune build engines/llava --backend tensorrt-rtx --target sm_89,sm_120 --profile kept=1:64:576""",
+    )(needs_extra(build))
+
+
+def build(
+    bundle: BundleArgument,
+    backend: Annotated[
+        str, typer.Option(help="ort, openvino, tensorrt (for the GPU here) or tensorrt-rtx (needs none).")
+    ] = "ort",
+    target: Annotated[
+        list[str] | None, typer.Option(help="GPUs to build for, e.g. sm_80,sm_89,sm_120; tensorrt-rtx only.")
+    ] = None,
+    profile: Annotated[
+        list[str] | None, typer.Option(help="Sizes an engine takes, e.g. kept=1:64:576 or cache=2048; repeat.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build finished engines again.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Build a bundle's stages for a backend, and note in the manifest what they were built with."""
+    if backend in ("ort", "openvino"):
+        _build_cpu(bundle, backend, bool(target or profile), as_json)
+        return
+    if backend not in ("tensorrt", "tensorrt-rtx"):
+        raise RedipruneError(
+            f"backend '{backend}' is not one that is built; choose ort, openvino, tensorrt or tensorrt-rtx"
+        )
+    from ..build.tensorrt_engines import build_tensorrt
+
+    targets = [name.strip() for text in target or () for name in text.split(",")]
+    with stage_progress(as_json) as report:
+        made = build_tensorrt(bundle, backend, targets=targets, profile=profile or (), force=force, progress=report)
+    if as_json:
+        print(json.dumps(made.document()))
+        return
+    console, engines = Console(), made.engines
+    table = Table("stage", "precision", "seconds", "peak memory", "size")
+    for name, stage in made.stages.items():
+        took = ["up to date", ""] if stage.reused else [f"{stage.seconds:.1f}", f"{stage.peak_memory / 1e9:.2f} GB"]
+        table.add_row(name, engines.precision[name], *took, f"{stage.size / 1e6:.1f} MB")
+    console.print(table)
+    console.print(
+        f"{bundle}: {engines.library} {engines.version} for {', '.join(engines.compute_capability)}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _build_cpu(bundle: Path, backend: str, with_sizes: bool, as_json: bool) -> None:
+    from ..build.cpu_engines import build_cpu
+
+    if with_sizes:
+        raise RedipruneError(f"--target and --profile are for tensorrt and tensorrt-rtx; {backend} takes every size")
+    with stage_progress(as_json) as report:
+        engine = build_cpu(bundle, backend, report)
+    if as_json:
+        print(engine.model_dump_json())
+        return
+    left = "" if runs_on(backend, "select") == backend else f"; select runs on {runs_on(backend, 'select')}"
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{bundle}: {len(engine.stages)} stages run on {engine.library} {engine.version}{left}")

@@ -1,0 +1,109 @@
+"""`rediprune report`: calibrated bundles beside their source."""
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from ...calibration.cli.question_sets import question_sets
+from ...runtime.cli.arguments import (
+    JsonOption,
+    check_outputs,
+    keep_ratios,
+    needs_extra,
+)
+from ...runtime.cli.progress import one_bar
+from ...runtime.errors import RedipruneError
+
+
+def add(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command(
+        "report",
+        epilog="""Examples:\n
+    rediprune report engines/demo-fp32\n
+    rediprune report engines/demo-fp32 engines/demo-int8 engines/demo-int4 --page calibration.md\n
+    rediprune report engines/llava-int8 --data questions.jsonl --runs 0 --json""",
+    )(needs_extra(report))
+
+
+def report(
+    bundle: Annotated[list[Path], typer.Argument(help="A bundle, and those made of it; alone: all beside it.")],
+    data: Annotated[
+        Path | None, typer.Option(help="JSONL of {image or video, question, answer, kind}; default: the built-in task.")
+    ] = None,
+    images: Annotated[int, typer.Option(min=0, help="Pictures of the built-in task, about four questions each.")] = 100,
+    clips: Annotated[int, typer.Option(min=0, help="Clips of the built-in task, likewise.")] = 40,
+    keep: Annotated[str, typer.Option(help="Keep ratios of answers and times, comma separated.")] = "1,0.15",
+    kept: Annotated[str, typer.Option(help="Keep ratios at which kept sets are compared.")] = "0.5,0.25,0.15,0.1",
+    samples: Annotated[int, typer.Option(min=1, help="Questions on which stages and kept sets are compared.")] = 32,
+    backend: Annotated[str, typer.Option(help="What runs the stages.")] = "ort",
+    frames: Annotated[int, typer.Option(min=1, help="Frames of a video.")] = 8,
+    threads: Annotated[int, typer.Option(min=0, help="Threads per stage; 0 leaves it to the backend.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of samples.")] = 0,
+    runs: Annotated[int, typer.Option(min=0, help="Turns of the bench; 0 leaves times and memory out.")] = 3,
+    limit: Annotated[float, typer.Option(help="Seconds that one of these may take.")] = 600,
+    tolerance: Annotated[float, typer.Option(min=0, help="Points of accuracy that may be lost.")] = 1.0,
+    out: Annotated[Path | None, typer.Option(help="Keep every reply here (JSONL); a rerun goes on from it.")] = None,
+    page: Annotated[Path | None, typer.Option(help="Write the report here (Markdown), its picture beside it.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Calibrated bundles beside their source: size, times, nearness, kept sets, answers; and which one to take.
+
+    How far the stages were off is noted in the calibrated bundles: `rediprune validate` holds them to it.
+    """
+    from ...calibration.evaluation.report import find_bundles
+    from ...calibration.evaluation.report import report as run
+    from ...calibration.evaluation.report_page import figures, write_page
+    from ..bench.bench import bench
+
+    keeps, ratios = keep_ratios(keep, "--keep"), keep_ratios(kept, "--kept")
+    if page is not None and find_spec("matplotlib") is None:
+        raise RedipruneError("--page needs matplotlib; install it with: pip install 'rediprune[evaluate]'")
+    check_outputs(out, page)
+    if data is None and not images and not clips:
+        raise RedipruneError("there is nothing to ask; give --images or --clips more than 0")
+    bundles = find_bundles(bundle)
+
+    def time_bundles(folders: Sequence[Path]) -> dict[str, Any]:
+        return bench(folders, keeps=keeps, backends=(backend,), runs=runs, threads=threads, limit=limit)
+
+    with TemporaryDirectory() as made, one_bar(as_json) as say:
+        document = run(
+            bundles,
+            question_sets(data, None, ["test"], images, clips, Path(made), say),
+            keeps=keeps,
+            kept=ratios,
+            samples=samples,
+            backend=backend,
+            frames=frames,
+            threads=threads,
+            seed=seed,
+            time_bundles=time_bundles if runs else None,
+            tolerance=tolerance,
+            out=out,
+            progress=say,
+        )
+    if page is not None:
+        write_page(document, page, shlex.join(["rediprune", *sys.argv[1:]]))
+    if as_json:
+        print(json.dumps(document))
+        return
+    console = Console()
+    head, rows = figures(document)
+    table = Table(*head, box=SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    for name, why in document["absent"].items():
+        console.print(f"left out: {name}: {why}", highlight=False)
+    console.print(document["recommendation"], highlight=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Stage → ONNX graph: traced, layers replicated, checked."""

@@ -1,0 +1,164 @@
+"""Deep stages from shallow ones: of layers that are alike three are traced, and the rest are made after the third.
+
+Tracing takes seconds a layer, while the layers of a tower or a decoder differ in nothing but whose weights they read.
+In a graph of three layers, the third follows from the second by a step: what one reads and writes stands, node for node,
+for what the other does. The same step leads from the third to the fourth, and so on. Where there is no such step,
+`UnlikeLayersError` is raised, and the stage must be traced whole.
+"""
+
+import copy
+from typing import Any
+
+import onnx_ir as ir
+from torch import nn
+
+from ...graphs.stages import Stage
+
+# The first may compute what all share, as far as the tracer is concerned; two more show the step.
+SHALLOW = 3
+
+SCOPES = "scopes"  # in a node's `meta`: the modules that it is from, outermost first
+
+_PLAIN = (bool, int, float, str, tuple, type(None))
+
+_Step = dict[ir.Value, ir.Value]  # from what a layer reads and writes to what stands there in the next one
+
+
+class UnlikeLayersError(Exception):
+    """The layers of a graph do not follow from each other by one step."""
+
+
+def shallow_config(config: Any) -> Any:
+    """A model's config with `SHALLOW` layers in tower and decoder, the features taken from the tower's last."""
+    config = copy.deepcopy(config)
+    for part in (config.text_config, config.vision_config):
+        part.num_hidden_layers = SHALLOW
+        if getattr(part, "layer_types", None):
+            part.layer_types = part.layer_types[:SHALLOW]
+    config.vision_feature_layer = SHALLOW
+    return config
+
+
+def can_deepen(stage: Stage) -> bool:
+    """Whether a stage has more than `SHALLOW` layers, of the same modules with the same settings and shapes."""
+    if stage.stack is None or stage.stack.layers <= SHALLOW:
+        return False
+    layers: Any = stage.module.get_submodule(stage.stack.path)
+    return len({_settings(layers[number]) for number in range(1, stage.stack.layers)}) == 1
+
+
+def _settings(layer: nn.Module) -> str:
+    found: list[Any] = [(name, tensor.shape) for name, tensor in layer.state_dict().items()]
+    for path, module in layer.named_modules():
+        plain = {name: value for name, value in vars(module).items() if isinstance(value, _PLAIN)}
+        plain.pop("layer_idx", None)
+        found.append((path, type(module), sorted(plain.items())))
+    return repr(found)
+
+
+def deepen(model: ir.Model, stage: Stage) -> ir.Model:
+    """Extend the graph of a stage's first `SHALLOW` layers to all its layers.
+
+    Args:
+        model: the graph as it was traced, without the weights' values; left as it is.
+        stage: the deep stage, for which `can_deepen` holds.
+
+    Returns:
+        The stage's graph, as if traced whole.
+
+    Raises:
+        UnlikeLayersError: the second layer and the third differ in more than their weights and what they pass on.
+    """
+    assert stage.stack is not None
+    model = model.clone()
+    graph, path = model.graph, stage.stack.path
+    second, third = _nodes(graph, path, SHALLOW - 2), _nodes(graph, path, SHALLOW - 1)
+    step = _step(second, third, path)
+    layers = {*second, *third}
+    behind = {node: None for node in graph if node not in layers}
+    if any(user in behind for node in second for value in node.outputs for user in value.consumers()):
+        raise UnlikeLayersError("the second layer is read by more than the third")
+
+    layer = third
+    for number in range(SHALLOW, stage.stack.layers):
+        layer, step = _next(graph, layer, step, path, number)
+    ends = {a: b for one, two in zip(third, layer, strict=True) for a, b in zip(one.outputs, two.outputs, strict=True)}
+    for node in behind:
+        for index, value in enumerate(node.inputs):
+            if value in ends:
+                node.replace_input_with(index, ends[value])
+
+    ports = [port.name for port in stage.outputs]
+    for value, end in ends.items():
+        if value in graph.outputs and end.name not in ports:  # not one output a layer, but the last layer's
+            value.name, end.name = f"{value.name}.{SHALLOW - 1}", value.name
+    used = (value for node in graph for value in (*node.inputs, *node.outputs) if value is not None)
+    named = {value.name: value for value in (*graph.inputs, *used)}
+    graph.inputs[:] = [named[port.name] for port in stage.inputs]
+    graph.outputs[:] = [named[name] for name in ports]
+    return model
+
+
+def _nodes(graph: ir.Graph, path: str, number: int) -> list[ir.Node]:
+    """The nodes of a layer, in the graph's order."""
+    scope = f"module.{path}.{number}"
+    return [node for node in graph if scope in node.meta.get(SCOPES, ())]
+
+
+def _step(second: list[ir.Node], third: list[ir.Node], path: str) -> _Step:
+    if not third or len(second) != len(third):
+        raise UnlikeLayersError("the layers have not the same number of nodes")
+    step: _Step = {}
+    for one, two in zip(second, third, strict=True):
+        if (one.domain, one.op_type, one.attributes) != (two.domain, two.op_type, two.attributes):
+            raise UnlikeLayersError(f"'{one.name}' and '{two.name}' differ")
+        for a, b in zip((*one.inputs, *one.outputs), (*two.inputs, *two.outputs), strict=True):
+            if a is None or b is None:
+                if a is not b:
+                    raise UnlikeLayersError(f"'{one.name}' and '{two.name}' differ in their inputs")
+            elif step.setdefault(a, b) is not b:
+                raise UnlikeLayersError(f"'{a.name}' stands for more than one value")
+    if len(set(step.values())) != len(step):
+        raise UnlikeLayersError("two values have become one")
+    made = {value for node in (*second, *third) for value in node.outputs}
+    for a, b in step.items():
+        if a is not b and b not in made and _renumbered(a, path, SHALLOW - 1) != b.name:
+            raise UnlikeLayersError(f"'{a.name}' and '{b.name}' are no layer's own")
+    return step
+
+
+def _next(graph: ir.Graph, layer: list[ir.Node], step: _Step, path: str, number: int) -> tuple[list[ir.Node], _Step]:
+    """Put layer `number` behind the layer before it, given the step that led to that one; returns its nodes and step."""
+    following: _Step = {}
+
+    def follow(value: ir.Value) -> ir.Value:
+        if value not in following:
+            following[value] = step[value] if value in step else new(value)
+        return following[value]
+
+    def new(value: ir.Value) -> ir.Value:
+        name = _renumbered(value, path, number) or f"{value.name}.{number}"
+        made = ir.Value(name=name, type=value.type, shape=value.shape)
+        if value.is_initializer():
+            graph.initializers.add(made)
+        return made
+
+    made = []
+    for node in layer:
+        inputs = [None if value is None else follow(value) for value in node.inputs]
+        outputs = [follow(value) for value in node.outputs]
+        name = f"{node.name}.{number}"
+        made.append(ir.Node(node.domain, node.op_type, inputs, node.attributes, outputs=outputs, name=name))
+    graph.insert_after(layer[-1], made)
+    return made, following
+
+
+def _renumbered(value: ir.Value, path: str, number: int) -> str | None:
+    """Name of the value that belongs to layer `number` as `value` belongs to the one before; None if it has no number.
+
+    Weights are named after their module, inputs and outputs end with the number.
+    """
+    name, before = str(value.name), number - 1
+    if name.startswith(f"{path}.{before}."):
+        return f"{path}.{number}.{name.removeprefix(f'{path}.{before}.')}"
+    return f"{name.removesuffix(f'.{before}')}.{number}" if name.endswith(f".{before}") else None

@@ -1,0 +1,1 @@
+"""Proof that a bundle computes what the checkpoint does in eager PyTorch."""

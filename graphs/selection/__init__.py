@@ -1,0 +1,25 @@
+"""The method: which visual tokens are kept. One file per technology, side by side.
+
+counts          how many are kept, which prompt tokens make the query (plain Python)
+query_vector    the query vector, in torch
+reference       the selection in eager PyTorch: what every engine is held to
+onnx_graph      the selection as an ONNX graph
+as_released     the authors' own loop, restated, to time against
+cuda/           the selection as CUDA kernels
+tensorrt_plugin/ the greedy step as a TensorRT plugin
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .reference import max_min_select, score_tokens, select_tokens
+
+__all__ = ["max_min_select", "score_tokens", "select_tokens"]
+
+
+def __getattr__(name: str) -> object:
+    """Import on first use: the runtime takes `counts` from here and has no torch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(".reference", __name__), name)

@@ -1,0 +1,1 @@
+"""The greedy max-min step as a TensorRT plugin."""

@@ -1,0 +1,1 @@
+"""What runs a stage: one module per backend, all with the interface of `session`."""

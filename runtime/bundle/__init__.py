@@ -1,0 +1,40 @@
+"""The contract on disk: manifest, hashes, locks. The bottom floor: it imports no other room of the runtime."""
+
+from .calibration_record import CalibrationSpec, Fidelity, Limit, Sensitivity, sensitivity_rows
+from .integrity import Bundle, file_sha256
+from .manifest import (
+    MANIFEST,
+    PRECISIONS,
+    SCHEMA_VERSION,
+    WEIGHTS,
+    DecoderSpec,
+    EngineSpec,
+    KeepDefaults,
+    Manifest,
+    ModalitySpec,
+    Source,
+    StageSpec,
+    TensorSpec,
+)
+
+__all__ = [
+    "MANIFEST",
+    "PRECISIONS",
+    "SCHEMA_VERSION",
+    "WEIGHTS",
+    "Bundle",
+    "CalibrationSpec",
+    "DecoderSpec",
+    "EngineSpec",
+    "Fidelity",
+    "KeepDefaults",
+    "Limit",
+    "Manifest",
+    "ModalitySpec",
+    "Sensitivity",
+    "Source",
+    "StageSpec",
+    "TensorSpec",
+    "file_sha256",
+    "sensitivity_rows",
+]

@@ -1,0 +1,108 @@
+"""What the manifest says of a calibrated bundle: how it was made, and what was lost."""
+
+from collections.abc import Sequence
+
+from .strict_model import StrictModel
+
+
+class Limit(StrictModel):
+    """Where a calibrated bundle cannot be used: a backend, or its GPUs below a compute capability ("sm_89")."""
+
+    backend: str
+    below: str | None = None
+    says: str
+
+
+class Fidelity(StrictModel):
+    """How near a quantised stage comes to the source's on samples held out: the worst of them, over all outputs."""
+
+    cosine: float
+    relative_error: float  # ‖difference‖ / ‖source's output‖
+
+
+class Sensitivity(StrictModel):
+    """What the layers that read one value cost where they alone are quantised, on samples held out.
+
+    Attributes:
+        stage, unit: where they are, and their name.
+        layers, weights: the layers, and how many numbers they multiply with.
+        error: of the stage's outputs, ‖difference‖ / ‖source's output‖, the worst.
+        kept: overlap (Jaccard) of the kept sets with the source's, the mean; None where the stage has no say in them.
+        logits: relative error of the logits, the mean over samples.
+        tokens: share of next tokens that stay the same.
+        quantised: what was chosen for them; where not, they stay in the source's precision.
+    """
+
+    stage: str
+    unit: str
+    layers: list[str]
+    weights: int
+    error: float
+    kept: float | None = None
+    logits: float
+    tokens: float
+    quantised: bool = True
+
+
+class CalibrationSpec(StrictModel):
+    """How a calibrated bundle was made of another one.
+
+    Attributes:
+        source, source_digest, source_precision: that bundle's folder, manifest digest and precision.
+        options: what `rediprune calibrate` was told, so that the same can be made again.
+        recipe: stage → form; a stage not named is the source's own.
+        data: name, content hash (sha256) and number of samples; {} where no form needed any.
+        ranges: how activation ranges were taken.
+        skipped: stage → linear layers left as they were.
+        fidelity: stage → how near it comes to the source's; None where this machine cannot run the form.
+        limits: what cannot take the bundle.
+        tools: library → version.
+        budget: how much might be lost, as `rediprune calibrate` was told: "error=0.02", "accuracy=1"; "" where it was not.
+        measured: what is lost: by stage the relative error, or by keep ratio the points of accuracy.
+        sensitivity: the ground of the choice of what stays in higher precision; empty where nothing had to.
+        floors: stage → the largest relative error that `validate` lets pass, measured by `rediprune report`; None before.
+    """
+
+    source: str
+    source_digest: str
+    source_precision: str
+    options: list[str]
+    recipe: dict[str, str]
+    data: dict[str, str | int] = {}
+    ranges: str = ""
+    skipped: dict[str, list[str]] = {}
+    fidelity: dict[str, Fidelity | None] = {}
+    limits: list[Limit] = []
+    tools: dict[str, str] = {}
+    budget: str = ""
+    measured: dict[str, float] = {}
+    sensitivity: list[Sensitivity] = []
+    floors: dict[str, float] | None = None
+
+    def refusal(self, backend: str, targets: Sequence[str] = ()) -> str | None:
+        """Why a backend, or one of the GPUs it would build for, cannot take the bundle."""
+        for limit in self.limits:
+            low = limit.below is not None and any(_capability(t) < _capability(limit.below) for t in targets)
+            if limit.backend == backend and (limit.below is None or low):
+                return limit.says
+        return None
+
+
+def _capability(target: str) -> int:
+    return int(target.removeprefix("sm_"))
+
+
+def sensitivity_rows(
+    found: Sequence[Sensitivity], made: CalibrationSpec | None = None
+) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a table: what each unit of layers costs; of a calibrated bundle, the precision it has there."""
+    head = ["stage", "unit", "weights", "error alone", "kept sets", "logits", "next tokens"]
+    rows = []
+    for one in found:
+        kept = "" if one.kept is None else f"{one.kept:.3f}"
+        row = [one.stage, one.unit, f"{one.weights:,}", f"{one.error:.3%}", kept, f"{one.logits:.3%}"]
+        row.append(f"{one.tokens:.1%}")
+        if made is not None:
+            row.append(made.recipe[one.stage] if one.quantised else made.source_precision)
+        rows.append(row)
+    return head + ["precision"] * (made is not None), rows

@@ -1,0 +1,178 @@
+"""The manifest of a bundle: what each stage takes and gives, where its files lie, what it was made of."""
+
+import hashlib
+import json
+import shlex
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from .calibration_record import CalibrationSpec
+from .strict_model import StrictModel
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+WEIGHTS = "onnx/weights"
+
+PRECISIONS = ("fp32", "fp16")
+
+
+def _inside(path: str) -> str:
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts:
+        raise ValueError(f"path '{path}' leads outside the bundle")
+    return path
+
+
+RelativePath = Annotated[str, AfterValidator(_inside)]
+
+
+class Source(StrictModel):
+    """The checkpoint: where it came from, and the hashes that bind the bundle to it."""
+
+    name: str
+    revision: str | None = None
+    config_sha256: str
+    weights: dict[str, str]  # file → sha256
+
+
+class TensorSpec(StrictModel):
+    """One input or output: its dtype as numpy names it, and its dimensions, symbols where dynamic."""
+
+    name: str
+    dtype: str
+    shape: list[int | str]
+
+
+class StageSpec(StrictModel):
+    """One graph: its file, every file it needs with its hash, and what goes in and out."""
+
+    file: RelativePath
+    files: dict[RelativePath, str]
+    precision: str
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    weight_bytes: int = 0  # of its weights in its precision; its files may hold other stages' too
+    compared: bool = False  # with its eager module right after tracing
+
+    @property
+    def sha256(self) -> str:
+        """One hash over the graph and its weights: an engine is up to date while it stays the same."""
+        return hashlib.sha256(json.dumps(sorted(self.files.items())).encode()).hexdigest()
+
+
+class ModalitySpec(StrictModel):
+    """How an image or a video becomes visual tokens; P = leading + rows · columns."""
+
+    stage: str
+    output: str
+    rows: int = Field(ge=1)
+    columns: int = Field(ge=1)
+    leading: int = Field(default=0, ge=0)
+    tiled: bool = False
+    placeholder: int  # token id standing for it in the prompt
+
+    @property
+    def patches(self) -> int:
+        return self.leading + self.rows * self.columns
+
+
+class DecoderSpec(StrictModel):
+    """Geometry of the language model."""
+
+    layers: int
+    kv_heads: int
+    head_width: int
+    width: int
+    vocabulary: int
+    max_positions: int
+
+
+class EngineSpec(StrictModel):
+    """Engines of one backend: the library that built them, what they were built for, and their files.
+
+    A stage's profile is, for each input, its least, usual and greatest shape; for `num_keep`, a shape input, its value.
+    """
+
+    library: str
+    version: str
+    stages: list[str]
+    precision: dict[str, str] = {}
+    compute_capability: list[str] = []  # "sm_89"
+    profile: dict[str, dict[str, list[list[int]]]] = {}
+    source_sha256: dict[str, str] = {}  # stage → `StageSpec.sha256` of what it was built from
+    files: dict[RelativePath, str] = {}
+
+    @staticmethod
+    def file(backend: str, stage: str) -> str:
+        return f"engines/{backend}/{stage}.engine"
+
+    @staticmethod
+    def own_graph(backend: str, stage: str) -> str:
+        """A graph in a backend's own operators; it lies beside the portable one, as the two share their weights."""
+        return f"onnx/{stage}.{backend}.onnx"
+
+
+class KeepDefaults(StrictModel):
+    keep: float = 0.15
+    alpha: float = 0.5
+    tau: float = 0.0
+
+
+class Manifest(StrictModel):
+    """What a bundle says of itself. `digest` covers everything else, so that an edited manifest is noticed."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    tool_version: str
+    source: Source
+    family: str
+    family_name: str
+    tower: str
+    language_model: str
+    precision: str
+    image_size: int
+    patch_size: int
+    channels: int
+    decoder: DecoderSpec
+    modalities: dict[str, ModalitySpec]  # "image", "video"
+    pinpoints: list[tuple[int, int]] = []  # anyres resolutions (height, width), where images are tiled
+    newline: RelativePath | None = None  # the newline embedding [D], where images are tiled
+    defaults: KeepDefaults = KeepDefaults()
+    stages: dict[str, StageSpec]
+    engines: dict[str, EngineSpec] = {}
+    calibration: CalibrationSpec | None = None
+    files: dict[RelativePath, str] = {}  # processor files and others that belong to no stage
+    digest: str = ""
+
+    @property
+    def float_precision(self) -> str:
+        """Precision of what is not quantised: the bundle's own, or that of the one it was calibrated from."""
+        return self.precision if self.calibration is None else self.calibration.source_precision
+
+    def sealed(self) -> "Manifest":
+        return self.model_copy(update={"digest": self._digest()})
+
+    def _digest(self) -> str:
+        # Without defaults, so that a field added later does not break the seal of bundles made before.
+        body = self.model_dump(mode="json", exclude={"digest"}, exclude_defaults=True)
+        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def is_sealed(self) -> bool:
+        return self.digest == self._digest()
+
+    @property
+    def refers(self) -> bool:
+        """Whether graphs refer to the checkpoint's own weight files rather than to copies."""
+        return any(name.startswith(f"{WEIGHTS}/") for stage in self.stages.values() for name in stage.files)
+
+    def rebuild_command(self, folder: Path) -> str:
+        """The command that makes this bundle anew."""
+        if self.calibration is not None:
+            made = self.calibration
+            return shlex.join(["rediprune", "calibrate", made.source, "-o", str(folder), *made.options, "--force"])
+        command = ["rediprune", "export", self.source.name, "-o", str(folder), "--force"]
+        command += ["--revision", self.source.revision] if self.source.revision else []
+        command += ["--precision", self.precision] if self.precision != "fp32" else []
+        return shlex.join([*command, "--copy"] if not self.refers else command)

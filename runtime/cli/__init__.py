@@ -1,0 +1,1 @@
+"""The command line: `app` joins the groups of commands, each in a file of its own."""

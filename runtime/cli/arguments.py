@@ -1,0 +1,77 @@
+"""Arguments that several commands share, and the checks of what they are given."""
+
+import functools
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import RedipruneError
+
+BundleArgument = Annotated[Path, typer.Argument(help="The bundle, a folder that `rediprune export` made.")]
+BACKEND_HELP = (
+    "What runs the stages: ort, openvino (but select, which is on ort), openvino-bf16, ort-cuda, tensorrt, tensorrt-rtx or "
+    "eager."
+)
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Out = Annotated[Path, typer.Option("-o", "--out", help="Where to.")]
+_EXPORT_EXTRA = ("torch", "accelerate", "onnx", "onnx_ir", "onnxscript", "polygraphy", "safetensors")
+
+
+def needs_extra(command: Callable[..., None]) -> Callable[..., None]:
+    """Say what to install, where the packages of the extra are missing."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        missing = [name for name in _EXPORT_EXTRA if find_spec(name) is None]
+        if missing:
+            raise RedipruneError(f"this needs {', '.join(missing)}; install it with: pip install 'rediprune[export]'")
+        command(*args, **kwargs)
+
+    return run
+
+
+def keep_ratios(text: str, option: str) -> list[float]:
+    """Keep ratios from a command line, comma separated.
+
+    Raises:
+        RedipruneError: one is no number in (0, 1]; the message names the option.
+    """
+    try:
+        ratios = [float(ratio) for ratio in text.split(",")]
+    except ValueError as error:
+        raise RedipruneError(f"{option} takes ratios separated by commas, not '{text}'") from error
+    if not all(0 < ratio <= 1 for ratio in ratios):
+        raise RedipruneError(f"{option} takes ratios in (0, 1], not '{text}'")
+    return ratios
+
+
+def check_picture_path(path: Path, option: str) -> None:
+    """Refuse a path that no picture can be written to, before any work is done for it."""
+    if not path.parent.is_dir():
+        raise RedipruneError(f"'{path.parent}' is not a folder; make it, or give {option} another path")
+    if path.is_dir() or path.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise RedipruneError(f"{option} takes a file ending in .png, .jpg or .webp, not '{path}'")
+
+
+def check_output_file(path: Path, option: str) -> None:
+    """Refuse a path that no file can be written to, before any work is done for it."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise RedipruneError(f"'{path}' cannot be written; give {option} a file in a folder that is there")
+
+
+def hide_torch() -> None:
+    """Keep transformers from importing torch where it is installed: seconds at start-up for what is not used here."""
+    sys.modules.setdefault("torch", None)  # pyright: ignore[reportArgumentType]
+
+
+def check_outputs(out: Path | None, page: Path | None) -> None:
+    """Refuse files that cannot be written, or a page that is no Markdown, before any work is done for them."""
+    for path, option in ((out, "--out"), (page, "--page")):
+        if path is not None:
+            check_output_file(path, option)
+    if page is not None and page.suffix != ".md":
+        raise RedipruneError(f"--page takes a file ending in .md, not '{page}'")

@@ -1,0 +1,45 @@
+"""Progress of long work on stderr: bars, or one line that turns."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+
+@contextmanager
+def waiting(what: str, silent: bool) -> Iterator[None]:
+    if silent:
+        yield
+    else:
+        with Console(stderr=True).status(what):
+            yield
+
+
+@contextmanager
+def stage_progress(silent: bool) -> Iterator[Any]:
+    """A bar per stage, on stderr."""
+    columns = (
+        TextColumn("{task.fields[stage]:<12}"),
+        BarColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=silent) as progress:
+        tasks: dict[str, Any] = {}
+
+        def report(stage: str, what: str, fraction: float) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(what, total=1.0, stage=stage)
+            progress.update(tasks[stage], description=what, completed=fraction)
+
+        yield report
+
+
+@contextmanager
+def one_bar(hidden: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """One bar, told what is being done, number and of how many."""
+    with Progress(console=Console(stderr=True), transient=True, disable=hidden) as bar:
+        task = bar.add_task("")
+        yield lambda label, at, total: bar.update(task, description=label, completed=at, total=total)

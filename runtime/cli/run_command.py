@@ -1,0 +1,146 @@
+"""`rediprune run`: answer a question."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ..errors import RedipruneError
+from .arguments import BACKEND_HELP, BundleArgument, JsonOption, check_picture_path, hide_torch
+
+
+def add(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command(
+        "run",
+        epilog="""Examples:\n
+    rediprune run engines/demo --image photo.jpg --prompt "What is this?"\n
+    rediprune run engines/demo --video clip.mp4 --frames 8 --keep 0.15 --prompt "What happens?" --show kept.png\n
+    rediprune run engines/demo --image a.png --prompt "What is this?" --prompt "And what colour?"  (two turns)\n
+    rediprune run engines/demo --image a.png --count 64 --temperature 0.7 --seed 1 --prompt "Describe it." --json""",
+    )(run)
+
+
+def run(
+    bundle: BundleArgument,
+    prompt: Annotated[list[str], typer.Option(help="The question; repeat it for further turns.")],
+    image: Annotated[list[Path] | None, typer.Option(help="An image; repeat for several.")] = None,
+    video: Annotated[list[Path] | None, typer.Option(help="A video; repeat for several.")] = None,
+    keep: Annotated[float | None, typer.Option(help="Ratio of visual tokens kept, in (0, 1]; 1 keeps all.")] = None,
+    count: Annotated[int | None, typer.Option(help="Number of tokens kept per frame, instead of --keep.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Weight of relevance against diversity.")] = None,
+    tau: Annotated[float | None, typer.Option(help="Candidate filter; 0 is off.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames sampled from each video.")] = None,
+    frame_tolerance: Annotated[
+        float | None,
+        typer.Option(help="Encode a video's frame only where it differs from those before by more levels (of 255)."),
+    ] = None,
+    prune_tiles: Annotated[bool, typer.Option("--prune-tiles", help="Prune images seen in tiles too.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy; default: the checkpoint's.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample among the k most likely tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample among the most likely tokens of this mass.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1 repeats less.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of sampling.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="A string that ends the answer; repeat for several.")] = None,
+    show: Annotated[Path | None, typer.Option(help="Write a picture of the kept patches here (PNG).")] = None,
+    backend: Annotated[str, typer.Option(help=BACKEND_HELP)] = "ort",
+    eager: Annotated[list[str] | None, typer.Option(help="Run this stage in eager PyTorch; repeat.")] = None,
+    threads: Annotated[int, typer.Option(help="Threads per stage; 0 leaves it to the backend.")] = 0,
+    chat: Annotated[bool, typer.Option("--chat/--raw", help="Use the chat template, or the prompt as it is.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a question about images or videos, and say what was kept and what it took."""
+    if backend != "eager" and not eager:
+        hide_torch()
+    from ..pipeline import Pipeline
+
+    if keep is not None and count is not None:
+        raise RedipruneError("give --keep (a ratio) or --count (a number of tokens), not both")
+    if keep is not None and keep > 1:
+        hint = f"; for {keep:.0f} tokens per frame give --count {keep:.0f}" if keep < 1e6 else ""
+        raise RedipruneError(f"--keep is a ratio in (0, 1]{hint}")
+    if len(prompt) > 1 and not chat:
+        raise RedipruneError("several turns need the chat template; leave --raw out")
+    if show is not None and not (image or video):
+        raise RedipruneError("--show draws kept patches, and there is no image or video; give --image or --video")
+    if show is not None:
+        check_picture_path(show, "--show")
+    pipeline = Pipeline.load(bundle, backend, eager=eager or (), threads=threads)
+    images, videos = list(image or ()), list(video or ())
+    answers = []
+    dialogue: Any = []
+    for turn, text in enumerate(prompt):
+        given: Any = text
+        if len(prompt) > 1:
+            from ..prompt import question
+
+            dialogue += question(pipeline.processor, text, 0 if turn else len(images), 0 if turn else len(videos))
+            given = dialogue
+        stream = pipeline.stream(
+            given,
+            images,
+            videos,
+            frames=frames,
+            keep=count if count is not None else keep,
+            alpha=alpha,
+            tau=tau,
+            frame_tolerance=frame_tolerance,
+            prune_tiles=prune_tiles,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            stop=stop or (),
+            chat=chat,
+        )
+        for piece in stream:
+            if not as_json:
+                print(piece, end="", flush=True)
+        answer = stream.answer
+        answers.append(answer)
+        dialogue = [*dialogue, {"role": "assistant", "content": [{"type": "text", "text": answer.text}]}]
+        if not as_json:
+            print()
+            Console(stderr=True, soft_wrap=True).print(_summary(answer), style="dim", highlight=False)
+    if show is not None:
+        from ..media.visualize import draw_answer
+
+        draw_answer(answers[-1], pipeline.processor, prompt[-1]).save(show)
+    if as_json:
+        documents = [_document(answer) for answer in answers]
+        print(json.dumps(documents[0] if len(documents) == 1 else documents))
+
+
+def _summary(answer: Any) -> str:
+    seconds = answer.timings
+    share = seconds["select"] / seconds["time_to_first_token"]
+    kept = ""
+    if answer.visual_tokens:
+        kept = f"kept {answer.kept_tokens} of {answer.visual_tokens} visual tokens · "
+    return (
+        f"{kept}first token {seconds['time_to_first_token'] * 1e3:.0f} ms "
+        f"(vision {seconds['vision'] * 1e3:.0f}, select {seconds['select'] * 1e3:.1f} = {share:.1%}, "
+        f"prefill {seconds['prefill'] * 1e3:.0f}) · {answer.tokens_per_second:.0f} tokens/s · "
+        f"peak memory {answer.peak_memory / 1e9:.2f} GB"
+    )
+
+
+def _document(answer: Any) -> dict[str, Any]:
+    return {
+        "text": answer.text,
+        "token_ids": answer.token_ids,
+        "finish_reason": answer.finish_reason,
+        "prompt_tokens": answer.prompt_tokens,
+        "visual_tokens": answer.visual_tokens,
+        "kept_tokens": answer.kept_tokens,
+        "encoded_frames": answer.encoded_frames,
+        "kept": [indices.tolist() for indices in answer.kept],
+        "seconds": answer.timings,
+        "tokens_per_second": answer.tokens_per_second,
+        "peak_memory_bytes": answer.peak_memory,
+    }

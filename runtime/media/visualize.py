@@ -1,0 +1,179 @@
+"""The picture of the kept patches: what the model was shown, with everything it dropped dimmed."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ..errors import RedipruneError
+from ..pipeline import Answer
+from .preprocess import Processor
+
+_INK = (32, 36, 44)
+_MUTED = (112, 118, 130)
+_PAPER = (255, 255, 255)
+_OUTLINE = (255, 209, 64)
+_MARGIN = 16
+
+
+def draw_kept(
+    images: Sequence[Image.Image],
+    kept: Sequence[np.ndarray],
+    grid: tuple[int, int],
+    leading: int = 0,
+    question: str | None = None,
+    answer: str | None = None,
+    labels: Sequence[str] | None = None,
+) -> Image.Image:
+    """Draw pictures or a video's frames with their dropped patches dark and grey, the kept ones as they are.
+
+    Args:
+        images: as the model saw them, resized and cropped (see `Processor.seen`), all of one size. Small ones
+            are enlarged by a whole factor.
+        kept: for each image its kept token indices, [K] integers.
+        grid: (rows, columns) of tokens over an image; row by row, the last rows of pixels may lie outside.
+        leading: tokens before the first patch in index space (1 where CLS stays). Counted, not drawn.
+        question: written under the pictures.
+        answer: written under the question.
+        labels: written under each picture; by default its number, where there are several.
+
+    Returns:
+        RGB image.
+
+    Raises:
+        ValueError: not one index array for each image, or an index outside the grid.
+    """
+    rows, columns = grid
+    tokens = leading + rows * columns
+    if not images or len(images) != len(kept):
+        raise ValueError(f"{len(images)} images need as many index arrays, not {len(kept)}")
+    if any(len(indices) and not 0 <= np.min(indices) <= np.max(indices) < tokens for indices in kept):
+        raise ValueError(f"kept indices must lie between 0 and {tokens - 1}")
+    several = len(images) > 1
+    least = 224 if several else 448  # pixels
+    factor = max(1, -(-least // max(images[0].size)))
+    pictures = [
+        _dim(_enlarge(image, factor), indices, grid, leading) for image, indices in zip(images, kept, strict=True)
+    ]
+
+    count = sum(len(indices) for indices in kept)
+    total = tokens * len(images)
+    counts = f"{count} of {total} tokens kept ({100 * count / total:.0f} %)"
+    if several and labels is None:
+        labels = [str(number) for number in range(1, len(images) + 1)]
+    return _compose(pictures, labels, [(counts, _MUTED), (question, _INK), (answer, _INK)])
+
+
+def _enlarge(image: Image.Image, factor: int) -> Image.Image:
+    return image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
+
+
+def _dim(image: Image.Image, indices: np.ndarray, grid: tuple[int, int], leading: int) -> Image.Image:
+    """Darken and grey what is not kept; an outline on its side of the border leaves the kept pixels alone."""
+    rows, columns = grid
+    pixels = np.asarray(image, np.float32)  # [height, width, 3]
+    height, width = pixels.shape[:2]
+    cell = height // rows, width // columns
+    patches = np.asarray(indices, int) - leading
+    chosen = np.zeros(rows * columns, bool)
+    chosen[patches[patches >= 0]] = True
+    mask = np.zeros((height, width), bool)
+    area = chosen.reshape(grid).repeat(cell[0], axis=0).repeat(cell[1], axis=1)
+    mask[: area.shape[0], : area.shape[1]] = area
+
+    grey = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
+    dropped = 0.35 * (0.3 * pixels + 0.7 * grey[:, :, None])
+    dropped[_grow(mask, 2 if min(cell) >= 28 else 1) & ~mask] = _OUTLINE
+    return Image.fromarray(np.where(mask[:, :, None], pixels, dropped).astype(np.uint8))
+
+
+def _grow(mask: np.ndarray, steps: int) -> np.ndarray:
+    """The mask [height, width] and the pixels that lie within `steps` of it."""
+    for axis in (0, 1):
+        padded = np.pad(mask, [(steps, steps) if a == axis else (0, 0) for a in (0, 1)])
+        windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * steps + 1, axis=axis)
+        mask = np.any(windows, axis=windows.ndim - 1)
+    return mask
+
+
+def _compose(
+    pictures: list[Image.Image],
+    labels: Sequence[str] | None,
+    lines: list[tuple[str | None, tuple[int, int, int]]],
+) -> Image.Image:
+    """Pictures side by side, four in a row, with labels under them and lines of text below."""
+    size, small = ImageFont.load_default(18), ImageFont.load_default(13)
+    columns = min(4, len(pictures))
+    rows = -(-len(pictures) // columns)
+    width, height = pictures[0].size
+    label_height = 20 if labels else 0
+    gap = 8
+    canvas_width = 2 * _MARGIN + columns * width + (columns - 1) * gap
+    body = rows * (height + label_height) + (rows - 1) * gap
+    texts = [(line, colour) for text, colour in lines if text for line in _wrap(text, size, canvas_width - 2 * _MARGIN)]
+    line_height = 26
+    canvas = Image.new("RGB", (canvas_width, 2 * _MARGIN + body + 10 + line_height * len(texts)), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for number, picture in enumerate(pictures):
+        left = _MARGIN + number % columns * (width + gap)
+        top = _MARGIN + number // columns * (height + label_height + gap)
+        canvas.paste(picture, (left, top))
+        if labels:
+            draw.text((left, top + height + 3), labels[number], _MUTED, small)
+    for number, (line, colour) in enumerate(texts):
+        draw.text((_MARGIN, _MARGIN + body + 10 + number * line_height), line, colour, size)
+    return canvas
+
+
+def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """Break a text into lines of at most `width` pixels, between words where it can be."""
+    lines: list[str] = []
+    line = ""
+    for word in text.split():
+        longer = f"{line} {word}" if line else word
+        if line and font.getlength(longer) > width:
+            lines.append(line)
+            line = word
+        else:
+            line = longer
+    return [*lines, line]
+
+
+def draw_answer(answer: Answer, processor: Processor, question: str | None = None) -> Image.Image:
+    """Draw all images and videos of an answer; those with another grid of tokens stand below each other.
+
+    Raises:
+        RedipruneError: the question was about text only.
+    """
+    groups: dict[tuple[int, int, int], tuple[list[Image.Image], list[np.ndarray], list[str]]] = {}
+    for number, visual in enumerate(answer.visuals, start=1):
+        spec = visual.spec
+        pictures = processor.seen(processor.pixel_values(visual.frames, visual.kind == "video"), visual.kind == "video")
+        images, kept, labels = groups.setdefault((spec.rows, spec.columns, spec.leading), ([], [], []))
+        images += pictures
+        kept += list(visual.kept)
+        part = {"video": "frame", "image": "tile" if spec.tiled else ""}[visual.kind]
+        named = f"{visual.kind} {number}" if len(answer.visuals) > 1 else ""
+        labels += [f"{named} {part} {at}".strip() if part else named for at in range(1, len(pictures) + 1)]
+    if not groups:
+        raise RedipruneError("there is no picture of kept patches: the question had no image or video")
+    drawn = []
+    for at, ((rows, columns, leading), (images, kept, labels)) in enumerate(groups.items(), start=1):
+        last = at == len(groups)
+        drawn.append(
+            draw_kept(
+                images,
+                kept,
+                (rows, columns),
+                leading,
+                question if last else None,
+                answer.text if last else None,
+                labels if len(images) > 1 else None,
+            )
+        )
+    sheet = Image.new("RGB", (max(d.width for d in drawn), sum(d.height for d in drawn)), _PAPER)
+    top = 0
+    for picture in drawn:
+        sheet.paste(picture, (0, top))
+        top += picture.height
+    return sheet

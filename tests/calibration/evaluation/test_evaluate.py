@@ -1,0 +1,208 @@
+"""Evaluation: datasets checked, rules that do what they say, scores that resume, and a model that really sees."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rediprune.calibration.evaluation.evaluate import (
+    Reply,
+    Score,
+    check_disjoint,
+    evaluate,
+    is_right,
+    media_of,
+    read_questions,
+    wilson,
+)
+from rediprune.calibration.evaluation.evaluation_page import write_page
+from rediprune.calibration.evaluation.evaluation_plot import plot_scores
+from rediprune.calibration.evaluation.selection_rules import apply_rule, uniform_tokens
+from rediprune.calibration.tasks.media_folder import write_set
+from rediprune.export.checkpoint.reader import Checkpoint
+from rediprune.export.exporter import export_bundle
+from rediprune.export.validate.eager_reference import Reference, Request
+from rediprune.runtime import Pipeline, RedipruneError
+from rediprune.runtime.backends.eager_torch import eager_model
+
+DEMO = Path(__file__).parents[3] / "export" / "demo" / "checkpoint"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_bundle(Checkpoint.open(str(DEMO)), tmp_path_factory.mktemp("demo") / "demo").folder
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_set(tmp_path_factory.mktemp("data"), "test", seed=5, images=12, clips=2)
+
+
+def test_the_demo_sees_and_keeps_seeing_when_pruned(demo: Path, dataset: Path, tmp_path: Path) -> None:
+    """The trained checkpoint, as an engine, answers held-out questions right; random tokens do worse than ours."""
+    questions = read_questions(dataset)
+    scores = evaluate(demo, questions, [1.0, 0.15], ["rediprune", "random", "pool2x2"])
+    accuracy = {(score.rule, score.keep): score.accuracy for score in scores}
+    assert accuracy["rediprune", 1.0] > 0.75
+    assert accuracy["rediprune", 0.15] > 0.75
+    assert accuracy["random", 0.15] < accuracy["rediprune", 0.15]
+    whole, pruned, _, pooled = scores
+    assert whole.visual_tokens == whole.all_tokens > pruned.visual_tokens
+    assert pooled.visual_tokens * 4 == pooled.all_tokens
+    assert pruned.prefill_macs < 0.3 * whole.prefill_macs
+    plot_scores(scores, tmp_path / "plot.png", "test")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_frames_with_stand_ins_cost_less_and_equal_ones_change_nothing(demo: Path, dataset: Path) -> None:
+    clips = [question for question in read_questions(dataset) if question.video]
+    encoded, replies = [], []
+    for tolerance in (None, 0, 255):
+        pipeline = Pipeline.load(demo)
+        images = {clip.media: media_of(clip, pipeline.bundle, 8, tolerance)[0] for clip in clips}
+        encoded.append(
+            sum(pipeline.generate("What?", each, max_new_tokens=1).encoded_frames for each in images.values())
+        )
+        (score,) = evaluate(demo, clips, [0.15], frame_tolerance=tolerance)
+        replies.append([reply.token_ids for reply in score.replies])
+    assert replies[0] == replies[1]
+    assert encoded[0] >= encoded[1] > encoded[2] == len({clip.media for clip in clips})
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.15])
+def test_the_demo_answers_as_in_eager_pytorch(keep: float, demo: Path, dataset: Path) -> None:
+    pipeline = Pipeline.load(demo)
+    reference = Reference(eager_model(pipeline.bundle), pipeline.processor)
+    for question in [q for q in read_questions(dataset) if not q.video][:16]:
+        expected = reference.answer(Request(question.question, [question.media], keep=keep, max_new_tokens=8))
+        answer = pipeline.generate(question.question, [question.media], keep=keep, max_new_tokens=8, temperature=0.0)
+        assert answer.token_ids == expected.token_ids
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    demo: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions = read_questions(dataset)[:4]
+    arguments = (demo, questions, [1.0, 0.15], ["rediprune", "random"])
+    whole = evaluate(*arguments)
+    out = tmp_path / "replies.jsonl"
+    generate = Pipeline.generate
+    asked: list[str] = []
+
+    def interrupted(self: Pipeline, prompt: str, *given, **options):
+        if len(asked) == 10:
+            raise KeyboardInterrupt
+        asked.append(prompt)
+        return generate(self, prompt, *given, **options)
+
+    monkeypatch.setattr(Pipeline, "generate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(*arguments, out=out)
+    with open(out, "a") as file:
+        file.write('{"key": "broken off')
+    asked.clear()
+    scores = evaluate(*arguments, out=out)
+    assert asked == [questions[at].question for at in (2, 3)]  # of 12, ten were answered before
+    for score, expected in zip(scores, whole, strict=True):
+        assert [r.answer for r in score.replies] == [r.answer for r in expected.replies]
+        assert score.right == expected.right and score.visual_tokens == expected.visual_tokens
+    asked.clear()
+    assert evaluate(*arguments, out=out) == scores and not asked
+    with pytest.raises(KeyboardInterrupt):  # other questions are other replies
+        asked += ["?"] * 10
+        evaluate(demo, questions[:2], [1.0], ["rediprune"], out=out)
+    with pytest.raises(RedipruneError, match="another file"):
+        evaluate(*arguments, out=questions[0].media)
+
+
+def test_backends_answer_alike_to_the_question(demo: Path, dataset: Path, tmp_path: Path) -> None:
+    questions = read_questions(dataset)
+    chosen = [*questions[:4], *(q for q in questions if q.video)][:5]
+    ours, eager = (
+        evaluate(demo, chosen, [1.0, 0.15], ["rediprune", "random"], backend, data="few")
+        for backend in ("ort", "eager")
+    )
+    for one, other in zip(ours, eager, strict=True):
+        assert one.same_answers(other) == len(chosen) == len(one.replies)
+        assert one.visual_tokens == other.visual_tokens and one.prefill_macs == other.prefill_macs
+    page = tmp_path / "page.md"
+    write_page([*ours, *eager], page, demo, "rediprune evaluate few")
+    text = page.read_text()
+    assert "rediprune evaluate few" in text and "![accuracy against tokens and time](page.png)" in text
+    assert f"| few | eager | 3 | {3 * len(chosen)} of {3 * len(chosen)} |" in text
+    assert f"**{100 * ours[0].accuracy:.1f}**" in text
+    assert (tmp_path / "page.png").stat().st_size > 10_000
+
+
+def test_the_page_says_where_pruning_hurts(demo: Path, tmp_path: Path) -> None:
+    def score(keep: float, rights: str) -> Score:
+        replies = [Reply("a", right == "1", 9, 10, 0.1, 1e6) for right in rights]
+        return Score("few", "ort", "rediprune", keep, ["count", "count", "place", "place"], replies)
+
+    write_page([score(1.0, "1111"), score(0.5, "1111"), score(0.1, "1011")], tmp_path / "page.md", demo, "")
+    text = (tmp_path / "page.md").read_text()
+    assert "- keep 0.5: +0.0 points; no kind loses 5 points" in text
+    assert "- keep 0.1: -25.0 points; count 100 → 50" in text
+
+
+def test_rules_choose_what_they_say(bundle_of: Callable[[str], Path], photo: Path) -> None:
+    pipeline = Pipeline.load(bundle_of("llava"))
+
+    def kept(rule: str, seed: int = 0) -> np.ndarray:
+        alpha = apply_rule(pipeline, rule, seed)
+        return pipeline.generate("What is red?", [photo], keep=9, alpha=alpha, max_new_tokens=1).kept[0][0]
+
+    sets = {rule: kept(rule) for rule in ("rediprune", "diversity", "relevance", "random", "uniform")}
+    assert len({tuple(indices) for indices in sets.values()}) == 5
+    assert np.array_equal(kept("random"), kept("random")) and not np.array_equal(kept("random"), kept("random", 1))
+    assert np.array_equal(sets["uniform"], uniform_tokens(np.zeros((1, 64, 2)), 9)[0])
+    assert len(set(np.diff(sets["uniform"].reshape(3, 3)[0]))) <= 2  # evenly spaced along a row
+    for indices in sets.values():
+        assert len(set(indices)) == 9 and (np.diff(indices) > 0).all()
+    assert np.array_equal(kept("rediprune"), sets["rediprune"])
+    with pytest.raises(RedipruneError, match="rediprune, diversity"):
+        evaluate(bundle_of("llava"), [], [0.5], ["wishful"])
+
+
+def test_bad_datasets(tmp_path: Path, photo: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    (tmp_path / "text.png").write_text("this is no picture")
+    (tmp_path / "text.mp4").write_text("this is no video")
+    good = {"image": str(photo), "question": "What?", "answer": "a suit"}
+    for line, word in (
+        ("{", "is no JSON"),
+        ("[1]", "no JSON object"),
+        (json.dumps(good | {"image": ""}), "needs an image or a video"),
+        (json.dumps(good | {"video": "b.mp4"}), "both an image and a video"),
+        (json.dumps(good | {"image": "gone.png"}), "'gone.png', which is not there"),
+        (json.dumps(good | {"image": "text.png"}), "cannot be asked: .*text.png"),
+        (json.dumps(good | {"image": "", "video": "text.mp4"}), "cannot be asked: .*text.mp4"),
+        (json.dumps(good | {"image": 7}), "path of its image as a text"),
+        (json.dumps(good | {"question": " "}), "has no question"),
+        (json.dumps(good | {"answer": ""}), "has no answer"),
+    ):
+        path.write_text(json.dumps(good) + "\n" + line + "\n")
+        with pytest.raises(RedipruneError, match=word) as error:
+            read_questions(path)
+        assert "line 2" in str(error.value)
+    path.write_text("\n")
+    with pytest.raises(RedipruneError, match="empty"):
+        read_questions(path)
+    with pytest.raises(RedipruneError, match="no dataset"):
+        read_questions(tmp_path / "gone.jsonl")
+
+
+def test_questions_of_the_training_set_are_refused(dataset: Path, tmp_path: Path) -> None:
+    test = read_questions(dataset)
+    other = read_questions(write_set(tmp_path / "other", "train", seed=5, images=3, clips=0))
+    check_disjoint(test, other)
+    with pytest.raises(RedipruneError, match=f"1 of {len(test)} questions"):
+        check_disjoint(test, [*other, test[0]])
+
+
+def test_wilson_interval() -> None:
+    low, high = wilson(8, 10)
+    assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)  # Wilson 1927, as statsmodels has it
+    assert wilson(10, 10)[1] == pytest.approx(1.0)
+    assert is_right(" Purple cross.", "purple cross") and not is_right("purple", "purple cross")

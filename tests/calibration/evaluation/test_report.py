@@ -1,0 +1,191 @@
+"""The report: calibrated bundles beside their source, its floors used by validation."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
+from rediprune.calibration.calibrate import calibrate
+from rediprune.calibration.evaluation.evaluate import evaluate, media_of, read_questions
+from rediprune.calibration.evaluation.report import FLOOR_MARGIN, find_bundles, paired_change, recommend, report
+from rediprune.calibration.evaluation.similarity import jaccard
+from rediprune.calibration.tasks.media_folder import write_set
+from rediprune.export.checkpoint.reader import Checkpoint
+from rediprune.export.cli import add
+from rediprune.export.exporter import export_bundle
+from rediprune.export.validate.validate import validate
+from rediprune.runtime import Pipeline, RedipruneError
+from rediprune.runtime.bundle import Bundle
+from typer.testing import CliRunner, Result
+
+DEMO = Path(__file__).parents[3] / "export" / "demo" / "checkpoint"
+
+
+def command(*words: str) -> Result:
+    app = typer.Typer()
+    add(app)
+    return CliRunner().invoke(app, ["report", *words])
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the trained checkpoint's bundle and its int8 and bf16 forms."""
+    folder = tmp_path_factory.mktemp("bundles")
+    export_bundle(Checkpoint.open(str(DEMO)), folder / "fp32", check=False)
+    calibrate(folder / "fp32", folder / "int8", samples=16)
+    calibrate(folder / "fp32", folder / "bf16", "bf16")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_set(tmp_path_factory.mktemp("questions"), "test", images=2, clips=1)
+
+
+def test_a_report_is_what_its_parts_measure(bundles: Path, dataset: Path) -> None:
+    questions = read_questions(dataset)
+    before = Bundle.open(bundles / "int8").manifest.calibration
+    document = report(find_bundles([bundles / "fp32"]), {"all": questions}, keeps=(1.0, 0.15), kept=(0.25,), samples=4)
+    source, int8 = document["bundles"]
+    assert (source["name"], int8["name"]) == ("fp32", "int8") and "bf16" in document["absent"]["bf16"]
+    for keep in (1.0, 0.15):
+        (ours,) = evaluate(bundles / "int8", questions, [keep])
+        (theirs,) = evaluate(bundles / "fp32", questions, [keep])
+        said = int8["answers"][f"{keep:g}"]
+        assert said["right"] == sum(ours.right.values()) and said["asked"] == len(questions)
+        assert said["same_answers"] == ours.same_answers(theirs) / len(questions)
+        assert said["gained"] - said["lost"] == sum(ours.right.values()) - sum(theirs.right.values())
+        assert source["answers"][f"{keep:g}"]["same_ids"] == 1.0 and source["answers"][f"{keep:g}"]["lost"] == 0
+
+    pipelines = [Pipeline.load(bundles / name) for name in ("int8", "fp32")]
+    overlaps = []
+    for question in questions:
+        images, videos = media_of(question, pipelines[0].bundle, 8)
+        ours, theirs = (p.select(question.question, images, videos, keep=0.25) for p in pipelines)
+        overlaps += [jaccard(a, b) for a, b in zip(ours, theirs, strict=True)]
+    assert min(overlaps) - 1e-9 <= int8["jaccard"]["0.25"] <= max(overlaps)  # four of these questions
+    assert 0.3 < int8["jaccard"]["0.25"] < document["noise"]["jaccard"]["0.25"] <= 1.0
+
+    size = sum(file.stat().st_size for file in (bundles / "int8" / "onnx").iterdir())
+    assert 0 < int8["disk_bytes"] - size < 2_000_000 and source["weight_bytes"]["language"] > int8["disk_bytes"]
+    assert set(int8["stages"]) == {"vision", "project", "language"} and int8["times"] == {}
+
+    # What was measured is noted, seal and engines intact, and validation holds the stages to it.
+    after = Bundle.open(bundles / "int8").manifest.calibration
+    assert before is not None and after is not None and before.floors is None and after.floors is not None
+    for stage, near in int8["stages"].items():
+        assert after.floors[stage] == FLOOR_MARGIN * near["greatest_relative_error"]
+        assert 0 < near["relative_error"] <= near["greatest_relative_error"] < 0.5
+    held = validate(bundles / "int8", end_to_end=False)
+    assert held.passed
+    judged = {row.stage: row.allowed for row in held.stages if row.allowed != float("inf")}
+    assert {stage: judged[stage] for stage in after.floors} == after.floors
+    assert calibrate(bundles / "fp32", bundles / "int8", samples=16).manifest.calibration == after  # nothing redone
+
+
+def test_a_floor_that_is_too_low_fails_validation(bundles: Path, tmp_path: Path) -> None:
+    strict = Bundle.open(shutil.copytree(bundles / "int8", tmp_path / "strict"))
+    record = strict.manifest.calibration
+    assert record is not None
+    tight = record.model_copy(update={"floors": {"vision": 1e-6, "project": 1.0, "language": 1.0}})
+    strict.manifest = strict.manifest.model_copy(update={"calibration": tight})
+    strict.write_manifest()
+    assert validate(strict.folder, end_to_end=False).failing_stages == ["vision"]
+
+
+def test_the_command_writes_a_page_and_goes_on_from_its_replies(bundles: Path, dataset: Path, tmp_path: Path) -> None:
+    page, out = tmp_path / "page.md", tmp_path / "replies.jsonl"
+    words = [str(bundles / "int8"), "--data", str(dataset), "--samples", "2", "--kept", "0.25,0.15"]
+    words += ["--keep", "0.15", "--runs", "1", "--threads", "1", "--out", str(out), "--page", str(page)]
+    done = command(*words, "--json")
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout.splitlines()[-1])
+    assert [row["name"] for row in document["bundles"]] == ["fp32", "int8"]
+    for row in document["bundles"]:
+        assert row["times"]["0.15"]["time_to_first_token"] > row["times"]["0.15"]["stages"]["vision"] > 0
+        assert row["peak_memory_bytes"] > 5e7
+    text = page.read_text()
+    assert document["recommendation"] in text and "![accuracy, kept sets and time](page.png)" in text
+    for label in (
+        "on disk, MB",
+        "peak memory, MB",
+        "first token, ms, keep 0.15",
+        "(Jaccard), keep 0.25",
+        "same answers",
+    ):
+        assert label in text
+    assert page.with_suffix(".png").stat().st_size > 10_000
+    lines = out.read_text()
+    again = command(*words[: words.index("--runs")], "--runs", "0", "--out", str(out))
+    assert again.exit_code == 0 and out.read_text() == lines  # every reply was known
+    assert "of the size" in again.stdout  # without times
+
+
+def test_what_cannot_be_reported_on_is_refused(bundles: Path, dataset: Path, tmp_path: Path) -> None:
+    lonely = Path(shutil.copytree(bundles / "fp32", tmp_path / "alone" / "fp32"))
+    with pytest.raises(RedipruneError, match="rediprune calibrate"):
+        find_bundles([lonely])
+    with pytest.raises(RedipruneError, match="both uncalibrated"):
+        find_bundles([lonely, bundles / "fp32"])
+    with pytest.raises(RedipruneError, match="is not a bundle"):
+        find_bundles([tmp_path])
+    other = Bundle.open(shutil.copytree(bundles / "int8", tmp_path / "other"))
+    record = other.manifest.calibration
+    assert record is not None
+    moved = record.model_copy(update={"source_precision": "fp16", "source_digest": "of another"})
+    other.manifest = other.manifest.model_copy(update={"calibration": moved})
+    other.write_manifest()
+    with pytest.raises(RedipruneError, match="was not made of"):
+        find_bundles([bundles / "fp32", other.folder])
+    for words, says in (
+        (["--keep", "2"], "--keep takes ratios"),
+        (["--kept", "much"], "--kept takes ratios"),
+        (["--images", "0", "--clips", "0"], "nothing to ask"),
+        (["--page", "page.txt"], "ending in .md"),
+        (["--data", "no.jsonl"], "no dataset"),
+        (["--data", str(dataset), "--backend", "abacus"], "not known"),
+    ):
+        refused = command(str(bundles / "fp32"), *words).exception
+        assert isinstance(refused, RedipruneError) and says in str(refused)
+    with pytest.raises(RedipruneError, match="bf16"):
+        report(find_bundles([bundles / "bf16"]), {})
+
+
+def row(name: str, seconds: float, size: int, right: int, same: float = 1.0) -> dict:
+    answers = {"change": (right - 90) / 100, "same_answers": same, "right": right}
+    times = {"0.15": {"end_to_end": seconds, "time_to_first_token": seconds / 2}}
+    return {"name": name, "disk_bytes": size, "times": times, "answers": {"1": answers, "0.15": answers}}
+
+
+def test_the_recommendation_takes_the_fastest_that_loses_little() -> None:
+    source, good, fast = row("fp32", 8, 100, 90), row("int8", 4, 50, 90), row("int4", 2, 25, 88)
+    assert recommend({"bundles": [source, good, fast]}, 1.0).startswith("Take int8: it loses nothing, has 0.50 of")
+    assert recommend({"bundles": [source, good, fast]}, 3.0).startswith("Take int4: it loses 2.0 points at most")
+    assert recommend({"bundles": [source, fast]}, 1.0).startswith("Stay with fp32: every calibrated bundle loses")
+    slow = row("int8", 10, 50, 90)
+    assert "for speed" in recommend({"bundles": [source, slow]}, 1.0)
+    for each in (source, good, fast):
+        each["times"] = {}
+    assert recommend({"bundles": [source, good, fast]}, 3.0).startswith("Take int4")  # the smallest
+    blind = [row("fp32", 8, 100, 0), row("int8", 4, 50, 0, same=0.98)]
+    assert "2.0 points of agreement" in recommend({"bundles": blind}, 3.0)
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 60))
+def test_a_paired_change_is_exact_at_its_centre_and_nought_where_nothing_changed(
+    lost: int, gained: int, same: int
+) -> None:
+    asked = lost + gained + same + 1
+    change, spread = paired_change(lost, gained, asked)
+    assert change == (gained - lost) / asked and 0 <= spread <= 1.96 * ((lost + gained) ** 0.5) / asked
+    assert (spread == 0) == (lost + gained == 0)
+
+
+def test_jaccard_of_kept_sets() -> None:
+    one = np.array([[0, 1, 2], [4, 5, 6]])
+    assert jaccard(one, one) == 1.0
+    assert jaccard(one, np.array([[0, 1, 3], [7, 8, 9]])) == pytest.approx((2 / 4 + 0) / 2)

@@ -1,0 +1,57 @@
+"""The decoder in ONNX Runtime's own operators answers as the portable one, and is refused when it is not the bundle's."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from rediprune.export.build.cpu_engines import build_cpu
+from rediprune.runtime.backends.session import open_language
+from rediprune.runtime.bundle import Bundle
+from rediprune.runtime.errors import RedipruneError
+
+
+def built(bundle: Path, folder: Path) -> Path:
+    shutil.copytree(bundle, folder)
+    build_cpu(folder, "ort")
+    return folder
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("llava", 2e-5), ("llava_fp16", 2e-2)])
+def test_fused_attention_gives_the_portable_logits(
+    name: str, tolerance: float, bundle_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    fused = Bundle.open(built(bundle_of(name), tmp_path / "bundle"))
+    graph = ir.load(fused.graph("ort", "language"))
+    operators = [node.op_type for node in graph.graph]
+    assert operators.count("GroupQueryAttention") == fused.manifest.decoder.layers
+    assert "Attention" not in operators and "TensorScatter" not in operators
+    rng = np.random.default_rng(0)
+    steps = [rng.standard_normal((1, n, fused.manifest.decoder.width), np.float32) for n in (9, 1, 1, 4, 1)]
+    decoders = [open_language("ort", Bundle.open(folder), 0).start(20) for folder in (bundle_of(name), fused.folder)]
+    for embeds in steps:  # prefill, decoding, and several tokens at once with a past
+        portable, own = (decoder.step(embeds) for decoder in decoders)
+        assert np.abs(own - portable).max() <= tolerance * np.abs(portable).max()
+
+
+def test_heads_of_another_width_stay_portable(bundle_of: Callable[[str], Path], tmp_path: Path) -> None:
+    bundle = Bundle.open(built(bundle_of("llava_siglip"), tmp_path / "bundle"))
+    assert bundle.manifest.decoder.head_width % 16
+    assert bundle.graph("ort", "language") == bundle.path("onnx/language.onnx")
+    assert "ort" in bundle.manifest.engines
+
+
+def test_a_replaced_graph_is_refused_and_built_again(bundle_of: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = built(bundle_of("llava"), tmp_path / "bundle")
+    path = folder / "onnx/language.ort.onnx"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(RedipruneError, match=r"is truncated or was replaced; build it again with: .*--backend ort"):
+        open_language("ort", Bundle.open(folder), 0)
+    path.unlink()
+    with pytest.raises(RedipruneError, match="is missing"):
+        open_language("ort", Bundle.open(folder), 0)
+    build_cpu(folder, "ort")
+    open_language("ort", Bundle.open(folder), 0)
+    assert path.is_file()

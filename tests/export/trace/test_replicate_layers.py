@@ -1,0 +1,158 @@
+"""Layers traced once: the graph made of three layers is the graph of the stage traced whole."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+import torch
+from rediprune.export import exporter as exporting
+from rediprune.export.checkpoint import maker as checkpoints
+from rediprune.export.checkpoint.reader import Checkpoint, Skeleton
+from rediprune.export.exporter import export_bundle
+from rediprune.export.trace.replicate_layers import SCOPES, SHALLOW, UnlikeLayersError, can_deepen, deepen
+from rediprune.export.trace.tracer import trace
+from rediprune.export.validate.validate import validate
+
+DEEP = 5  # layers: two are made, each after the one before
+
+
+def deep(checkpoint: Path, folder: Path) -> Skeleton:
+    """The skeleton of a tiny checkpoint with more layers; tracing needs no weights."""
+    folder.mkdir()
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] = config["vision_config"]["num_hidden_layers"] = DEEP
+    config["text_config"].pop("layer_types", None)
+    (folder / "config.json").write_text(json.dumps(config))
+    return Checkpoint.open(str(folder)).skeleton("fp32")
+
+
+@pytest.fixture(scope="module")
+def skeleton(checkpoint_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Skeleton:
+    return deep(checkpoint_of("llava_siglip"), tmp_path_factory.mktemp("layers") / "deep")
+
+
+@pytest.fixture(scope="module")
+def few(skeleton: Skeleton) -> ir.Model:
+    """The language stage's graph of three layers."""
+    return trace(skeleton.shallow.stage("language"), torch.float32)
+
+
+def description(model: ir.Model) -> list[Any]:
+    """Everything a graph says but the names of values and of dynamic dimensions inside it."""
+    numbers: dict[ir.Value, object] = {}
+    ports = {*model.graph.inputs, *model.graph.outputs}
+
+    def typed(value: ir.Value) -> object:
+        assert value.shape is not None
+        return value.dtype, [dim if isinstance(dim, int) or value in ports else "?" for dim in value.shape]
+
+    def told(node: ir.Node, value: ir.Value | None) -> object:
+        if value is None or value in numbers:
+            return None if value is None else numbers[value]
+        if value.const_value is not None:
+            return value.const_value.numpy().tolist(), typed(value)
+        # All caches have the same lengths: the tracer reads them from one or another.
+        return "any cache" if node.op_type == "Shape" and str(value.name).startswith("past.") else value.name
+
+    nodes = []
+    for node in model.graph:
+        inputs = [told(node, value) for value in node.inputs]
+        numbers |= {value: len(numbers) + at for at, value in enumerate(node.outputs)}
+        attributes = sorted((name, str(attribute.value)) for name, attribute in node.attributes.items())
+        nodes.append((node.domain, node.op_type, inputs, attributes, [typed(value) for value in node.outputs]))
+    inputs = [(value.name, typed(value)) for value in model.graph.inputs]
+    outputs = [(value.name, numbers[value], typed(value)) for value in model.graph.outputs]
+    weights = {name: typed(value) for name, value in model.graph.initializers.items() if value.const_value is None}
+    return [*nodes, inputs, outputs, weights]
+
+
+def assert_as_traced_whole(skeleton: Skeleton, name: str, few: ir.Model) -> None:
+    whole = skeleton.stage(name)
+    assert can_deepen(whole) and not can_deepen(skeleton.shallow.stage(name))
+    before = description(few)
+    made, traced = description(deepen(few, whole)), description(trace(whole, torch.float32))
+    assert len(made) > len(before) and description(few) == before
+    for ours, theirs in zip(made, traced, strict=True):
+        assert ours == theirs
+
+
+def test_a_decoder(skeleton: Skeleton, few: ir.Model) -> None:
+    assert_as_traced_whole(skeleton, "language", few)
+
+
+def test_a_tower_whose_last_layer_gives_the_output(skeleton: Skeleton) -> None:
+    assert_as_traced_whole(skeleton, "vision", trace(skeleton.shallow.stage("vision"), torch.float32))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [("llava", "language"), ("llava", "vision"), ("llava_next_video", "vision"), ("video_llava", "vision_video")],
+)
+def test_every_other_stage(name: str, stage: str, checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    skeleton = deep(checkpoint_of(name), tmp_path / "deep")
+    assert_as_traced_whole(skeleton, stage, trace(skeleton.shallow.stage(stage), torch.float32))
+
+
+def test_layers_that_differ_are_traced_whole(
+    skeleton: Skeleton, few: ir.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = skeleton.stage("language")
+
+    def scaled(number: int) -> ir.Model:  # one layer's attention scaled otherwise
+        changed = few.clone()
+        node = [node for node in changed.graph if node.op_type == "Attention"][number]
+        node.attributes["scale"] = ir.AttrFloat32("scale", 0.5)
+        return changed
+
+    deepen(scaled(0), stage)  # the first stands for itself
+    for number in (1, 2):
+        with pytest.raises(UnlikeLayersError, match="differ"):
+            deepen(scaled(number), stage)
+
+    layers: Any = skeleton.model.get_submodule("model.language_model.layers")
+    with monkeypatch.context() as patch:
+        patch.setattr(layers[3].self_attn, "scaling", 0.5)
+        assert not can_deepen(stage)
+    assert can_deepen(stage)
+
+    def fail(*args: object) -> None:
+        raise UnlikeLayersError
+
+    asked = []
+    monkeypatch.setattr(exporting, "deepen", fail)
+    monkeypatch.setattr(exporting, "trace", lambda stage, dtype: asked.append(stage))
+    exporting._trace(stage, skeleton)
+    assert asked == [skeleton.shallow.stage("language"), stage]
+
+
+def test_a_layer_that_more_than_the_next_one_reads(skeleton: Skeleton, few: ir.Model) -> None:
+    model = few.clone()
+    residuals = [node for node in model.graph if node.op_type == "Add" and node.meta[SCOPES][-2].endswith(".1")]
+    list(model.graph)[-1].replace_input_with(0, residuals[-1].outputs[0])  # the head reads the second layer
+    with pytest.raises(UnlikeLayersError, match="more than the third"):
+        deepen(model, skeleton.stage("language"))
+
+
+def test_of_a_large_stage_the_first_layers_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for table, key in ((checkpoints._DECODERS, ("llama", "tiny")), (checkpoints._TOWERS, ("clip", "tiny"))):
+        sizes = table[key]
+        deep = ((*sizes[0][:1], DEEP, *sizes[0][2:]), *sizes[1:]) if len(sizes) == 5 else (sizes[0], DEEP, *sizes[2:])
+        monkeypatch.setitem(table, key, deep)
+    checkpoint = checkpoints.make_checkpoint(tmp_path / "checkpoint", "llava", dtype="bfloat16")
+    compared: dict[str, list[int]] = {}
+    original = exporting.check_stage
+
+    def check_stage(stage, path, skeleton):
+        compared.setdefault(stage.name, []).append(stage.stack.layers if stage.stack else 0)
+        return original(stage, path, skeleton)
+
+    monkeypatch.setattr(exporting, "check_stage", check_stage)
+    monkeypatch.setattr(exporting, "COMPARED_WHOLE", 0)
+    bundle = export_bundle(Checkpoint.open(str(checkpoint)), tmp_path / "bundle")
+    assert compared == {"vision": [SHALLOW], "select": [0], "project": [0], "embed": [0], "language": [SHALLOW]}
+    assert all(spec.compared for spec in bundle.manifest.stages.values())
+    assert validate(bundle.folder).passed

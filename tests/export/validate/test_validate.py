@@ -1,0 +1,87 @@
+"""Validation passes on what is right and names what is wrong."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rediprune.export.validate.validate import validate
+from rediprune.runtime import RedipruneError
+from rediprune.runtime.bundle import Bundle, file_sha256
+
+
+@pytest.mark.parametrize(
+    "name", ["llava", "llava_siglip", "llava_next_video", "video_llava", "llava_fp16", "llava_copy"]
+)
+def test_every_family_passes(name: str, bundle_of: Callable[[str], Path]) -> None:
+    report = validate(bundle_of(name))
+    assert report.passed, report.failing_stages
+    stages = set(Bundle.open(bundle_of(name)).manifest.stages)
+    assert {row.stage for row in report.stages} == stages
+    if name != "llava_fp16":
+        assert all(row.equal and row.jaccard == 1 for row in report.stories)
+    kinds = {row.case.split(",")[0] for row in report.stories}
+    assert kinds >= {"text only", "image"}
+    assert ("video" in kinds) == (name in ("llava_next_video", "video_llava"))
+
+
+def corrupt(bundle: Path, target: Path, stage: str, factor: float = 1.02) -> Path:
+    """A copy of a bundle, a quarter of one stage's weights off by a factor, its hashes made to match."""
+    shutil.copytree(bundle, target)
+    opened = Bundle.open(target, verify=False)
+    spec = opened.manifest.stages[stage]
+    data = target / f"{spec.file}.data"
+    weights = np.fromfile(data, np.float32)
+    weights[: weights.size // 4] *= factor
+    weights.tofile(data)
+    spec.files[f"{spec.file}.data"] = file_sha256(data)
+    opened.manifest.engines.clear()
+    opened.write_manifest()
+    return target
+
+
+@pytest.mark.parametrize("stage", ["vision", "project", "embed", "language"])
+def test_a_corrupted_stage_is_named(stage: str, bundle_of: Callable[[str], Path], tmp_path: Path) -> None:
+    report = validate(corrupt(bundle_of("llava_copy"), tmp_path / "bundle", stage))
+    assert not report.passed
+    assert report.failing_stages == [stage]
+
+
+def test_a_drifting_stage_is_found_by_running_it_eagerly(bundle_of: Callable[[str], Path], tmp_path: Path) -> None:
+    bad = corrupt(bundle_of("llava_copy"), tmp_path / "bundle", "vision", 4.0)
+    assert not all(row.passed for row in validate(bad, eager={"project"}).stories)
+    assert all(row.passed for row in validate(bad, eager={"vision"}).stories)
+
+
+def test_the_reference_is_computed_once(
+    bundle_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(bundle_of("llava"), bundle)
+    first = validate(bundle)
+
+    def unexpected(*args: object) -> None:
+        raise AssertionError("the eager model was loaded again")
+
+    monkeypatch.setattr("rediprune.runtime.backends.eager_torch.eager_model", unexpected)
+    assert validate(bundle).document() == first.document()
+    with pytest.raises(AssertionError):
+        validate(bundle, refresh=True)
+
+
+def test_single_stages_and_unknown_ones(bundle_of: Callable[[str], Path]) -> None:
+    report = validate(bundle_of("llava"), stages=["select"])
+    assert {row.stage for row in report.stages} == {"select"} and not report.stories
+    with pytest.raises(RedipruneError, match="vision, select"):
+        validate(bundle_of("llava"), stages=["ears"])
+
+
+def test_a_checkpoint_that_is_gone(bundle_of: Callable[[str], Path], tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(bundle_of("llava"), bundle)
+    opened = Bundle.open(bundle)
+    opened.manifest.source.name = str(tmp_path / "nowhere")
+    opened.write_manifest()
+    with pytest.raises(RedipruneError, match="nowhere"):
+        validate(bundle)
