@@ -8,6 +8,8 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
+from .renamed import install as _install_old_names
+
 if TYPE_CHECKING:
     # The folder is mapped beside this one (pyproject), where a checker that reads files does not look.
     from .runtime import Answer, Pipeline, RedipruneError  # pyright: ignore[reportMissingImports]
@@ -16,6 +18,8 @@ try:
     __version__ = version("rediprune")
 except PackageNotFoundError:  # run from a folder that was never installed
     __version__ = "0+unknown"
+
+_install_old_names()
 
 __all__ = ["Answer", "Pipeline", "RedipruneError", "__version__"]
 
