@@ -13,7 +13,9 @@ from ..errors import RedipruneError
 from . import inspect_command, run_command
 
 app = typer.Typer(
-    help="ReDiPrune engines: LLaVA-type checkpoints in, fast engines with pruned visual tokens out.",
+    help="Turn a LLaVA-type checkpoint into fast engines, ask them about images and videos, and prove their answers equal "
+    "to PyTorch's. Visual tokens that do not matter for the question are dropped before the projector.",
+    epilog="Exit codes: 0 success, 1 a check failed, 2 bad input, 3 a fault of the tool, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",

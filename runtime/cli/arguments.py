@@ -11,13 +11,15 @@ import typer
 
 from ..errors import RedipruneError
 
-BundleArgument = Annotated[Path, typer.Argument(help="The bundle, a folder that `rediprune export` made.")]
+BundleArgument = Annotated[
+    Path, typer.Argument(help="The bundle: a folder that `rediprune export` or `rediprune calibrate` made.")
+]
 BACKEND_HELP = (
-    "What runs the stages: ort, openvino (but select, which is on ort), openvino-bf16, ort-cuda, tensorrt, tensorrt-rtx or "
-    "eager."
+    "The backend that runs the stages: ort (ONNX Runtime on the CPU), openvino or openvino-bf16 (`select` stays on ort), "
+    "ort-cuda, tensorrt, tensorrt-rtx, or eager (PyTorch, the reference)."
 )
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
-Out = Annotated[Path, typer.Option("-o", "--out", help="Where to.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document in place of text.")]
+Out = Annotated[Path, typer.Option("-o", "--out", help="The folder of the bundle to make.")]
 _EXPORT_EXTRA = ("torch", "accelerate", "onnx", "onnx_ir", "onnxscript", "polygraphy", "safetensors")
 
 

@@ -18,7 +18,7 @@ def add(app: typer.Typer) -> None:
 
 
 def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
-    """Print what a bundle holds, after checking every file against its hash."""
+    """Check every file of a bundle against its hash and print what the bundle holds."""
     opened = Bundle.open(bundle, remember=False)
     manifest = opened.manifest
     if as_json:
