@@ -1,12 +1,11 @@
 """The prompt: what the user asked, with one placeholder per image or video, in the checkpoint's chat form."""
 
 from collections.abc import Sequence
-from typing import Any
 
+from .chat_template import Message, check_messages
 from .errors import RedipruneError
-from .media.preprocess import Processor
+from .media.preprocess import LITERAL, Processor
 
-Message = dict[str, Any]
 Prompt = str | Sequence[Message]
 
 
@@ -16,10 +15,14 @@ def render_prompt(processor: Processor, prompt: Prompt, images: int, videos: int
     Args:
         processor: the bundle's.
         prompt: a question, or the messages of a dialogue in transformers' form (content a text, or parts of type
-            "text", "image" and "video"). A question that holds the placeholders itself keeps them where they are;
-            otherwise the images and videos come first. A text that is already in the checkpoint's chat form may be
-            given with `chat=False` to `Pipeline.generate`.
+            "text", "image" and "video"). A question that holds one placeholder for each image or video keeps them where
+            they are; otherwise the images and videos come first. Where no image was given, or the dialogue has parts
+            for all of them, an `<image>` in a text is a word like any other; likewise `<video>`. A text that is already
+            in the checkpoint's chat form may be given with `chat=False` to `Pipeline.generate`.
         images, videos: how many of each there are.
+
+    Returns:
+        Text for `Processor.encode`; placeholders that are mere words carry `LITERAL`.
 
     Raises:
         RedipruneError: an empty prompt, or placeholders that are not as many as the images and videos.
@@ -27,25 +30,33 @@ def render_prompt(processor: Processor, prompt: Prompt, images: int, videos: int
     messages = question(processor, prompt, images, videos) if isinstance(prompt, str) else list(prompt)
     if not messages or (isinstance(prompt, str) and not prompt.strip()):
         raise RedipruneError("the prompt is empty; ask a question")
-    if processor.template is None:
-        text = "\n".join(_plain(processor, message) for message in messages)
-    else:
-        text = processor.render(messages)
+    check_messages(messages)
+    for kind, given in (("image", images), ("video", videos)):
+        if given == sum(part["type"] == kind for message in messages for part in _parts(message)):
+            token = processor.placeholders[kind]
+            messages = [_replaced(message, token, token[:1] + LITERAL + token[1:]) for message in messages]
+    text = processor.render(messages)
     check_placeholders(processor, text, images, videos)
     return text
 
 
 def question(processor: Processor, text: str, images: int, videos: int) -> list[Message]:
     """A question as the one message of a dialogue."""
-    if processor.image_token in text or processor.video_token in text:
-        return [{"role": "user", "content": [{"type": "text", "text": text}]}]
-    media = [{"type": "image"}] * images + [{"type": "video"}] * videos
+    media = []
+    for kind, given in (("image", images), ("video", videos)):
+        if processor.placeholders[kind] not in text:
+            media += [{"type": kind}] * given
     return [{"role": "user", "content": [*media, {"type": "text", "text": text}]}]
 
 
 def check_placeholders(processor: Processor, text: str, images: int, videos: int) -> None:
-    for kind, token, given in (("image", processor.image_token, images), ("video", processor.video_token, videos)):
-        found = text.count(token)
+    """Refuse a text whose placeholders are not as many as the images and videos."""
+    for kind, index, given in (
+        ("image", processor.image_token_id, images),
+        ("video", processor.video_token_id, videos),
+    ):
+        token = processor.placeholders[kind]
+        found = text.count(token) if given or index is not None else 0  # no placeholder where the tokenizer has none
         if found != given:
             raise RedipruneError(
                 f"the prompt has {found} {token} placeholder{'s' * (found != 1)} and {given} {kind}"
@@ -53,10 +64,16 @@ def check_placeholders(processor: Processor, text: str, images: int, videos: int
             )
 
 
-def _plain(processor: Processor, message: Message) -> str:
-    """A message for a checkpoint without a chat template: placeholders, then the text."""
-    content = message["content"]
-    if isinstance(content, str):
-        return content
-    tokens = {"image": processor.image_token, "video": processor.video_token}
-    return "\n".join(tokens.get(part["type"]) or part["text"] for part in content)
+def _parts(message: Message) -> Sequence[Message]:
+    return () if isinstance(message["content"], str) else message["content"]
+
+
+def _replaced(message: Message, old: str, new: str) -> Message:
+    """A message with `old` replaced in its texts."""
+    if isinstance(message["content"], str):
+        return {**message, "content": message["content"].replace(old, new)}
+    parts = [
+        {**part, "text": part["text"].replace(old, new)} if part["type"] == "text" else part
+        for part in message["content"]
+    ]
+    return {**message, "content": parts}

@@ -2,8 +2,12 @@
 
 import json
 import os
+import re
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from ..chat_template import ChatTemplate, check_messages, find_template, render_messages
 from ..errors import RedipruneError
 from .images import image_key, load_image
 from .tiles import anyres_layout
@@ -24,19 +29,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Processor", "image_key", "load_image", "load_video"]
 
+# Put behind the first character of a placeholder that is only text (see `prompt.render_prompt`), a code point that
+# Unicode sets aside for such uses; `Processor.encode` takes it out again.
+LITERAL = "\ufdd0"
+
 # Processor classes of the hub's files → transformers' implementations in Pillow and numpy. The video
 # processors need torchvision; their arithmetic is CLIP's, applied to every frame.
-_CLIP = "transformers.models.clip.image_processing_pil_clip.CLIPImageProcessorPil"
 _PILLOW = {
-    "CLIPImageProcessor": _CLIP,
-    "CLIPFeatureExtractor": _CLIP,
-    "SiglipImageProcessor": "transformers.models.siglip.image_processing_pil_siglip.SiglipImageProcessorPil",
-    "LlavaImageProcessor": "transformers.models.llava.image_processing_pil_llava.LlavaImageProcessorPil",
-    "LlavaNextImageProcessor": (
-        "transformers.models.llava_next.image_processing_pil_llava_next.LlavaNextImageProcessorPil"
-    ),
-    "LlavaNextVideoImageProcessor": _CLIP,
-    "VideoLlavaImageProcessor": _CLIP,
+    "CLIPImageProcessor": "CLIPImageProcessorPil",
+    "CLIPFeatureExtractor": "CLIPImageProcessorPil",
+    "SiglipImageProcessor": "SiglipImageProcessorPil",
+    "LlavaImageProcessor": "LlavaImageProcessorPil",
+    "LlavaNextImageProcessor": "LlavaNextImageProcessorPil",
+    "LlavaNextVideoImageProcessor": "CLIPImageProcessorPil",
+    "VideoLlavaImageProcessor": "CLIPImageProcessorPil",
 }
 # By the processor class where the image processor is not named.
 _DEFAULT = {
@@ -53,7 +59,7 @@ class Processor:
     tokenizer: "PreTrainedTokenizerBase"
     images: Any  # a PilBackend of transformers, its settings as attributes
     videos: Any  # likewise
-    template: str | None
+    chat_template: ChatTemplate
     patch: int  # side of a patch in pixels
     image_token: str
     video_token: str
@@ -70,8 +76,9 @@ class Processor:
         folder = Path(folder)
         if not folder.is_dir():
             raise RedipruneError(f"there is no folder {folder}")
-        processor = _read_json(folder / "processor_config.json") or {}
-        config = _read_json(folder / "config.json") or {}
+        names = ("processor_config.json", "config.json", "chat_template.json", "tokenizer_config.json")
+        documents = {name: _read_json(folder / name) or {} for name in names}
+        processor, config = documents["processor_config.json"], documents["config.json"]
         images = processor.get("image_processor") or _read_json(folder / "preprocessor_config.json")
         if not images:
             raise RedipruneError(f"{folder} has no preprocessor_config.json: copy it there from the checkpoint")
@@ -83,17 +90,28 @@ class Processor:
         if "image_grid_pinpoints" in config and "image_grid_pinpoints" not in images:
             images = images | {"image_grid_pinpoints": config["image_grid_pinpoints"]}
         vision = config.get("vision_config") or {}
+        tokenizer = _load_tokenizer(folder)
         return cls(
-            tokenizer=_load_tokenizer(folder),
+            tokenizer=tokenizer,
             images=_image_processor(named, images),
             videos=_frame_processor(named, images, videos),
-            template=_chat_template(folder, processor),
+            chat_template=find_template(folder, documents, _token_id(tokenizer, "<|im_start|>") is not None),
             patch=processor.get("patch_size") or vision.get("patch_size") or 14,
             image_token=processor.get("image_token", "<image>"),
             video_token=processor.get("video_token", "<video>"),
             frames=(videos or {}).get("num_frames"),
             generation=_read_json(folder / "generation_config.json") or {},
         )
+
+    @property
+    def template(self) -> str:
+        """Source of the chat template."""
+        return self.chat_template.text
+
+    @property
+    def placeholders(self) -> dict[str, str]:
+        """The placeholder of each kind of medium."""
+        return {"image": self.image_token, "video": self.video_token}
 
     @property
     def image_token_id(self) -> int | None:
@@ -151,31 +169,22 @@ class Processor:
             add_generation_prompt: end with the words that open the assistant's answer.
 
         Raises:
-            RedipruneError: the checkpoint has no chat template, or the template fails on these messages.
+            RedipruneError: they are no dialogue, or the template cannot show them.
         """
-        if self.template is None:
-            raise RedipruneError("the checkpoint has no chat template: add its chat_template.jinja")
-        conversation: list[Any] = [
-            message | {"content": [{"type": "text", "text": content}]}
-            if isinstance(content := message["content"], str)
-            else message
-            for message in messages
-        ]
-        from jinja2 import TemplateError
-
-        try:
-            text = self.tokenizer.apply_chat_template(
-                conversation,
-                chat_template=self.template,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-            )
-        except TemplateError as error:
-            raise RedipruneError(f"the chat template refuses these messages: {error}") from None
-        return str(text)
+        check_messages(messages)
+        apply = partial(
+            self.tokenizer.apply_chat_template,
+            chat_template=self.template,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+        )
+        return render_messages(lambda written: str(apply(written)), messages, self.placeholders)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a prompt, with the tokenizer's opening token unless the text begins with it."""
+        """Token ids of a prompt, with the tokenizer's opening token unless the text begins with it.
+
+        Placeholders with `LITERAL` in them become the ids of ordinary text.
+        """
         opening = self.tokenizer.bos_token
         try:
             text.encode("utf-8")
@@ -184,8 +193,29 @@ class Processor:
                 "the prompt is not valid Unicode; check the encoding it was typed or stored in"
             ) from error
         special = opening is None or not text.startswith(str(opening))
+        plain = text.replace(LITERAL, "")
         # `verbose` would warn of prompts beyond the tokenizer's own limit; the pipeline refuses by the model's.
-        return self.tokenizer.encode(text, add_special_tokens=special, verbose=False)
+        ids = self.tokenizer.encode(plain, add_special_tokens=special, verbose=False)
+        if plain != text:
+            for token in self.placeholders.values():
+                ids = self._as_text(token, text, ids)
+        return ids
+
+    def _as_text(self, token: str, text: str, ids: list[int]) -> list[int]:
+        """The ids with those of `token` that are marked as text in `text` replaced by the ids of its characters."""
+        placeholder = _token_id(self.tokenizer, token)
+        if placeholder is None:
+            return ids
+        found = re.findall(f"{re.escape(token[0])}({LITERAL}?){re.escape(token[1:])}", text)
+        if len(found) != ids.count(placeholder):
+            raise RedipruneError(f"the tokenizer does not read every {token} as one token; leave it out of the prompt")
+        pieces = self.tokenizer.encode(token, add_special_tokens=False, split_special_tokens=True)
+        if placeholder in pieces:  # one that is added, but not as a special token
+            pieces = [
+                i for part in (token[:1], token[1:]) for i in self.tokenizer.encode(part, add_special_tokens=False)
+            ]
+        literal = iter(found)
+        return [i for index in ids for i in (pieces if index == placeholder and next(literal) else [index])]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of an answer, without special tokens."""
@@ -194,10 +224,10 @@ class Processor:
 
 def _read_json(file: Path) -> dict[str, Any] | None:
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RedipruneError(f"{file} cannot be read ({error}): copy it anew from the checkpoint") from None
     if not isinstance(document, dict):
         raise RedipruneError(f"{file} is no JSON object: copy it anew from the checkpoint")
@@ -205,12 +235,13 @@ def _read_json(file: Path) -> dict[str, Any] | None:
 
 
 def _load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    from transformers import AutoTokenizer
-
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise RedipruneError(f"{folder} has no tokenizer.json: copy it there from the checkpoint")
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        with redirect_stdout(sys.stderr):
+            return _transformers("AutoTokenizer").from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:  # whatever tokenizers and transformers make of a damaged file
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RedipruneError(f"the tokenizer in {folder} cannot be read ({reason}): copy it anew") from None
@@ -223,16 +254,20 @@ def _token_id(tokenizer: "PreTrainedTokenizerBase", token: str) -> int | None:
 
 def _image_processor(named: str, settings: dict[str, Any]) -> Any:
     """The Pillow implementation of a processor class, with its settings."""
-    path = _PILLOW.get(named.removesuffix("Fast").removesuffix("Pil"))
-    if path is None:
+    name = _PILLOW.get(named.removesuffix("Fast").removesuffix("Pil"))
+    if name is None:
         known = ", ".join(sorted(_PILLOW))
         raise RedipruneError(f"image processor {named} is not supported: use one of {known}")
-    module, name = path.rsplit(".", 1)
-    processor = getattr(import_module(module), name)
     ours = {key: value for key, value in settings.items() if not key.endswith(("_type", "_class"))}
     if "LlavaNext" not in name:
         ours.pop("image_grid_pinpoints", None)
-    return processor(**ours)
+    return _transformers(name)(**ours)
+
+
+def _transformers(name: str) -> Any:
+    """A public class of transformers, which prints while it is imported where docstrings are stripped (python -OO)."""
+    with redirect_stdout(sys.stderr):  # stdout is for answers
+        return getattr(import_module("transformers"), name)
 
 
 def _frame_processor(named: str, images: dict[str, Any], videos: dict[str, Any] | None) -> Any:
@@ -240,18 +275,3 @@ def _frame_processor(named: str, images: dict[str, Any], videos: dict[str, Any] 
     if videos:
         return _image_processor("CLIPImageProcessor", videos)
     return _image_processor("CLIPImageProcessor" if "LlavaNext" in named else named, images)
-
-
-def _chat_template(folder: Path, processor: dict[str, Any]) -> str | None:
-    """From chat_template.jinja, chat_template.json, processor_config.json or tokenizer_config.json."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    documents = [_read_json(folder / name) or {} for name in ("chat_template.json", "tokenizer_config.json")]
-    for document in (documents[0], processor, documents[1]):
-        template = document.get("chat_template")
-        if isinstance(template, list):  # several named templates
-            template = {entry["name"]: entry["template"] for entry in template}.get("default")
-        if template:
-            return template
-    return None
