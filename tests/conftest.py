@@ -1,6 +1,8 @@
-"""Tiny checkpoints and their bundles, made once per run; everything below is real but small."""
+"""Tiny checkpoints and their bundles, made once and kept (`support.content_cache`); all is real but small."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,14 @@ from rediprune.export.checkpoint.maker import make_checkpoint
 from rediprune.export.checkpoint.reader import Checkpoint
 from rediprune.export.exporter import export_bundle
 
-torch.set_num_threads(2)
+from .support.content_cache import ContentCache, digest, files_digest, sources_digest
+from .support.traces import FRESH, remembered, tracing_by
+
+# The workers of a run share the cores.
+torch.set_num_threads(max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
 MEDIA = Path(__file__).parent / "media"
+DEMO = Path(__file__).parents[1] / "export" / "demo" / "checkpoint"
 
 # Every family, tower, decoder and precision at least once.
 BUNDLES = {
@@ -23,34 +30,76 @@ BUNDLES = {
     "llava_copy": ("llava", "clip", "llama", "fp32"),  # weights copied; all others refer to the checkpoint's files
 }
 
+_EXPORT = ("graphs", "runtime/bundle", "runtime/errors.py", "export/checkpoint", "export/trace", "export/exporter.py")
+
 
 @pytest.fixture(scope="session")
-def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Folder of a tiny checkpoint, by its name in `BUNDLES`."""
-    root = tmp_path_factory.mktemp("checkpoints")
+def kept(pytestconfig: pytest.Config) -> ContentCache:
+    """Where things that take long to make are kept from run to run."""
+    assert pytestconfig.cache is not None
+    kept = ContentCache(Path(pytestconfig.cache.mkdir("rediprune")))
+    kept.drop_unused()
+    return kept
 
-    def make(name: str) -> Path:
+
+@pytest.fixture(scope="session", autouse=True)
+def _kept_traces(kept: ContentCache) -> Iterator[None]:
+    """Exports take the graphs of stages that were traced before from the cache."""
+    with tracing_by(remembered(FRESH, kept)):
+        yield
+
+
+@pytest.fixture
+def fresh_traces() -> Iterator[None]:
+    """Exports trace every stage, as they do outside the tests."""
+    with tracing_by(FRESH):
+        yield
+
+
+@pytest.fixture(scope="session")
+def checkpoint_of(kept: ContentCache) -> Callable[[str], Path]:
+    """Folder of a tiny checkpoint, by its name in `BUNDLES`. Tests must not change it."""
+
+    def find(name: str) -> Path:
         family, tower, decoder, _ = BUNDLES[name]
-        folder = root / f"{family}-{tower}-{decoder}"
-        return folder if folder.exists() else make_checkpoint(folder, family, tower, decoder)
+        key = digest(sources_digest("export/checkpoint"), family, tower, decoder)
+        called = f"{family}-{tower}-{decoder}"
+        make = partial(make_checkpoint, family=family, tower=tower, decoder=decoder)
+        return kept.folder("checkpoint", key, lambda folder: make(folder / called)) / called
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def export_of(kept: ContentCache) -> Callable[..., Path]:
+    """Folder of the bundle of a checkpoint that lies in the cache or the repository. Tests must not change it."""
+
+    def make(checkpoint: Path, called: str, precision: str = "fp32", copy: bool = False) -> Path:
+        source = str(checkpoint), files_digest(sorted(checkpoint.iterdir()))
+        key = digest(sources_digest(*_EXPORT), source, called, precision, copy)
+
+        def export(folder: Path) -> None:
+            export_bundle(Checkpoint.open(str(checkpoint)), folder / called, precision, copy=copy)
+
+        return kept.folder("bundle", key, export) / called
 
     return make
 
 
 @pytest.fixture(scope="session")
-def bundle_of(tmp_path_factory: pytest.TempPathFactory, checkpoint_of: Callable[[str], Path]) -> Callable[[str], Path]:
+def bundle_of(checkpoint_of: Callable[[str], Path], export_of: Callable[..., Path]) -> Callable[[str], Path]:
     """Folder of a tiny bundle, by its name in `BUNDLES`. Tests must not change it."""
-    root = tmp_path_factory.mktemp("bundles")
 
     def make(name: str) -> Path:
-        folder = root / name
-        if not folder.exists():
-            export_bundle(
-                Checkpoint.open(str(checkpoint_of(name))), folder, BUNDLES[name][3], copy=name == "llava_copy"
-            )
-        return folder
+        return export_of(checkpoint_of(name), name, BUNDLES[name][3], copy=name == "llava_copy")
 
     return make
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(export_of: Callable[..., Path]) -> Path:
+    """The bundle of the trained checkpoint, which answers right. Tests must not change it."""
+    return export_of(DEMO, "demo")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,1 @@
+"""What tests share; they get at it through the fixtures of `tests/conftest.py`."""
