@@ -28,7 +28,7 @@ RUN_BACKEND := $(if $(GPU),$(BACKEND),$(if $(filter tensorrt%,$(BACKEND)),ort,$(
 
 MEDIA := $(addprefix --image ,$(IMAGE)) $(addprefix --video ,$(VIDEO))
 
-.PHONY: engine run validate test test-slow bench bench-peers bench-7b gpu-measurements evaluate report plugin demo-checkpoint lint setup clean
+.PHONY: engine run validate test test-slow bench bench-peers bench-7b gpu-measurements evaluate report plugin demo-checkpoint docs lint setup clean
 
 # Quantised bundles are made of the fp32 one beside them.
 RECIPES := int8 int8-dynamic int4 fp8
@@ -110,6 +110,10 @@ bench-7b: $(READY)
 # The TensorRT plugin; TENSORRT_ROOT holds include/NvInfer.h.
 plugin:
 	$(MAKE) -C graphs/selection/tensorrt_plugin TENSORRT_ROOT=$(TENSORRT_ROOT)
+
+# The documentation as a site, in build/site: every link and anchor is checked, nothing comes from the network.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -1,0 +1,54 @@
+"""The examples and the code of README and quickstart run as they stand, on the trained checkpoint."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from PIL import Image
+
+from ..docs.conftest import ROOT, code_blocks
+
+
+def run(script: Path, *arguments: str) -> str:
+    command = [sys.executable, str(script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_folder_of_pictures(clone: Path) -> None:
+    Image.new("RGB", (64, 64), "white").save(clone / "docs" / "demo" / "white.jpg")
+    (clone / "docs" / "demo" / "broken.png").write_text("no picture")
+    (clone / "docs" / "demo" / "notes.txt").write_text("not looked at")
+    question = "What is above the orange triangle?"
+    output = run(clone / "examples" / "folder_of_pictures.py", "engines/demo-fp32", "docs/demo", question)
+    documents = {Path(d["picture"]).name: d for d in map(json.loads, output.splitlines())}
+    assert sorted(documents) == ["broken.png", "scene.png", "white.jpg"]
+    assert "is not a picture" in documents["broken.png"]["error"]
+    assert documents["scene.png"]["answer"] == "purple cross" and documents["scene.png"]["kept"] == 29
+
+
+def test_the_notebook_runs_and_is_committed_without_outputs(clone: Path) -> None:
+    notebook = nbformat.read(clone / "examples" / "quickstart.ipynb", as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.outputs for cell in cells if cell.outputs] == []
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(clone / "examples")}}).execute()
+    shown = json.dumps([cell.outputs for cell in cells])
+    assert "purple cross" in shown and "kept 29 of 196 visual tokens" in shown
+    tokens = [int(kept) for kept in re.findall(r"(\d+) tokens, prefill", shown)]
+    assert tokens == [196, 98, 29, 10]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+def test_python_of_a_page_runs(page: str, clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The blocks of a page follow each other in one program; those about other bundles are left out."""
+    blocks = [block.text for block in code_blocks(ROOT / page) if block.language == "python"]
+    blocks = [text for text in blocks if "engines/llava" not in text]
+    assert blocks
+    exec("\n".join(blocks), {"__name__": "__main__"})
+    assert "29" in capsys.readouterr().out or page == "docs/quickstart.md"
