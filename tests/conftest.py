@@ -11,6 +11,8 @@ from rediprune.export.checkpoint.maker import make_checkpoint
 from rediprune.export.checkpoint.reader import Checkpoint
 from rediprune.export.exporter import export_bundle
 
+from .support.bundles import corrupt as corrupt_bundle
+from .support.command_line import CommandLine, run_process, runs_here
 from .support.content_cache import ContentCache, digest, files_digest, sources_digest
 from .support.traces import FRESH, remembered, tracing_by
 
@@ -115,3 +117,21 @@ def cat() -> Path:
 @pytest.fixture(scope="session")
 def clip() -> Path:
     return MEDIA / "clip.mp4"
+
+
+@pytest.fixture(scope="session")
+def corrupt() -> Callable[..., Path]:
+    """`support.bundles.corrupt`: a copy of a bundle with one stage's weights off."""
+    return corrupt_bundle
+
+
+@pytest.fixture
+def rediprune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    """The command line in this process: `rediprune("run", bundle, …, code=2)`; what it printed and left with."""
+    return runs_here(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="session")
+def rediprune_process() -> CommandLine:
+    """The same as a process, for what only a process shows; each takes seconds to start."""
+    return run_process

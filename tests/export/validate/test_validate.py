@@ -4,11 +4,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from rediprune.export.validate.validate import validate
 from rediprune.runtime import RedipruneError
-from rediprune.runtime.bundle import Bundle, file_sha256
+from rediprune.runtime.bundle import Bundle
 
 
 @pytest.mark.parametrize(
@@ -26,29 +25,18 @@ def test_every_family_passes(name: str, bundle_of: Callable[[str], Path]) -> Non
     assert ("video" in kinds) == (name in ("llava_next_video", "video_llava"))
 
 
-def corrupt(bundle: Path, target: Path, stage: str, factor: float = 1.02) -> Path:
-    """A copy of a bundle, a quarter of one stage's weights off by a factor, its hashes made to match."""
-    shutil.copytree(bundle, target)
-    opened = Bundle.open(target, verify=False)
-    spec = opened.manifest.stages[stage]
-    data = target / f"{spec.file}.data"
-    weights = np.fromfile(data, np.float32)
-    weights[: weights.size // 4] *= factor
-    weights.tofile(data)
-    spec.files[f"{spec.file}.data"] = file_sha256(data)
-    opened.manifest.engines.clear()
-    opened.write_manifest()
-    return target
-
-
 @pytest.mark.parametrize("stage", ["vision", "project", "embed", "language"])
-def test_a_corrupted_stage_is_named(stage: str, bundle_of: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_corrupted_stage_is_named(
+    stage: str, bundle_of: Callable[[str], Path], corrupt: Callable[..., Path], tmp_path: Path
+) -> None:
     report = validate(corrupt(bundle_of("llava_copy"), tmp_path / "bundle", stage))
     assert not report.passed
     assert report.failing_stages == [stage]
 
 
-def test_a_drifting_stage_is_found_by_running_it_eagerly(bundle_of: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_drifting_stage_is_found_by_running_it_eagerly(
+    bundle_of: Callable[[str], Path], corrupt: Callable[..., Path], tmp_path: Path
+) -> None:
     bad = corrupt(bundle_of("llava_copy"), tmp_path / "bundle", "vision", 4.0)
     assert not all(row.passed for row in validate(bad, eager={"project"}).stories)
     assert all(row.passed for row in validate(bad, eager={"vision"}).stories)

@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
@@ -14,8 +15,6 @@ from rediprune.runtime import Pipeline, RedipruneError
 from rediprune.runtime.backends.eager_torch import eager_model
 from rediprune.runtime.backends.session import open_language, open_stage
 from rediprune.runtime.bundle import Bundle
-
-from tests.runtime.cli.test_cli import rediprune
 
 QUESTION = "What is in this picture?"
 
@@ -133,7 +132,9 @@ def test_without_the_package_it_says_what_to_install(
 
 
 @pytest.mark.usefixtures("library")
-def test_the_command_line(bundle_of: Callable[[str], Path], photo: Path, tmp_path: Path) -> None:
+def test_the_command_line(
+    bundle_of: Callable[[str], Path], photo: Path, tmp_path: Path, rediprune: Callable[..., CompletedProcess]
+) -> None:
     bundle = Path(shutil.copytree(bundle_of("llava"), tmp_path / "bundle"))
     assert "4 stages run on openvino" in rediprune("build", bundle, "--backend", "openvino").stdout
     engines = json.loads(rediprune("inspect", bundle, "--json").stdout)["engines"]
