@@ -10,19 +10,19 @@ import shutil
 import time
 from collections.abc import Callable, Iterable
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 
 from filelock import FileLock
 
 ROOT = Path(__file__).parents[2]
-_LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "pillow", "torch", "transformers")
+_SOURCES = (".py", ".cu", ".cuh", ".h", ".cpp")
 _UNUSED_FOR = 14 * 86400  # seconds after which an entry that no run asked for is dropped
 
 
 @cache
 def sources_digest(*places: str) -> str:
-    """Hash of the sources below some folders or files of the repository, and of the libraries that they use.
+    """Hash of the sources below some folders or files of the repository, and of the libraries installed.
 
     Args:
         places: paths relative to the repository's root.
@@ -30,11 +30,9 @@ def sources_digest(*places: str) -> str:
     files: set[Path] = set()
     for place in places:
         path = ROOT / place
-        files |= {path} if path.is_file() else {file for file in path.rglob("*") if file.suffix in (".py", ".cu", ".h")}
-    return digest(
-        [(str(file.relative_to(ROOT)), files_digest([file])) for file in sorted(files)],
-        [(name, version(name)) for name in _LIBRARIES],
-    )
+        files |= {path} if path.is_file() else {file for file in path.rglob("*") if file.suffix in _SOURCES}
+    libraries = {(found.name, found.version) for found in distributions()}
+    return digest([(str(file.relative_to(ROOT)), files_digest([file])) for file in sorted(files)], sorted(libraries))
 
 
 def files_digest(files: Iterable[Path]) -> str:
