@@ -1,4 +1,7 @@
-"""How many tokens are kept, and which prompt tokens make the query. Plain Python, shared by every backend."""
+"""How many tokens are kept, which prompt tokens make the query, and which settings are refused.
+
+Plain Python, shared by every implementation.
+"""
 
 import math
 from collections.abc import Collection, Sequence
@@ -32,6 +35,38 @@ def num_kept(patches: int, keep: float | int) -> int:
     return max(1, round(patches * float(keep)))
 
 
+def num_candidates(patches: int, count: int) -> int | None:
+    """Number of candidates that τ > 0 leaves in one frame, where it does not depend on τ.
+
+    Args:
+        patches: P, visual tokens of the frame.
+        count: K, the tokens to keep of it.
+
+    Returns:
+        `min(P, max(3K, K + 1))` where K < P // 2: the release does not look at τ there. None otherwise: the tokens
+        with relevance ≥ τ are the candidates, or the K most relevant if those are fewer.
+    """
+    return min(patches, max(3 * count, count + 1)) if count < patches // 2 else None
+
+
+def check_shapes(features: Sequence[int], query: Sequence[int]) -> None:
+    """Refuse features and a query that no selection is possible on.
+
+    Args:
+        features: the shape that should be [F, P, C].
+        query: the shape that should be [D].
+
+    Raises:
+        ValueError: another number of dimensions, or an empty P, C or D.
+    """
+    if len(features) != 3:
+        raise ValueError(f"features must be [P, C] or [F, P, C], not {list(features)}")
+    if len(query) != 1:
+        raise ValueError(f"query must be [D], not {list(query)}")
+    if not (features[1] and features[2] and query[0]):
+        raise ValueError(f"features {list(features)} and query {list(query)} must not be empty")
+
+
 def check_weights(alpha: float, tau: float) -> None:
     """Refuse an α or τ that would make the scores, which are float32, meaningless.
 
@@ -51,7 +86,12 @@ def _finite(value: object) -> bool:
 def query_ids(ids: Sequence[int], placeholders: Collection[int]) -> list[int]:
     """Prompt tokens that make the query: those after the last image or video placeholder, at most the last 128.
 
-    With no placeholder all ids count. The result may be empty: the query is then the zero vector.
+    Args:
+        ids: the prompt's token ids.
+        placeholders: ids that stand for an image or a video.
+
+    Returns:
+        The ids; with no placeholder all of them count. May be empty: the query is then the zero vector.
     """
     last = max((i for i, token in enumerate(ids) if token in placeholders), default=-1)
     return list(ids[last + 1 :])[-QUERY_TOKENS:]

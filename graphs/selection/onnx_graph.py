@@ -5,15 +5,21 @@ the function's name is registered (TensorRT) it takes the node, whose attributes
 body runs.
 """
 
+from string import Template
+
 import numpy as np
 import onnx.parser
 import onnx_ir as ir
 
-from .reference import SAME_TOKEN
+from .identical_tokens import IDENTICAL_COSINE, fingerprint_weights
 
 DOMAIN = "rediprune"
-OPSET = 20  # at 23 and above TensorRT may fuse what precedes the Loop into an attention and crash (design.md)
+OPSET = 20  # at 23 and above TensorRT may fuse what precedes the Loop into an attention, and crash
 IR_VERSION = 10
+
+# ONNX Runtime adds up a row from its first aligned address on, so that equal rows have equal sums only where all rows
+# begin alike: at multiples of 64 bytes.
+_ROW_ALIGNMENT = 16  # float32 channels
 
 # Loop state: the last pick and each token's distance to its nearest pick (−inf once picked).
 # The Loop goes on with a constant `true`: TensorRT's parser refuses a condition passed through Identity.
@@ -61,11 +67,11 @@ MaxMinSelect (similarity, relevance, num_keep, alpha) => (indices)
 }
 """
 
-# `pool_query` and `match_width`: [L, D] → [C]. WIDTH_LINES stands for one of `_width_nodes`' cases.
-_SELECT = """
+# $match_width stands for one of `_match_width`'s cases, $align for `_align`'s.
+_SELECT = Template("""
 <ir_version: 10, opset_import: ["" : 20, "rediprune" : 1]>
-select (TYPE[F, P, CHANNELS] features, TYPE[L, DEPTH] text_embeds, int64 num_keep, float alpha, float tauWIDTH_INPUT)
-    => (int64[F, K] indices, TYPE[F, K, CHANNELS] kept)
+select ($dtype[F, P, $channels] features, $dtype[L, $depth] text_embeds, int64 num_keep, float alpha, float tau$inputs)
+    => (int64[F, K] indices, $dtype[F, K, $channels] kept)
 {
     eps = Constant <value_float: float = 1e-12> ()
     zero = Constant <value_int: int = 0> ()
@@ -74,11 +80,14 @@ select (TYPE[F, P, CHANNELS] features, TYPE[L, DEPTH] text_embeds, int64 num_kee
     three = Constant <value_int: int = 3> ()
     steepness = Constant <value_float: float = 3.0> ()
     none = Constant <value_float: float = 0.0> ()
+    whole = Constant <value_float: float = 1.0> ()
     low = Constant <value = float {-inf}> ()
     axis0 = Constant <value_ints: ints = [0]> ()
     axis1 = Constant <value_ints: ints = [1]> ()
+    axis2 = Constant <value_ints: ints = [2]> ()
     last_axis = Constant <value_ints: ints = [-1]> ()
 
+    # The query: text_embeds [L, D] → query [D] → matched [C].
     embeds = Cast <to = 1> (text_embeds)
     embed_norm = ReduceL2 (embeds, last_axis)
     embed_scale = Max (embed_norm, eps)
@@ -102,32 +111,63 @@ select (TYPE[F, P, CHANNELS] features, TYPE[L, DEPTH] text_embeds, int64 num_kee
     weight_column = Unsqueeze (weight, axis1)
     weighted = Mul (mixed, weight_column)
     query = ReduceSum <keepdims = 0> (weighted, axis0)
-    WIDTH_LINES
-
+    $match_width
     query_norm = ReduceL2 (matched, last_axis)
     query_scale = Max (query_norm, eps)
-    query_unit = Div (matched, query_scale)
-    visual = Cast <to = 1> (features)
+    query_whole = Div (matched, query_scale)
+
+    # The scores: relevance [F, P], cosine [F, P, P].
+    visual_whole = Cast <to = 1> (features)
+    $align
     visual_squares = Mul (visual, visual)
     visual_square = ReduceSum (visual_squares, last_axis)
     visual_norm = Sqrt (visual_square)
     visual_scale = Max (visual_norm, eps)
     visual_unit = Div (visual, visual_scale)
-    visual_unit_t = Transpose <perm = [0, 2, 1]> (visual_unit)
-    cosine = MatMul (visual_unit, visual_unit_t)
-    same_above = Constant <value_float: float = SAME> ()
-    same = Greater (cosine, same_above)
-    whole = Constant <value_float: float = 1.0> ()
-    similarity = Where (same, whole, cosine)
     products = Mul (visual_unit, query_unit)
     relevance = ReduceSum <keepdims = 0> (products, last_axis)
+    visual_unit_t = Transpose <perm = [0, 2, 1]> (visual_unit)
+    product = MatMul (visual_unit, visual_unit_t)
+    cosine = Min (product, whole)
 
+    # Identical tokens: sorted by fingerprint they are neighbours, the lowest index first. All but the first have a
+    # cosine of 1 to everything: like the first until it is picked, and at a distance of 0 from then on.
     shape = Shape (relevance)
     patches = Gather (shape, one)
-    count = Min (num_keep, patches)
     all_patches = Unsqueeze (patches, axis0)
-    values, order = TopK <axis = 1> (relevance, all_patches)
     ranks = Range (zero, patches, one)
+    head_length = Constant <value_ints: ints = [$head]> ()
+    head = Slice (visual_unit, axis0, head_length, axis2)
+    head_weights = Constant <value_floats: floats = [$weights]> ()
+    weighted_head = Mul (head, head_weights)
+    fingerprint = ReduceSum <keepdims = 0> (weighted_head, last_axis)
+    sorted_print, by_print = TopK <axis = 1> (fingerprint, all_patches)
+    column = Unsqueeze (by_print, last_axis)
+    sorted_relevance = GatherND <batch_dims = 1> (relevance, column)
+    rank_less_one = Sub (ranks, one)
+    before = Max (rank_less_one, zero)
+    print_before = Gather <axis = 1> (sorted_print, before)
+    relevance_before = Gather <axis = 1> (sorted_relevance, before)
+    index_before = Gather <axis = 1> (by_print, before)
+    row = Unsqueeze (index_before, last_axis)
+    cell = Concat <axis = -1> (row, column)
+    cosine_before = GatherND <batch_dims = 1> (cosine, cell)
+    bound = Constant <value_float: float = $bound> ()
+    has_before = Greater (ranks, zero)
+    same_direction = Greater (cosine_before, bound)
+    same_print = Equal (sorted_print, print_before)
+    same_relevance = Equal (sorted_relevance, relevance_before)
+    same_sums = And (same_print, same_relevance)
+    same = And (same_sums, same_direction)
+    repeats = And (same, has_before)
+    sorted_least = Where (repeats, whole, low)
+    least = ScatterElements <axis = 1> (sorted_least, by_print, sorted_least)
+    least_of_column = Unsqueeze (least, axis1)
+    similarity = Max (cosine, least_of_column)
+
+    # The τ filter: relevance −inf for all but the candidates.
+    count = Min (num_keep, patches)
+    values, order = TopK <axis = 1> (relevance, all_patches)
     ranks_all = Expand (ranks, shape)
     rank = ScatterElements <axis = 1> (order, order, ranks_all)
     above = GreaterOrEqual (relevance, tau)
@@ -151,7 +191,7 @@ select (TYPE[F, P, CHANNELS] features, TYPE[L, DEPTH] text_embeds, int64 num_kee
     pointers = Unsqueeze (indices, last_axis)
     kept = GatherND <batch_dims = 1> (features, pointers)
 }
-"""
+""")
 
 _TYPES = {np.dtype("float32"): "float", np.dtype("float16"): "float16"}
 
@@ -160,7 +200,7 @@ def max_min_function() -> ir.Function:
     """`rediprune::MaxMinSelect(similarity [F,P,P], relevance [F,P], num_keep, alpha) → indices [F,K]`, int64 ascending.
 
     float32 scores; relevance −inf marks a token that may not be picked; ties go to the lowest index; num_keep (int64
-    scalar) above P counts as P, below 1 is undefined. Equal to `selection.max_min_select`.
+    scalar) above P counts as P, below 1 is undefined. Equal to `reference.max_min_select`.
     """
     return ir.from_proto(onnx.parser.parse_function(_MAX_MIN_SELECT))
 
@@ -175,12 +215,24 @@ def select_model(channels: int, depth: int, dtype: np.dtype | type = np.float32)
         channels: C, width of the vision tower's features.
         depth: D, width of the language model's embeddings.
         dtype: of features, text_embeds and kept.
+
+    Returns:
+        A model of opset 20 whose only function is `max_min_function`.
     """
-    lines, pooling = _width_nodes(channels, depth)
-    text = _SELECT.replace("WIDTH_LINES", lines).replace("SAME", repr(SAME_TOKEN))
-    text = text.replace("WIDTH_INPUT", "" if pooling is None else ", float[DEPTH, CHANNELS] pooling")
-    text = text.replace("TYPE", _TYPES[np.dtype(dtype)])
-    model = ir.from_onnx_text(text.replace("CHANNELS", str(channels)).replace("DEPTH", str(depth)))
+    match_width, pooling = _match_width(channels, depth)
+    weights = fingerprint_weights(channels)
+    text = _SELECT.substitute(
+        dtype=_TYPES[np.dtype(dtype)],
+        channels=channels,
+        depth=depth,
+        inputs="" if pooling is None else f", float[{depth}, {channels}] pooling",
+        match_width=match_width,
+        align=_align(channels),
+        head=len(weights),
+        weights=", ".join(map(repr, weights.tolist())),
+        bound=IDENTICAL_COSINE,
+    )
+    model = ir.from_onnx_text(text)
     if pooling is not None:  # a constant has no readable form in the text: it is an input there and bound here
         value = model.graph.inputs.pop()
         value.const_value = ir.tensor(pooling, name=value.name)
@@ -190,8 +242,8 @@ def select_model(channels: int, depth: int, dtype: np.dtype | type = np.float32)
     return model
 
 
-def _width_nodes(channels: int, depth: int) -> tuple[str, np.ndarray | None]:
-    """The lines that turn `query` [D] into `matched` [C], and the pooling matrix they need, if any (`query.match_width`)."""
+def _match_width(channels: int, depth: int) -> tuple[str, np.ndarray | None]:
+    """The lines that turn `query` [D] into `matched` [C] (`query_vector.match_width`), and the matrix they need, if any."""
     if depth == channels:
         return "matched = Identity (query)", None
     if depth < channels:
@@ -211,3 +263,14 @@ def _width_nodes(channels: int, depth: int) -> tuple[str, np.ndarray | None]:
         start, stop = i * depth // channels, -(-(i + 1) * depth // channels)
         pooling[start:stop, i] = 1 / (stop - start)
     return "matched = MatMul (query, pooling)", pooling
+
+
+def _align(channels: int) -> str:
+    """The lines that widen tokens and query by zeros to `_ROW_ALIGNMENT`; the towers' own widths need none."""
+    extra = -channels % _ROW_ALIGNMENT
+    if not extra:
+        return "visual = Identity (visual_whole)\n    query_unit = Identity (query_whole)"
+    return f"""visual_pads = Constant <value_ints: ints = [0, 0, 0, 0, 0, {extra}]> ()
+    visual = Pad (visual_whole, visual_pads)
+    query_pads = Constant <value_ints: ints = [0, {extra}]> ()
+    query_unit = Pad (query_whole, query_pads)"""

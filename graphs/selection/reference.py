@@ -1,16 +1,19 @@
-"""Relevance- and diversity-driven selection in eager PyTorch: the truth every engine is held to (paper section 3)."""
+"""Relevance- and diversity-driven selection in eager PyTorch: what every engine is held to (paper, section 3)."""
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .counts import check_weights, num_kept
+from .counts import check_shapes, check_weights, num_candidates, num_kept
+from .identical_tokens import FINGERPRINT_CHANNELS, IDENTICAL_COSINE
 from .query_vector import match_width
 
 _EPS = 1e-12
-# Cosines above this are those of one and the same token: float32 rounding of their dot product must not decide which
-# of several identical tokens is picked, or every backend picks another.
-SAME_TOKEN = 1 - 2.0**-20
+
+ScoreTokens = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+MaxMinSelect = Callable[[Tensor, Tensor, int, float], Tensor]
 
 
 def select_tokens(
@@ -31,50 +34,97 @@ def select_tokens(
     Raises:
         ValueError: a shape, keep, alpha or tau out of range.
     """
+    return select_by(score_tokens, max_min_select, features, query, keep, alpha, tau)
+
+
+def select_by(
+    score: ScoreTokens,
+    choose: MaxMinSelect,
+    features: Tensor,
+    query: Tensor,
+    keep: float | int,
+    alpha: float,
+    tau: float,
+) -> Tensor:
+    """`select_tokens` by any implementation of its two heavy steps.
+
+    Args:
+        score: features and query of width C to relevance and similarity, see `score_tokens`.
+        choose: the greedy choice, see `max_min_select`.
+        features, query, keep, alpha, tau: as in `select_tokens`.
+
+    Returns:
+        [K] or [F, K], int64, ascending.
+
+    Raises:
+        ValueError: a shape, keep, alpha or tau out of range.
+    """
     if features.ndim == 2:
-        return select_tokens(features[None], query, keep, alpha, tau)[0]
-    if features.ndim != 3:
-        raise ValueError(f"features must be [P, C] or [F, P, C], not {list(features.shape)}")
-    if query.ndim != 1:
-        raise ValueError(f"query must be [D], not {list(query.shape)}")
+        return select_by(score, choose, features[None], query, keep, alpha, tau)[0]
+    check_shapes(features.shape, query.shape)
     check_weights(alpha, tau)
     frames, patches, width = features.shape
-    if not (patches and width and query.shape[0]):
-        raise ValueError(f"features {list(features.shape)} and query {list(query.shape)} must not be empty")
     count = num_kept(patches, keep)
     if count == patches:
         return torch.arange(patches, device=features.device).expand(frames, patches).clone()
-    relevance, similarity = score_tokens(features, match_width(query.float(), width))
+    relevance, similarity = score(features, match_width(query.float(), width))
     if tau > 0:
         relevance = drop_below(relevance, candidate_counts(relevance, count, tau))
-    return max_min_select(similarity, relevance, count, alpha)
+    return choose(similarity, relevance, count, alpha)
 
 
 def score_tokens(features: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine relevance [F, P] of each token to the query [C], and cosine similarity [F, P, P] of the tokens, float32.
+    """Cosines of the tokens with the query and with one another.
 
-    Identical tokens get identical scores: those of the first of them.
+    Args:
+        features: [F, P, C], any float type.
+        query: [C], or [F, C] with one query for each frame.
+
+    Returns:
+        Relevance [F, P] and similarity [F, P, P], float32; similarity is at most 1. Tokens that are identical
+        (`identical_tokens`) have the same scores, and a similarity of exactly 1 to each other.
     """
     unit = F.normalize(features.float(), dim=-1, eps=_EPS)  # [F, P, C]
+    direction = F.normalize(query.float(), dim=-1, eps=_EPS)  # [C] or [F, C]
     # Summed row by row: a matrix product may round identical rows differently by their position.
-    relevance = (unit * F.normalize(query.float(), dim=0, eps=_EPS)).sum(dim=-1)
-    similarity = unit @ unit.transpose(1, 2)
-    same = similarity > SAME_TOKEN
+    relevance = (unit * direction.unsqueeze(-2)).sum(dim=-1)  # [F, P]
+    similarity = (unit @ unit.transpose(1, 2)).clamp_max(1.0)  # [F, P, P]; so that no distance is negative
+    identical = _identical(unit, relevance, similarity)  # [F, P, P]
     itself = torch.arange(features.shape[1], device=features.device)
-    first = torch.where(same.any(dim=2), same.int().argmax(dim=2), itself)  # [F, P]; a zero token is like none
-    columns = similarity.masked_fill(same, 1.0).gather(2, first[:, None].expand_as(similarity))
+    # The first token that is identical to each; a zero token is identical to none, not even to itself.
+    first = torch.where(identical.any(dim=2), identical.int().argmax(dim=2), itself)  # [F, P]
+    columns = similarity.masked_fill(identical, 1.0).gather(2, first[:, None].expand_as(similarity))
     return relevance, columns.gather(1, first[:, :, None].expand_as(similarity))
 
 
-def candidate_counts(relevance: Tensor, count: int, tau: float) -> Tensor:
-    """How many of each frame's most relevant tokens stay candidates when τ > 0: [F] int64.
+def _identical(unit: Tensor, relevance: Tensor, similarity: Tensor) -> Tensor:
+    """Which tokens of a frame are identical, [F, P, P] bool, from their unit vectors [F, P, C] and scores."""
+    head = unit[..., :FINGERPRINT_CHANNELS]
+    # `fingerprint_weights`, made on the device: a copy from the host could not be captured in a CUDA graph.
+    weights = torch.arange(head.shape[-1], device=unit.device, dtype=torch.float32).cos()
+    fingerprint = (head * weights).sum(dim=-1)  # [F, P]
+    same_relevance = relevance[:, :, None] == relevance[:, None]
+    same_fingerprint = fingerprint[:, :, None] == fingerprint[:, None]
+    return (similarity > IDENTICAL_COSINE) & same_relevance & same_fingerprint
 
-    The release's two branches are both "the n most relevant": `min(P, max(3K, K+1))` when K < P // 2, whatever τ is;
-    otherwise the tokens with relevance ≥ τ, or K if those are fewer.
+
+def candidate_counts(relevance: Tensor, count: int, tau: float) -> Tensor:
+    """How many of each frame's most relevant tokens stay candidates when τ > 0.
+
+    The release's two branches are both "the n most relevant", see `num_candidates`.
+
+    Args:
+        relevance: [F, P] float32.
+        count: K, tokens to keep of each frame.
+        tau: τ, the least relevance of a candidate where more than half of the tokens are kept.
+
+    Returns:
+        [F] int64, each between K and P.
     """
     frames, patches = relevance.shape
-    if count < patches // 2:
-        return torch.full((frames,), min(patches, max(3 * count, count + 1)), device=relevance.device)
+    candidates = num_candidates(patches, count)
+    if candidates is not None:
+        return torch.full((frames,), candidates, device=relevance.device)
     return (relevance >= tau).sum(dim=1).clamp_min(count)
 
 
@@ -97,6 +147,7 @@ def max_min_select(similarity: Tensor, relevance: Tensor, count: int, alpha: flo
         similarity: [F, P, P] float32.
         relevance: [F, P] float32; −inf marks a token that may not be picked.
         count: K, at most the number of tokens with finite relevance.
+        alpha: α, the weight of relevance.
 
     Returns:
         [F, K] int64, ascending. Ties go to the lowest index.

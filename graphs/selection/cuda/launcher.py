@@ -102,7 +102,7 @@ class SelectionKernels:
         self,
         features: int,
         query: int,
-        inverse_norm: int,
+        workspace: int,
         relevance: int,
         similarity: int,
         *,
@@ -118,7 +118,7 @@ class SelectionKernels:
         16-byte aligned, else ordinary FMAs.
 
         Args:
-            inverse_norm: [F, P] float32, workspace.
+            workspace: [2, F, P] float32, for the inverse norms and the fingerprints of the tokens.
             dtype: of the features, one of `DTYPES`.
 
         Raises:
@@ -130,13 +130,14 @@ class SelectionKernels:
         if channels < 1:
             raise ValueError(f"channels must be positive, not {channels}")
         tokens = frames * patches
+        inverse_norm, fingerprint = workspace, workspace + 4 * tokens
         self._launch(
             "scores.cu",
             f"token_scores_{dtype}",
             (-(-tokens // 8), 1, 1),
             256,
             stream,
-            (features, query, _int(tokens), _int(channels), inverse_norm, relevance),
+            (features, query, _int(tokens), _int(channels), inverse_norm, relevance, fingerprint),
         )
         route = "mma" if dtype != "float32" and channels % 8 == 0 and features % 16 == 0 else "fma"
         tiles = -(-patches // _TILE[route])
@@ -146,7 +147,7 @@ class SelectionKernels:
             (tiles, tiles, frames),
             128,
             stream,
-            (features, inverse_norm, _int(patches), _int(channels), similarity),
+            (features, inverse_norm, relevance, fingerprint, _int(patches), _int(channels), similarity),
         )
 
     def gather(

@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..counts import check_weights, num_kept
-from ..query_vector import match_width
-from ..reference import candidate_counts, drop_below
+from ..reference import select_by
 from .launcher import load_kernels
 
 
@@ -14,41 +12,42 @@ def select_tokens_cuda(
 ) -> Tensor:
     """Indices of the visual tokens to keep, by three launches: token scores, similarity, greedy choice.
 
-    Arguments and errors are those of `rediprune.graphs.selection.reference.select_tokens`; the features must be
-    float16, bfloat16 or float32 on a CUDA device.
+    Args:
+        features: [P, C] or [F, P, C], float16, bfloat16 or float32, on a CUDA device.
+        query: [D], on the same device.
+        keep, alpha, tau: as in `reference.select_tokens`.
 
     Returns:
-        [F, K] or [K], int64, ascending, on the same device. Nothing is synchronised.
+        [K] or [F, K], int64, ascending, on the same device. Nothing is synchronised.
+
+    Raises:
+        ValueError: a shape, keep, alpha or tau out of range, or tensors that are not on one CUDA device.
+        GpuUnavailable: no usable GPU, driver or package.
     """
-    if features.ndim == 2:
-        return select_tokens_cuda(features[None], query, keep, alpha, tau)[0]
-    if features.ndim != 3:
-        raise ValueError(f"features must be [P, C] or [F, P, C], not {list(features.shape)}")
-    if query.ndim != 1:
-        raise ValueError(f"query must be [D], not {list(query.shape)}")
-    check_weights(alpha, tau)
-    frames, patches, width = features.shape
-    count = num_kept(patches, keep)
-    if count == patches:
-        return torch.arange(patches, device=features.device).expand(frames, patches).clone()
-    relevance, similarity = score_tokens_cuda(features, match_width(query.float(), width))
-    if tau > 0:
-        relevance = drop_below(relevance, candidate_counts(relevance, count, tau))
-    return max_min_select_cuda(similarity, relevance, count, alpha)
+    return select_by(score_tokens_cuda, max_min_select_cuda, features, query, keep, alpha, tau)
 
 
 def score_tokens_cuda(features: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-    """Relevance [F, P] and similarity [F, P, P], float32, of features [F, P, C] on a GPU and a query [C]."""
+    """Cosines of the tokens [F, P, C] with the query [C] and with one another, by the kernels.
+
+    Returns:
+        Relevance [F, P] and similarity [F, P, P], float32. Similarity equals its transpose; identical tokens have the
+        same scores, and a similarity of exactly 1 to each other.
+
+    Raises:
+        ValueError: the tensors are not on one CUDA device.
+    """
     _check_on_one_gpu(features=features, query=query)
     features, query = features.contiguous(), query.float().contiguous()
     frames, patches, channels = features.shape
-    scores = torch.empty(2, frames, patches, device=features.device)  # inverse norms, relevance
+    workspace = torch.empty(2, frames, patches, device=features.device)
+    relevance = torch.empty(frames, patches, device=features.device)
     similarity = torch.empty(frames, patches, patches, device=features.device)
     load_kernels(features.device.index).score(
         features.data_ptr(),
         query.data_ptr(),
-        scores[0].data_ptr(),
-        scores[1].data_ptr(),
+        workspace.data_ptr(),
+        relevance.data_ptr(),
         similarity.data_ptr(),
         frames=frames,
         patches=patches,
@@ -56,11 +55,24 @@ def score_tokens_cuda(features: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
         dtype=str(features.dtype).removeprefix("torch."),
         stream=torch.cuda.current_stream(features.device).cuda_stream,
     )
-    return scores[1], similarity
+    return relevance, similarity
 
 
 def max_min_select_cuda(similarity: Tensor, relevance: Tensor, count: int, alpha: float) -> Tensor:
-    """`max_min_select` by the kernel: equal to it on the same float32 scores, to the bit."""
+    """`reference.max_min_select` by the kernel: equal to it on the same float32 scores, to the bit.
+
+    Args:
+        similarity: [F, P, P], on a CUDA device.
+        relevance: [F, P], on the same device; −inf marks a token that may not be picked.
+        count: K, at most the number of tokens with finite relevance.
+        alpha: α, the weight of relevance.
+
+    Returns:
+        [F, K] int64, ascending, on the same device.
+
+    Raises:
+        ValueError: the tensors are not on one CUDA device, or a size is out of range.
+    """
     _check_on_one_gpu(similarity=similarity, relevance=relevance)
     similarity, relevance = similarity.float().contiguous(), relevance.float().contiguous()
     frames, patches = relevance.shape

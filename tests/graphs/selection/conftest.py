@@ -1,4 +1,4 @@
-"""The kernel's greedy code compiled for the CPU."""
+"""The kernels' code compiled for the CPU."""
 
 import ctypes
 import shutil
@@ -34,6 +34,7 @@ def host_library(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Cal
             "-Wall",
             "-Wextra",
             "-Werror",
+            "-Wno-unknown-pragmas",  # CUDA's "unroll"
             "-ffp-contract=off",
             "-fPIC",
             "-shared",
@@ -68,3 +69,27 @@ def host_select(host_library: Callable[[str], ctypes.CDLL]) -> Callable[..., Ten
         return indices
 
     return select
+
+
+@pytest.fixture(scope="session")
+def host_score(host_library: Callable[[str], ctypes.CDLL]) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """`score_tokens` by the kernels' code: float32 features [F, P, C] and query [C]."""
+    library = host_library("host_scores")
+
+    def score(features: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+        features, query = features.contiguous(), query.contiguous()
+        frames, patches, channels = features.shape
+        relevance = torch.full((frames, patches), torch.nan)
+        similarity = torch.full((frames, patches, patches), torch.nan)
+        library.host_score(
+            ctypes.c_void_p(features.data_ptr()),
+            ctypes.c_void_p(query.data_ptr()),
+            frames,
+            patches,
+            channels,
+            ctypes.c_void_p(relevance.data_ptr()),
+            ctypes.c_void_p(similarity.data_ptr()),
+        )
+        return relevance, similarity
+
+    return score

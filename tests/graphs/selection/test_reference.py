@@ -1,4 +1,4 @@
-"""`select_tokens` equals the method written out literally, index for index."""
+"""`select_tokens`, in torch and in numpy, equals the method written out literally, index for index."""
 
 import math
 
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from rediprune.graphs.selection import numpy_selection
 from rediprune.graphs.selection.counts import num_kept
 from rediprune.graphs.selection.query_vector import match_width
 from rediprune.graphs.selection.reference import max_min_select, select_tokens
@@ -88,6 +89,9 @@ def compare(features, query, keep, count, alpha=0.5, tau=0.0):
         indices = select_tokens(torch.tensor(features), torch.tensor(query), keep, alpha, tau)
         assert indices.dtype == torch.int64
         assert indices.tolist() == [frame.kept for frame in frames]
+        in_numpy = numpy_selection.select_tokens(features, query, keep, alpha, tau)
+        assert in_numpy.dtype == np.int64
+        assert np.array_equal(in_numpy, indices)
     return all(clear)
 
 

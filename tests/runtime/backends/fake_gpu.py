@@ -143,7 +143,7 @@ class Kernels:
     def __init__(self, cuda):
         self.cuda = cuda
 
-    def score(self, features, query, norms, relevance, similarity, *, frames, patches, channels, dtype, stream):
+    def score(self, features, query, workspace, relevance, similarity, *, frames, patches, channels, dtype, stream):
         def work():
             values = torch.from_numpy(self.cuda.array(features, (frames, patches, channels), dtype).copy())
             question = torch.from_numpy(self.cuda.array(query, (channels,), "float32").copy())
@@ -151,7 +151,7 @@ class Kernels:
             self.cuda.array(relevance, (frames, patches), "float32")[...] = scores[0]
             self.cuda.array(similarity, (frames, patches, patches), "float32")[...] = scores[1]
 
-        assert self.cuda.holds(norms, frames * patches * 4)
+        assert self.cuda.holds(workspace, 2 * frames * patches * 4)
         self.cuda.do(work)
 
     def select(self, similarity, relevance, indices, *, frames, patches, count, alpha, stream):

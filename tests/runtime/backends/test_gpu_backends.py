@@ -7,14 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from rediprune.export.build.shape_profiles import profile_of, ranges
 from rediprune.export.checkpoint.maker import make_checkpoint
 from rediprune.export.checkpoint.reader import Checkpoint
 from rediprune.export.exporter import export_bundle
 from rediprune.graphs.selection.cuda import launcher
-from rediprune.graphs.selection.query_vector import match_width, pool_query
-from rediprune.graphs.selection.reference import candidate_counts, drop_below
 from rediprune.runtime import Pipeline, RedipruneError
 from rediprune.runtime.backends import cuda_select as kernel
 from rediprune.runtime.backends import device, ort, ort_cuda, tensorrt
@@ -345,24 +342,6 @@ def test_a_backend_per_stage(bundle, gpu):
         Pipeline.load(bundle, {"visoin": "ort"})
     with pytest.raises(RedipruneError, match="backend 'cuda' is not known"):
         Pipeline.load(bundle, {"vision": "cuda"})
-
-
-@pytest.mark.parametrize(("depth", "channels"), [(48, 48), (48, 32), (64, 32), (32, 80)])
-@pytest.mark.parametrize("length", [1, 2, 17])
-def test_the_kernel_session_pools_the_query_as_the_reference(depth, channels, length):
-    embeds = np.random.default_rng(length).standard_normal((length, depth)).astype(np.float32)
-    expected = match_width(pool_query(torch.from_numpy(embeds)), channels).numpy()
-    ours = kernel.match_width(kernel.pool_query(embeds), channels)
-    assert ours.dtype == np.float32 and ours.shape == (channels,)
-    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("count", [3, 20])
-def test_the_kernel_session_bars_tokens_as_the_reference(count):
-    relevance = np.random.default_rng(0).standard_normal((3, 36)).round(1).astype(np.float32)
-    tensor = torch.from_numpy(relevance)
-    expected = drop_below(tensor, candidate_counts(tensor, count, 0.3)).numpy()
-    assert np.array_equal(kernel.drop_below(relevance, count, 0.3), expected)
 
 
 def test_the_kernel_session_is_for_select_only(bundle):
