@@ -21,7 +21,6 @@ from ..runtime.backends.session import Decoding, cast_inputs
 from ..runtime.bundle import Bundle
 from ..runtime.errors import RedipruneError
 from ..runtime.pipeline import Answer, Pipeline
-from ..runtime.visual_tokens import FeatureCache
 from .bundle_graphs import load_graph, open_graph
 from .evaluation.evaluate import Question, media_of
 from .quantize.linear_layers import Linear, linear_layers
@@ -122,35 +121,26 @@ def collect(
     total = len(groups) * len(samples) + len(held_out)
     at = 0
     for group in groups:
-        for stage, names in group.items():
-            if stage == "language":
-                install(pipeline, stage, _TappedLanguage(bundle, names, threads, seen[stage].take))
-            else:
-                install(pipeline, stage, _TappedStage(bundle, stage, names, threads, seen[stage].take))
-        for number, sample in enumerate(samples):
-            if progress is not None:
-                progress(f"sample {number + 1} of {len(samples)}", at / total)
-            try:
-                ask(pipeline, sample, number)
-            except _NotFinite as error:
-                raise RedipruneError(
-                    f"{error} for '{sample.media.name}'; the model overflows there: leave the sample out, or calibrate "
-                    "a bundle exported in fp32"
-                ) from error
-            at += 1
-        for stage in group:
-            uninstall(pipeline, stage)
+        sessions = {stage: _tapped(bundle, stage, names, threads, seen[stage].take) for stage, names in group.items()}
+        with pipeline.replaced(**sessions):
+            for number, sample in enumerate(samples):
+                if progress is not None:
+                    progress(f"sample {number + 1} of {len(samples)}", at / total)
+                try:
+                    ask(pipeline, sample, number)
+                except _NotFinite as error:
+                    raise RedipruneError(
+                        f"{error} for '{sample.media.name}'; the model overflows there: leave the sample out, or "
+                        "calibrate a bundle exported in fp32"
+                    ) from error
+                at += 1
     held: dict[str, list[Held]] = {stage: [] for stage in compared}
-    pipeline.cache = FeatureCache(_CACHE)  # a picture that is held out may be asked about in the samples too
-    for stage in compared:
-        install(
-            pipeline, stage, Copying(pipeline.language if stage == "language" else pipeline.stage(stage), held[stage])
-        )
-    for number, sample in enumerate(held_out):
-        if progress is not None:
-            progress(f"held-out sample {number + 1} of {len(held_out)}", at / total)
-        ask(pipeline, sample, number)
-        at += 1
+    with pipeline.replaced(**{stage: Copying(pipeline.stage(stage), held[stage]) for stage in compared}):
+        for number, sample in enumerate(held_out):
+            if progress is not None:
+                progress(f"held-out sample {number + 1} of {len(held_out)}", at / total)
+            ask(pipeline, sample, number)
+            at += 1
     for cases in held.values():  # frames of a clip are many alike
         del cases[2 * len(held_out) :]
     return {stage: Statistics(seen[stage].activations() if stage in seen else {}, held[stage]) for stage in compared}
@@ -195,6 +185,15 @@ class _Seen:
 
     def activations(self) -> dict[str, Activation]:
         return {name: Activation(self.largest[name], np.concatenate(rows)) for name, rows in self.rows.items()}
+
+
+def _tapped(
+    bundle: Bundle, stage: str, names: Sequence[str], threads: int, take: Take
+) -> "_TappedStage | _TappedLanguage":
+    """A session of a stage whose values of these names go to `take`."""
+    if stage == "language":
+        return _TappedLanguage(bundle, names, threads, take)
+    return _TappedStage(bundle, stage, names, threads, take)
 
 
 class _TappedStage:
@@ -273,20 +272,6 @@ class _CopyingDecoding:
             self.case.feed["steps"] = np.concatenate([self.case.feed["steps"], embeds], axis=1)
             self.case.outputs["logits"] = np.concatenate([self.case.outputs["logits"], logits[None]])
         return logits
-
-
-def install(pipeline: Pipeline, stage: str, session: Any) -> None:
-    if stage == "language":
-        pipeline.language = session
-    else:
-        pipeline.sessions[stage] = session
-
-
-def uninstall(pipeline: Pipeline, stage: str) -> None:
-    if stage == "language":
-        del pipeline.language
-    else:
-        del pipeline.sessions[stage]
 
 
 def ask(pipeline: Pipeline, sample: Question, number: int) -> Answer:

@@ -26,8 +26,7 @@ from ..runtime.backends.session import Decoding, LanguageSession, cast_inputs
 from ..runtime.bundle import Bundle, Sensitivity
 from ..runtime.errors import RedipruneError
 from ..runtime.pipeline import Pipeline
-from ..runtime.visual_tokens import FeatureCache
-from .activations import FRAMES, Activation, Copying, Held, ask, install, uninstall
+from .activations import FRAMES, Activation, Copying, Held, ask
 from .bundle_graphs import load_graph, open_graph
 from .evaluation.evaluate import Question, media_of
 from .evaluation.similarity import jaccard, nearness
@@ -160,7 +159,6 @@ class _Samples:
     def __init__(self, bundle: Bundle, stages: Sequence[str], questions: Sequence[Question], threads: int):
         self.bundle, self.questions = bundle, questions
         self.pipeline = Pipeline(bundle, dict.fromkeys(bundle.manifest.stages, "ort"), threads, _CACHE)
-        self.language = self.pipeline.language
         self.towers = {modality.stage for modality in bundle.manifest.modalities.values()}
         self.source = {stage: self._ask(stage, None) for stage in stages}
 
@@ -190,22 +188,21 @@ class _Samples:
     def _ask(self, stage: str, session: ort.InferenceSession | None) -> _Answers:
         """Ask every sample, the stage in a session of its own or, with none, as it is in the source."""
         found, pipeline = _Answers(), self.pipeline
-        language: Any = self.language
-        if stage in self.towers:
-            pipeline.cache = FeatureCache(_CACHE)  # features are the source's no longer
+        language: Any = pipeline.stage("language")
+        sessions: dict[str, Any] = {}
         if stage == "language":
             copied: list[Held] = found.cases
             language = Copying(language if session is None else OrtLanguage(self.bundle, session), copied)
         else:
             copied = []
             inner = pipeline.stage(stage) if session is None else _Rewritten(self.bundle, stage, session)
-            install(pipeline, stage, Copying(inner, found.cases))
+            sessions[stage] = Copying(inner, found.cases)
             language = Copying(language, copied)
-        try:
+        with pipeline.replaced(**sessions):
             for number, question in enumerate(self.questions):
                 forced = [] if session is None else self.source[stage].token_ids[number]
-                install(pipeline, "language", _Forcing(language, forced) if forced else language)
-                found.token_ids.append(ask(pipeline, question, number).token_ids)
+                with pipeline.replaced(language=_Forcing(language, forced) if forced else language):
+                    found.token_ids.append(ask(pipeline, question, number).token_ids)
             cases = len(found.cases)
             for question in self.questions if stage in self.towers else ():
                 images, videos = media_of(question, self.bundle, FRAMES)
@@ -213,12 +210,6 @@ class _Samples:
                     question.question, images, videos, frames=FRAMES, keep=KEEP, prune_tiles=True
                 )
             del found.cases[cases:]
-        finally:
-            install(pipeline, "language", self.language)
-            if stage != "language":
-                uninstall(pipeline, stage)
-            if stage in self.towers:
-                pipeline.cache = FeatureCache(_CACHE)
         found.logits = [case.outputs["logits"] for case in copied]
         return found
 

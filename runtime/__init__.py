@@ -10,13 +10,22 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .errors import RedipruneError
+    from .options import GenerateOptions, SelectOptions
     from .pipeline import Answer, Pipeline, Stream
 
-__all__ = ["Answer", "Pipeline", "RedipruneError", "Stream"]
+_MODULES = {
+    "Answer": ".answer",
+    "GenerateOptions": ".options",
+    "Pipeline": ".pipeline",
+    "RedipruneError": ".errors",
+    "SelectOptions": ".options",
+    "Stream": ".answer",
+}
+__all__ = ["Answer", "GenerateOptions", "Pipeline", "RedipruneError", "SelectOptions", "Stream"]
 
 
 def __getattr__(name: str) -> object:
     """Import on first use, so that the command line can start, and be interrupted, before anything heavy loads."""
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(".errors" if name == "RedipruneError" else ".pipeline", __name__), name)
+    return getattr(import_module(_MODULES[name], __name__), name)

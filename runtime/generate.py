@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any
 
 import numpy as np
 
-from .errors import RedipruneError
+from .options import check_setting
 
 
 @dataclass(frozen=True)
@@ -24,22 +23,21 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value, good, rule in (
-            ("temperature", self.temperature, self.temperature >= 0, "≥ 0 (0 is greedy)"),
-            ("top_k", self.top_k, self.top_k >= 0, "≥ 0 (0 is off)"),
-            ("top_p", self.top_p, 0 < self.top_p <= 1, "in (0, 1]"),
-            ("seed", self.seed or 0, (self.seed or 0) >= 0, "≥ 0"),
-            ("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0, "> 0"),
-        ):
-            if not (isfinite(value) and good):
-                raise RedipruneError(f"{name} must be {rule}, not {value}")
+        for name, value in vars(self).items():
+            check_setting(name, value)
 
     @classmethod
     def from_config(cls, config: dict[str, Any], **overrides: Any) -> "Sampling":
-        """The generation config's settings, where `overrides` does not say otherwise (None says nothing)."""
+        """The generation config's settings, where `overrides` does not say otherwise (None says nothing).
+
+        A temperature above 0, a top_k, a top_p or a seed asks for sampling, also where the config is greedy: what is
+        left open is then the config's, or as transformers has it with `do_sample`. Temperature 0 is greedy whatever
+        else is given.
+        """
         given = {key: value for key, value in overrides.items() if value is not None}
         settings: dict[str, Any] = {"repetition_penalty": config.get("repetition_penalty") or 1.0}
-        if config.get("do_sample") or given.get("temperature"):
+        asked = given.get("temperature", 0) > 0 or not given.keys().isdisjoint(("top_k", "top_p", "seed"))
+        if config.get("do_sample") or asked:
             settings |= {
                 "temperature": config.get("temperature") or 1.0,
                 "top_k": config.get("top_k", 50) or 0,  # transformers' own default

@@ -1,98 +1,89 @@
 """A bundle that answers: images and a question in, text out.
 
-pixels → features → indices → kept → projected → spliced → prefill → decode, one after another.
+pixels → features → indices → kept → projected → spliced (`prompt_embeds`) → prefill → decode (`decode`) → text
+(`detokenize`, `answer`): one after another, without going back.
 """
 
 import os
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 
-from ..graphs.selection.counts import check_weights, num_kept, query_ids
-from .backends.arrays import Array, concatenate, take
+from .answer import Answer, Stream
 from .backends.session import BACKENDS, LanguageSession, StageSession, open_session, runs_on
 from .bundle import Bundle
+from .decode import decode
+from .detokenize import AnswerText, Detokenizer
 from .errors import RedipruneError
+from .feature_cache import FeatureCache
 from .generate import Sampling, Stopping
-from .media.preprocess import Processor, image_key, load_image, load_video
-from .media.video import stand_ins
-from .memory import check_memory, peak_memory
-from .prompt import Prompt, check_placeholders, render_prompt
-from .visual_tokens import FeatureCache, Visual, splice
+from .media.preprocess import Processor
+from .memory import check_memory
+from .options import AnswerKeywords, GenerateOptions, SelectKeywords, SelectOptions, merge_keywords
+from .prompt import Prompt
+from .prompt_embeds import PromptEncoder
+from .stage_sessions import RequestSessions, StageSessions
+from .timing import StageClock, Stopwatch
 
-DEFAULT_FRAMES = 8
+__all__ = ["Answer", "Pipeline", "Stream"]
+
 _ON_CPU = ("ort", "openvino", "openvino-bf16")  # what a GPU loads stays with the thread that runs it
 
 
-@dataclass
-class Answer:
-    """An answer and what it took.
+@dataclass(frozen=True, eq=False)
+class _Replacement:
+    """Sessions in place of the pipeline's own, and a cache for the features that they make."""
 
-    Attributes:
-        text: the answer, without special tokens and leading space, up to a stop string.
-        token_ids: generated ids, the stop token included.
-        kept: for each image or video [F, K] indices of the kept tokens.
-        timings: seconds: preprocess, vision, select, project, embed, prefill, time_to_first_token, decode, total.
-        prompt_tokens: text tokens of the prompt.
-        visual_tokens, kept_tokens: visual tokens before and after pruning.
-        encoded_frames: pictures, tiles and frames that went through the vision tower; others were known.
-        finish_reason: "stop" (stop token or string) or "length".
-        peak_memory: bytes, the process's largest resident size so far.
-    """
-
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    kept: list[np.ndarray] = field(default_factory=list)
-    timings: dict[str, float] = field(default_factory=dict)
-    prompt_tokens: int = 0
-    visual_tokens: int = 0
-    kept_tokens: int = 0
-    encoded_frames: int = 0
-    finish_reason: str = "length"
-    peak_memory: int = 0
-    visuals: list[Visual] = field(default_factory=list, repr=False)
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Decoded tokens per second, the first not counted (it comes from the prefill)."""
-        return (len(self.token_ids) - 1) / self.timings["decode"] if self.timings.get("decode") else 0.0
-
-
-class Stream:
-    """Text pieces of an answer as they come; `answer` is complete once they are exhausted."""
-
-    def __init__(self, pieces: Iterator[str], answer: Answer):
-        self._pieces = pieces
-        self.answer = answer
-
-    def __iter__(self) -> Iterator[str]:
-        return self._pieces
+    sessions: Mapping[str, Any]
+    cache: FeatureCache | None
 
 
 class Pipeline:
     """Loaded stages of a bundle; `Pipeline.load` makes one.
 
-    Stages are loaded when first needed, but for those on a CPU: they are opened in threads while the processor's
+    Stages are loaded when first needed, but for those on a CPU: they are prefetched in threads while the processor's
     libraries are imported, which takes as long.
+
+    **Threads.** A pipeline may be shared: any number of threads may call `generate`, `stream` and `select` at once, and
+    each gets what it would get alone. A stage is loaded once, whoever needs it first; a picture that several ask about at
+    once is encoded once; every request has a KV cache of its own. On a GPU, and in eager PyTorch, one stage runs at a
+    time. A `Stream` belongs to the thread that reads it.
+
+    Attributes:
+        bundle: the bundle.
+        backends: by stage, what runs it.
+        threads: for every stage; 0 leaves it to the backend.
+        processor: tokenizer, chat template and picture settings.
+        cache: features of pictures seen before.
     """
 
-    def __init__(self, bundle: Bundle, backends: Mapping[str, str], threads: int, cache_bytes: int):
+    def __init__(
+        self,
+        bundle: Bundle,
+        backends: Mapping[str, str],
+        threads: int,
+        cache_bytes: int,
+        prefetch: Sequence[str] = (),
+    ):
         self.bundle = bundle
         self.backends = backends
         self.threads = threads
-        self.processor = Processor.load(bundle.path("processor"))
         self.cache = FeatureCache(cache_bytes)
-        self.sessions: dict[str, StageSession] = {}
-        self._ahead: dict[str, Future[Any]] = {}  # sessions that `load` has begun to open
-        # Chooses [F,K] of features [F,P,C] in place of the select stage, to measure other rules (calibration.rules).
-        self.chooser: Callable[[np.ndarray, int], np.ndarray] | None = None
+        self._replacements: tuple[_Replacement, ...] = ()
+        self._lock = Lock()  # guards the replacements
+        self._sessions = StageSessions(backends, lambda stage: open_session(backends[stage], bundle, stage, threads))
+        self._sessions.prefetch(prefetch)
+        try:
+            self.processor = Processor.load(bundle.path("processor"))
+        except BaseException:
+            self._sessions.stop_prefetch()
+            raise
 
     @classmethod
     def load(
@@ -124,55 +115,53 @@ class Pipeline:
             RedipruneError: the bundle or backend cannot be used.
         """
         opened = Bundle.open(bundle, verify)
-        stages = list(opened.manifest.stages)
-        chosen = {"default": backend} if isinstance(backend, str) else {"default": "ort", **backend}
-        unknown = sorted({*eager, *chosen} - {*stages, "default"})
-        if unknown:
-            raise RedipruneError(f"stage '{unknown[0]}' is not one of this bundle's: {', '.join(stages)}")
-        for name in chosen.values():
-            if name not in BACKENDS:
-                raise RedipruneError(f"backend '{name}' is not known; choose one of: {', '.join(BACKENDS)}")
-        made = opened.manifest.calibration
-        for name in chosen.values():
-            if made is not None and (refusal := made.refusal(name)) is not None:
-                raise RedipruneError(refusal)
-        most = 4 * (os.cpu_count() or 1)
-        if threads > most:
-            raise RedipruneError(
-                f"threads must be at most {most} on this machine, not {threads}; 0 leaves it to the backend"
-            )
-        if threads < 0 or cache_bytes < 0:
-            raise RedipruneError("threads and cache_bytes must be 0 or more")
-        asked = {stage: "eager" if stage in eager else chosen.get(stage, chosen["default"]) for stage in stages}
-        backends = {stage: runs_on(backend, stage) for stage, backend in asked.items()}
+        manifest = opened.manifest
+        _check_limits(threads, cache_bytes)
+        backends = _choose_backends(opened, backend, eager)
         check_memory(
-            f"'{bundle}' in {opened.manifest.precision}",
-            sum(spec.weight_bytes for name, spec in opened.manifest.stages.items() if backends[name] == "ort"),
+            f"'{bundle}' in {manifest.precision}",
+            sum(spec.weight_bytes for name, spec in manifest.stages.items() if backends[name] == "ort"),
             "quantise the bundle (rediprune calibrate --help)",
         )
-        ahead = {} if lazy else _open_ahead(opened, backends, threads)
+        return cls(opened, backends, threads, cache_bytes, () if lazy else _prefetched(opened, backends))
+
+    @overload
+    def stage(  # pyright: ignore[reportOverlappingOverload]  # a str may be "language": then it is the first
+        self, name: Literal["language"]
+    ) -> LanguageSession: ...
+
+    @overload
+    def stage(self, name: str) -> StageSession: ...
+
+    def stage(self, name: str) -> StageSession | LanguageSession:
+        """The session of a stage, opened if it is not yet; the one that replaces it, within `replaced`."""
+        sessions = self._request_sessions()
+        return sessions.language if name == "language" else sessions.stage(name)
+
+    @contextmanager
+    def replaced(self, **sessions: StageSession | LanguageSession) -> Iterator[None]:
+        """Run requests on other sessions of some stages: `with pipeline.replaced(select=session):`.
+
+        For whoever measures, observes or tries out a stage. It holds for all requests that begin within the block, in
+        whichever thread; those that run already keep the sessions they began with. Blocks may be nested: the innermost
+        counts. Features of a replaced vision stage are remembered for the block alone.
+
+        Args:
+            sessions: by stage; a `LanguageSession` for `language`, a `StageSession` for any other.
+
+        Raises:
+            RedipruneError: the bundle has no such stage.
+        """
+        _check_stages(sessions, self.backends)
+        towers = {modality.stage for modality in self.bundle.manifest.modalities.values()}
+        replacement = _Replacement(sessions, FeatureCache(self.cache.limit) if towers & set(sessions) else None)
+        with self._lock:
+            self._replacements += (replacement,)
         try:
-            pipeline = cls(opened, backends, threads, cache_bytes)
-        except BaseException:
-            for session in ahead.values():
-                session.cancel()
-            raise
-        pipeline._ahead = ahead
-        return pipeline
-
-    def stage(self, name: str) -> StageSession:
-        """The session of a stage other than `language`."""
-        if name not in self.sessions:
-            self.sessions[name] = self._open(name)
-        return self.sessions[name]
-
-    @cached_property
-    def language(self) -> LanguageSession:
-        return self._open("language")
-
-    def _open(self, name: str) -> Any:
-        begun = self._ahead.pop(name, None)
-        return begun.result() if begun else open_session(self.backends[name], self.bundle, name, self.threads)
+            yield
+        finally:
+            with self._lock:
+                self._replacements = tuple(each for each in self._replacements if each is not replacement)
 
     @cached_property
     def newline(self) -> np.ndarray | None:
@@ -181,10 +170,26 @@ class Pipeline:
         return None if path is None else np.load(self.bundle.path(path))
 
     def generate(
-        self, prompt: Prompt, images: Sequence[Any] = (), videos: Sequence[Any] = (), **options: Any
+        self,
+        prompt: Prompt,
+        images: Sequence[Any] = (),
+        videos: Sequence[Any] = (),
+        *,
+        selection: SelectOptions | None = None,
+        generation: GenerateOptions | None = None,
+        return_visuals: bool = False,
+        **keywords: Unpack[AnswerKeywords],
     ) -> Answer:
-        """Answer a question. Takes what `stream` takes."""
-        stream = self.stream(prompt, images, videos, **options)
+        """Answer a question. Takes what `stream` takes, and raises what it raises."""
+        stream = self.stream(
+            prompt,
+            images,
+            videos,
+            selection=selection,
+            generation=generation,
+            return_visuals=return_visuals,
+            **keywords,
+        )
         for _ in stream:
             pass
         return stream.answer
@@ -195,20 +200,10 @@ class Pipeline:
         images: Sequence[Any] = (),
         videos: Sequence[Any] = (),
         *,
-        frames: int | None = None,
-        keep: float | int | None = None,
-        alpha: float | None = None,
-        tau: float | None = None,
-        frame_tolerance: float | None = None,
-        prune_tiles: bool = False,
-        max_new_tokens: int = 128,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        repetition_penalty: float | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        chat: bool = True,
+        selection: SelectOptions | None = None,
+        generation: GenerateOptions | None = None,
+        return_visuals: bool = False,
+        **keywords: Unpack[AnswerKeywords],
     ) -> Stream:
         """Answer a question piece by piece.
 
@@ -216,45 +211,35 @@ class Pipeline:
             prompt: a question, or the messages of a dialogue (see `render_prompt`).
             images: paths, bytes, Pillow images or uint8 arrays [H,W,3], in the order of their placeholders.
             videos: paths or bytes, likewise.
-            frames: frames sampled from each video, evenly; None is the checkpoint's number, or 8.
-            keep: float, the ratio of visual tokens kept in each frame, 1.0 for all; int, their number; None is the
-                bundle's default.
-            alpha: weight of relevance against diversity. tau: candidate filter, 0 is off.
-            frame_tolerance: a video's frame takes the features of an earlier one where no part of it differs by more
-                than this, in colour levels of 255 (`video.stand_ins`); 0 is for equal frames, None encodes every frame.
-            prune_tiles: prune images that are seen in tiles too (the release does not; see algorithm.md).
-            max_new_tokens: at most this many tokens.
-            temperature, top_k, top_p, repetition_penalty, seed: sampling; None is the checkpoint's generation
-                config, temperature 0 is greedy.
-            stop: strings that end the answer, besides the generation config's.
-            chat: put the question into the checkpoint's chat form; False takes the prompt as it is.
+            selection: which visual tokens are kept.
+            generation: how the answer is generated.
+            return_visuals: keep the images, videos and their features in `Answer.visuals`.
+            keywords: any setting of `SelectOptions` and `GenerateOptions`, in place of that of the objects:
+                `keep=0.15, max_new_tokens=32`.
 
         Raises:
             RedipruneError: a bad image, video, prompt or setting.
         """
-        started = time.perf_counter()
-        if max_new_tokens < 1:
-            raise RedipruneError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
-        chosen = self._selection(frames, keep, alpha, tau, frame_tolerance)
-        sampling = Sampling.from_config(
-            self.processor.generation,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
+        watch, clock = Stopwatch(), StageClock()
+        selection, generation = merge_keywords(selection, generation, keywords)
+        sampling = Sampling.from_config(self.processor.generation, **generation.sampling)
+        stopping = Stopping(self.processor.generation, self.processor.tokenizer.eos_token_id, generation.stop)
+        sessions = self._request_sessions()
+        encoder = self._encoder(sessions, selection, clock)
+        embedded = encoder.encode(prompt, images, videos, generation.chat)
+        self._check_length(embedded.embeds.shape[0], generation.max_new_tokens)
+        answer = Answer(
+            kept=[visual.kept for visual in embedded.visuals],
+            timings=clock.seconds,
+            prompt_tokens=len(embedded.ids) - len(embedded.visuals),
+            visual_tokens=sum(visual.total for visual in embedded.visuals),
+            kept_tokens=embedded.kept_tokens,
+            encoded_frames=sum(visual.encoded for visual in embedded.visuals),
+            visuals=embedded.visuals if return_visuals else [],
         )
-        stopping = Stopping(self.processor.generation, self.processor.tokenizer.eos_token_id, stop)
-        answer = _new_answer()
-        embeds, ids = self._prompt_embeds(prompt, images, videos, *chosen, prune_tiles, chat, answer)
-        length = embeds.shape[0]
-        limit = self.bundle.manifest.decoder.max_positions
-        if length + max_new_tokens > limit:
-            raise RedipruneError(
-                f"the prompt takes {length} of the model's {limit} positions and the answer up to {max_new_tokens}; lower "
-                "keep, frames or max_new_tokens, or shorten the prompt"
-            )
-        return Stream(self._decode(embeds, ids, max_new_tokens, sampling, stopping, answer, started), answer)
+        tokens = decode(sessions, embedded, generation.max_new_tokens, sampling, clock)
+        text = AnswerText(Detokenizer.of(self.processor), stopping)
+        return Stream(answer, tokens, text, stopping.ids, generation.max_new_tokens, watch)
 
     def select(
         self,
@@ -262,246 +247,77 @@ class Pipeline:
         images: Sequence[Any] = (),
         videos: Sequence[Any] = (),
         *,
-        frames: int | None = None,
-        keep: float | int | None = None,
-        alpha: float | None = None,
-        tau: float | None = None,
-        frame_tolerance: float | None = None,
-        prune_tiles: bool = False,
+        selection: SelectOptions | None = None,
         chat: bool = True,
+        **keywords: Unpack[SelectKeywords],
     ) -> list[np.ndarray]:
         """The tokens that an answer would keep, without answering: indices [F, K] for each image or video.
 
         Takes what `stream` takes, and raises what it raises.
         """
-        answer = _new_answer()
-        chosen = self._selection(frames, keep, alpha, tau, frame_tolerance)
-        self._prompt_embeds(prompt, images, videos, *chosen, prune_tiles, chat, answer)
-        return answer.kept
+        selection, _ = merge_keywords(selection, None, keywords)
+        encoder = self._encoder(self._request_sessions(), selection, StageClock())
+        embedded = encoder.encode(prompt, images, videos, chat)
+        return [visual.kept for visual in embedded.visuals]
 
-    def _selection(
-        self,
-        frames: int | None,
-        keep: float | int | None,
-        alpha: float | None,
-        tau: float | None,
-        frame_tolerance: float | None,
-    ) -> tuple[int, float | int, float, float, float | None]:
-        """The settings of a selection, checked; None is the bundle's default."""
-        defaults = self.bundle.manifest.defaults
-        keep = defaults.keep if keep is None else keep
-        alpha = defaults.alpha if alpha is None else alpha
-        tau = defaults.tau if tau is None else tau
-        if frames is not None and frames < 1:
-            raise RedipruneError(f"frames must be at least 1, not {frames}")
-        if frame_tolerance is not None and not frame_tolerance >= 0:
-            raise RedipruneError(f"frame_tolerance must be at least 0, not {frame_tolerance}")
-        with _as_user_error():
-            check_weights(alpha, tau)
-            if not (isinstance(keep, int) and keep > 0):  # a count is held against each frame's tokens later
-                num_kept(1, keep)
-        return frames or self.processor.frames or DEFAULT_FRAMES, keep, alpha, tau, frame_tolerance
+    def _request_sessions(self) -> RequestSessions:
+        """What a request that begins now runs on."""
+        replacements = self._replacements
+        sessions = {stage: session for each in replacements for stage, session in each.sessions.items()}
+        caches = [self.cache, *(each.cache for each in replacements if each.cache is not None)]
+        return RequestSessions(self._sessions, sessions, caches[-1])
 
-    def _prompt_embeds(
-        self,
-        prompt: Prompt,
-        images: Sequence[Any],
-        videos: Sequence[Any],
-        frames: int,
-        keep: float | int,
-        alpha: float,
-        tau: float,
-        frame_tolerance: float | None,
-        prune_tiles: bool,
-        chat: bool,
-        answer: Answer,
-    ) -> tuple[Array, list[int]]:
-        """The whole prompt as embeddings [S', D], and its token ids."""
-        modalities = self.bundle.manifest.modalities
-        for kind, given in (("image", images), ("video", videos)):
-            if given and kind not in modalities:
-                raise RedipruneError(
-                    f"{self.bundle.manifest.family_name} answers about {' and '.join(modalities)}s only; "
-                    f"give a {kind}'s frames as images, or use another checkpoint"
-                )
-        clock = _Clock(answer.timings)
-        with clock("preprocess"):
-            if chat:
-                text = render_prompt(self.processor, prompt, len(images), len(videos))
-            elif isinstance(prompt, str):
-                check_placeholders(self.processor, prompt, len(images), len(videos))
-                text = prompt
-            else:
-                raise RedipruneError("chat=False takes the prompt as one text, not as messages")
-            ids = self.processor.encode(text)
-        placeholders = {spec.placeholder: kind for kind, spec in modalities.items()}
-        if not ids:
-            raise RedipruneError("the prompt is empty; ask a question")
-        question = query_ids(ids, placeholders)
-        sources = {"image": iter(images), "video": iter(videos)}
-        order = [placeholders[token] for token in ids if token in placeholders]
-        visuals = [self._encode(kind, next(sources[kind]), frames, frame_tolerance, clock) for kind in order]
+    def _encoder(self, sessions: RequestSessions, options: SelectOptions, clock: StageClock) -> PromptEncoder:
+        selection = options.resolved(self.bundle.manifest.defaults, self.processor.frames)
+        return PromptEncoder(self.bundle.manifest, self.processor, sessions, self.newline, selection, clock)
 
-        plain = [0 if token in placeholders else token for token in ids]  # a placeholder's own embedding is not used
-        with clock("embed"):
-            embeds = self.stage("embed").run({"input_ids": np.array([plain])})["embeds"][0]
-            tail = embeds[len(ids) - len(question) :]
-            if not question:
-                tail = np.zeros((1, embeds.shape[1]), embeds.dtype)
-        spliced = []
-        for visual in visuals:
-            pruned = not visual.spec.tiled or prune_tiles
-            with clock("select"):
-                kept = self._select(visual, tail, keep if pruned else 1.0, alpha, tau)
-            with clock("project"):
-                projected = self.stage("project").run({"kept": kept})["visual_embeds"]
-            tokens = visual.sequence(projected, self.newline)
-            spliced.append((visual.spec.placeholder, tokens))
-            answer.kept_tokens += tokens.shape[0]
-            answer.visual_tokens += visual.total
-        answer.kept = [visual.kept for visual in visuals]
-        answer.visuals = visuals
-        answer.encoded_frames = sum(visual.encoded for visual in visuals)
-        answer.prompt_tokens = len(ids) - len(visuals)
-        return splice(ids, embeds, spliced), ids
+    def _check_length(self, length: int, max_new_tokens: int) -> None:
+        limit = self.bundle.manifest.decoder.max_positions
+        if length + max_new_tokens > limit:
+            raise RedipruneError(
+                f"the prompt takes {length} of the model's {limit} positions and the answer up to {max_new_tokens}; lower "
+                "keep, frames or max_new_tokens, or shorten the prompt"
+            )
 
-    def _encode(self, kind: str, source: Any, frames: int, tolerance: float | None, clock: "_Clock") -> Visual:
-        """Features of an image or video, from the cache where it was seen before."""
-        spec = self.bundle.manifest.modalities[kind]
-        video = kind == "video"
-        with clock("preprocess"):
-            pictures = load_video(source, frames) if video else [load_image(source)]
-            key = (f"{spec.stage}.{spec.output}.{kind}", "".join(image_key(picture) for picture in pictures))
-            shown, rows = pictures, None  # of which features are made, and which of them each frame takes
-            if video and tolerance is not None:
-                apart, rows = np.unique(stand_ins(pictures, tolerance), return_inverse=True)
-                shown, key = [pictures[at] for at in apart], (key[0], f"{key[1]} {tolerance}")
-        features, encoded = self.cache.get(key), 0
-        if features is None:
-            with clock("preprocess"):
-                pixels = self.processor.pixel_values(shown, video)
-            with clock("vision"):
-                session = self.stage(spec.stage)
-                step, encoded = session.batch, len(pixels)
-                features = concatenate(
-                    [
-                        session.run({"pixel_values": pixels[at : at + step]})[spec.output]
-                        for at in range(0, len(pixels), step)
-                    ]
-                )
-                features = features if rows is None else take(features, rows)
-            self.cache.put(key, features)
-        layout = self.processor.layout(pictures[0]) if spec.tiled else None
-        everything = np.tile(np.arange(features.shape[1]), (features.shape[0], 1))
-        return Visual(kind, pictures, spec, features, layout, everything, encoded)
 
-    def _select(self, visual: Visual, question: Array, keep: float | int, alpha: float, tau: float) -> Array:
-        """Prune a visual: sets its `kept` and returns the kept features [F,K,C]."""
-        patches = visual.features.shape[1]
-        with _as_user_error():
-            count = num_kept(patches, keep)
-        if count == patches:
-            return visual.features
-        if self.chooser is not None:
-            features = np.asarray(visual.features)
-            visual.kept = self.chooser(features, count)
-            return np.take_along_axis(features, visual.kept[:, :, None], axis=1)
-        outputs = self.stage("select").run(
-            {
-                "features": visual.features,
-                "text_embeds": question,
-                "num_keep": np.array(count),
-                "alpha": np.array(alpha),
-                "tau": np.array(tau),
-            }
+def _check_limits(threads: int, cache_bytes: int) -> None:
+    most = 4 * (os.cpu_count() or 1)
+    if threads > most:
+        raise RedipruneError(
+            f"threads must be at most {most} on this machine, not {threads}; 0 leaves it to the backend"
         )
-        visual.kept = np.asarray(outputs["indices"])
-        return outputs["kept"]
-
-    def _decode(
-        self,
-        embeds: Array,
-        ids: list[int],
-        max_new_tokens: int,
-        sampling: Sampling,
-        stopping: Stopping,
-        answer: Answer,
-        started: float,
-    ) -> Iterator[str]:
-        """Prefill, then token after token; yields text as soon as it is certain."""
-        clock = _Clock(answer.timings)
-        random = np.random.default_rng(sampling.seed)
-        decoding = self.language.start(embeds.shape[0] + max_new_tokens)
-        with clock("prefill"):
-            logits = decoding.step(embeds.reshape(1, *embeds.shape))
-        shown = 0
-        first = time.perf_counter()
-        while True:
-            token = sampling.choose(logits, [*ids, *answer.token_ids], random)
-            answer.token_ids.append(token)
-            if len(answer.token_ids) == 1:
-                first = time.perf_counter()
-                answer.timings["time_to_first_token"] = first - started
-            ended = token in stopping.ids
-            text = self.processor.decode(answer.token_ids).lstrip()
-            cut = stopping.cut(text)
-            last = ended or cut is not None or len(answer.token_ids) == max_new_tokens
-            answer.text = text if cut is None else cut
-            certain = len(answer.text) if last else len(text) - max(stopping.held_back(text), _unfinished(text))
-            if certain > shown:
-                yield answer.text[shown:certain]
-                shown = certain
-            if last:
-                break
-            embedded = self.stage("embed").run({"input_ids": np.array([[token]])})["embeds"]
-            logits = decoding.step(embedded)
-        now = time.perf_counter()
-        answer.finish_reason = "stop" if ended or cut is not None else "length"
-        answer.timings["decode"] = now - first
-        answer.timings["total"] = now - started
-        answer.peak_memory = peak_memory()
+    if threads < 0 or cache_bytes < 0:
+        raise RedipruneError("threads and cache_bytes must be 0 or more")
 
 
-def _open_ahead(bundle: Bundle, backends: Mapping[str, str], threads: int) -> dict[str, Future[Any]]:
-    """Begin to open the CPU's stages, the large ones first: all but the towers of a family that has several."""
+def _check_stages(named: Iterable[str], stages: Collection[str]) -> None:
+    unknown = sorted(set(named) - set(stages))
+    if unknown:
+        raise RedipruneError(f"stage '{unknown[0]}' is not one of this bundle's: {', '.join(stages)}")
+
+
+def _choose_backends(bundle: Bundle, backend: str | Mapping[str, str], eager: Collection[str]) -> dict[str, str]:
+    """Stage → what runs it.
+
+    Raises:
+        RedipruneError: a stage or backend that is not known, or one that a calibrated bundle cannot run on.
+    """
+    stages, calibration = list(bundle.manifest.stages), bundle.manifest.calibration
+    chosen = {"default": backend} if isinstance(backend, str) else {"default": "ort", **backend}
+    _check_stages([*eager, *(stage for stage in chosen if stage != "default")], stages)
+    for name in chosen.values():
+        if name not in BACKENDS:
+            raise RedipruneError(f"backend '{name}' is not known; choose one of: {', '.join(BACKENDS)}")
+        if calibration is not None and (refusal := calibration.refusal(name)) is not None:
+            raise RedipruneError(refusal)
+    asked = {stage: "eager" if stage in eager else chosen.get(stage, chosen["default"]) for stage in stages}
+    return {stage: runs_on(name, stage) for stage, name in asked.items()}
+
+
+def _prefetched(bundle: Bundle, backends: Mapping[str, str]) -> list[str]:
+    """The CPU's stages, the large ones first: all but the towers of a family that has several."""
+    stages = bundle.manifest.stages
     towers = {modality.stage for modality in bundle.manifest.modalities.values()}
-    wanted = [stage for stage in bundle.manifest.stages if stage not in towers or len(towers) == 1]
-    wanted.sort(key=lambda stage: -bundle.manifest.stages[stage].weight_bytes)
-    pool = ThreadPoolExecutor(2)  # one works while the other waits for the disk
-    begun = {
-        stage: pool.submit(open_session, backends[stage], bundle, stage, threads)
-        for stage in wanted
-        if backends[stage] in _ON_CPU
-    }
-    pool.shutdown(wait=False)
-    return begun
-
-
-def _new_answer() -> Answer:
-    return Answer(timings=dict.fromkeys(("preprocess", "vision", "select", "project", "embed", "prefill"), 0.0))
-
-
-class _Clock:
-    """Adds what a block takes to the entry of its name."""
-
-    def __init__(self, timings: dict[str, float]):
-        self.timings = timings
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        self.timings[name] += time.perf_counter() - begin
-
-
-@contextmanager
-def _as_user_error() -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise RedipruneError(str(error)) from error
-
-
-def _unfinished(text: str) -> int:
-    """How many characters at the end are not whole yet: one that takes several tokens decodes to U+FFFD meanwhile."""
-    return len(text) - len(text.rstrip("\ufffd"))
+    wanted = [stage for stage in stages if stage not in towers or len(towers) == 1]
+    wanted.sort(key=lambda stage: -stages[stage].weight_bytes)
+    return [stage for stage in wanted if backends[stage] in _ON_CPU]

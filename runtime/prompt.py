@@ -1,12 +1,41 @@
 """The prompt: what the user asked, with one placeholder per image or video, in the checkpoint's chat form."""
 
 from collections.abc import Sequence
+from threading import Lock
 
 from .chat_template import Message, check_messages
 from .errors import RedipruneError
 from .media.preprocess import LITERAL, Processor
 
 Prompt = str | Sequence[Message]
+
+_ENCODING = Lock()  # a tokenizer's first call changes its settings, which fails while another thread is in it
+
+
+def prompt_ids(processor: Processor, prompt: Prompt, images: int, videos: int, chat: bool) -> list[int]:
+    """Token ids [S] of a prompt, one placeholder for each image or video.
+
+    Args:
+        processor: the bundle's.
+        prompt: as `render_prompt` takes it.
+        images, videos: how many of each there are.
+        chat: put it into the checkpoint's chat form; False takes a text as it is.
+
+    Raises:
+        RedipruneError: an empty prompt, or placeholders that are not as many as the images and videos.
+    """
+    if chat:
+        text = render_prompt(processor, prompt, images, videos)
+    elif isinstance(prompt, str):
+        check_placeholders(processor, prompt, images, videos)
+        text = prompt
+    else:
+        raise RedipruneError("chat=False takes the prompt as one text, not as messages")
+    with _ENCODING:
+        ids = processor.encode(text)
+    if not ids:
+        raise RedipruneError("the prompt is empty; ask a question")
+    return ids
 
 
 def render_prompt(processor: Processor, prompt: Prompt, images: int, videos: int) -> str:

@@ -1,6 +1,5 @@
 """Visual tokens on their way into the prompt: what an image or video became, what of it is kept, where it goes."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from .errors import RedipruneError
 NEWLINE = -1  # in a layout: the newline embedding
 
 
-@dataclass
+@dataclass(frozen=True)
 class Visual:
     """An image or a video of a request.
 
@@ -82,30 +81,3 @@ def splice(ids: Sequence[int], embeds: Array, visuals: Sequence[tuple[int, Array
         parts += [embeds[start:at], tokens]
         start = at + 1
     return concatenate([*parts, embeds[start:]])
-
-
-class FeatureCache:
-    """Features of images seen before, so that a second question about one does not encode it again.
-
-    Keyed by image content; the least recently used go when `limit` bytes are exceeded, on host and GPU together.
-    """
-
-    def __init__(self, limit: int):
-        self.limit = limit
-        self.size = 0
-        self._entries: OrderedDict[tuple[str, str], Array] = OrderedDict()
-
-    def get(self, key: tuple[str, str]) -> Array | None:
-        if key not in self._entries:
-            return None
-        self._entries.move_to_end(key)
-        return self._entries[key]
-
-    def put(self, key: tuple[str, str], features: Array) -> None:
-        if features.nbytes > self.limit or key in self._entries:
-            return
-        self._entries[key] = features
-        self.size += features.nbytes
-        while self.size > self.limit:
-            _, oldest = self._entries.popitem(last=False)
-            self.size -= oldest.nbytes

@@ -14,7 +14,7 @@ from ...runtime.errors import RedipruneError
 from ...runtime.media.preprocess import load_image, load_video
 from ...runtime.media.video import stand_ins
 from ...runtime.pipeline import Pipeline
-from .selection_rules import RULES, apply_rule
+from .selection_rules import RULES, using_rule
 
 _FORMAT = 2  # of a stored reply
 POOLED_KEEP = 0.25  # what 2 × 2 pooling keeps; it has no other ratio
@@ -264,21 +264,21 @@ def evaluate(
             if (rule, keep, at) in known:
                 replies.append(known[rule, keep, at])
                 continue
-            alpha = apply_rule(pipeline, rule, (seed, at))
             if question.media not in media:
                 media[question.media] = media_of(question, bundle, frames, frame_tolerance)
             images, videos = media[question.media]
-            answer = pipeline.generate(
-                question.question,
-                images,
-                videos,
-                frames=frames,
-                frame_tolerance=frame_tolerance,
-                keep=1.0 if rule == "pool2x2" else float(keep),
-                alpha=alpha,
-                max_new_tokens=max_new_tokens,
-                temperature=0.0,
-            )
+            with using_rule(pipeline, rule, (seed, at)) as alpha:
+                answer = pipeline.generate(
+                    question.question,
+                    images,
+                    videos,
+                    frames=frames,
+                    frame_tolerance=frame_tolerance,
+                    keep=1.0 if rule == "pool2x2" else float(keep),
+                    alpha=alpha,
+                    max_new_tokens=max_new_tokens,
+                    temperature=0.0,
+                )
             seeing = answer.timings["preprocess"] + answer.timings["vision"]
             first_token = answer.timings["time_to_first_token"] - seeing
             reply = Reply(

@@ -239,12 +239,15 @@ def _compare(
     noise: Document = {}
     if source.manifest.precision == "fp32":
         with TemporaryDirectory() as folder:
-            halved = _pipeline(source, "ort", threads)
-            for stage in {modality.stage for modality in source.manifest.modalities.values()}:
-                halved.sessions[stage] = open_stage("ort", _in_fp16(source, stage, Path(folder)), stage, threads)
-            ours = _kept(halved, questions, ratios, frames, say, "fp16")
+            pipeline = _pipeline(source, "ort", threads)
+            halved = {
+                stage: open_stage("ort", _in_fp16(source, stage, Path(folder)), stage, threads)
+                for stage in {modality.stage for modality in source.manifest.modalities.values()}
+            }
+            with pipeline.replaced(**halved):
+                ours = _kept(pipeline, questions, ratios, frames, say, "fp16")
             noise = {"precision": "fp16", "jaccard": _overlaps(ours, theirs)}
-            del halved
+            del pipeline, halved
     return stages, overlaps, noise
 
 

@@ -1,6 +1,7 @@
-"""Other ways to drop visual tokens, to hold ReDiPrune against: each turns a pipeline into one that uses it."""
+"""Other ways to drop visual tokens, to hold ReDiPrune against: each is a session that takes the place of a stage's."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -15,33 +16,52 @@ _RELEVANCE_ONLY = 1e6
 ALPHAS: dict[str, float | None] = {"rediprune": None, "diversity": 0.0, "relevance": _RELEVANCE_ONLY}
 RULES = (*ALPHAS, "random", "uniform", "pool2x2")
 
+Choose = Callable[[np.ndarray, int], np.ndarray]  # features [F,P,C] and K → indices [F,K], ascending
 
-def apply_rule(pipeline: Pipeline, rule: str, seed: int | Sequence[int] = 0) -> float | None:
-    """Make a pipeline choose tokens by a rule.
+
+@contextmanager
+def using_rule(pipeline: Pipeline, rule: str, seed: int | Sequence[int] = 0) -> Iterator[float | None]:
+    """Let a pipeline choose tokens by a rule, within the block.
 
     Args:
-        pipeline: changed in place.
+        pipeline: the pipeline.
         rule: "rediprune"; "diversity" (α = 0); "relevance" (the most relevant tokens); "random"; "uniform" (evenly
             over the grid); "pool2x2" (nothing dropped, each 2 × 2 of projected tokens averaged; needs keep 1).
         seed: of "random".
 
-    Returns:
+    Yields:
         The α to ask with, None for the default.
     """
-    pipeline.chooser = None
-    if "project" in pipeline.sessions and isinstance(pipeline.sessions["project"], _PooledProject):
-        pipeline.sessions["project"] = pipeline.sessions["project"].inner
     if rule in ALPHAS:
-        return ALPHAS[rule]
-    if rule == "pool2x2":
+        yield ALPHAS[rule]
+    elif rule == "pool2x2":
         grids = {spec.patches: (spec.leading, spec.rows) for spec in pipeline.bundle.manifest.modalities.values()}
-        pipeline.sessions["project"] = _PooledProject(pipeline.stage("project"), grids)
+        with pipeline.replaced(project=_PooledProject(pipeline.stage("project"), grids)):
+            yield None
     else:
-        pipeline.chooser = random_tokens(seed) if rule == "random" else uniform_tokens
-    return None
+        with pipeline.replaced(select=RuleSelect(random_tokens(seed) if rule == "random" else uniform_tokens)):
+            yield None
 
 
-def random_tokens(seed: int | Sequence[int]) -> Callable[[np.ndarray, int], np.ndarray]:
+class RuleSelect:
+    """The select stage by a rule that looks at features alone.
+
+    Args:
+        choose: the rule.
+    """
+
+    batch = 1
+
+    def __init__(self, choose: Choose):
+        self.choose = choose
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, np.ndarray]:
+        features = np.asarray(inputs["features"])  # [frames, patches, channels]
+        indices = self.choose(features, int(np.asarray(inputs["num_keep"])))
+        return {"indices": indices, "kept": np.take_along_axis(features, indices[:, :, None], axis=1)}
+
+
+def random_tokens(seed: int | Sequence[int]) -> Choose:
     """Chooses K tokens of each frame of features [F,P,C] at random: [F,K] ascending."""
     random = np.random.default_rng(seed)
 

@@ -1,14 +1,20 @@
 """`rediprune run`: answer a question about images or videos."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from ..errors import RedipruneError
 from .arguments import BACKEND_HELP, BundleArgument, JsonOption, check_picture_path, hide_torch
+
+if TYPE_CHECKING:
+    from ..answer import Answer
+    from ..pipeline import Pipeline
+    from ..prompt import Prompt
 
 
 def add(app: typer.Typer) -> None:
@@ -79,7 +85,10 @@ def run(
         float | None,
         typer.Option(help="Penalise tokens that have occurred already; 1 is off, larger values repeat less."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="The seed of the random numbers that sampling uses.")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="The seed of the random numbers that sampling uses; given alone, it turns sampling on."),
+    ] = None,
     stop: Annotated[
         list[str] | None, typer.Option(help="A string that ends the answer. Repeat the option to give several.")
     ] = None,
@@ -108,58 +117,42 @@ def run(
     """
     if backend != "eager" and not eager:
         hide_torch()
+    from ..options import GenerateOptions, SelectOptions
     from ..pipeline import Pipeline
 
-    if keep is not None and count is not None:
-        raise RedipruneError("give --keep (a ratio) or --count (a number of tokens), not both")
-    if keep is not None and keep > 1:
-        hint = f"; for {keep:.0f} tokens per frame give --count {keep:.0f}" if keep < 1e6 else ""
-        raise RedipruneError(f"--keep is a ratio in (0, 1]{hint}")
-    if len(prompt) > 1 and not chat:
-        raise RedipruneError("several turns need the chat template; leave --raw out")
-    if show is not None and not (image or video):
-        raise RedipruneError("--show draws kept patches, and there is no image or video; give --image or --video")
-    if show is not None:
-        check_picture_path(show, "--show")
+    _check(prompt, keep, count, chat, show, bool(image or video))
+    selection = SelectOptions(
+        frames=frames,
+        keep=count if count is not None else keep,
+        alpha=alpha,
+        tau=tau,
+        frame_tolerance=frame_tolerance,
+        prune_tiles=prune_tiles,
+    )
+    generation = GenerateOptions(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=stop or (),
+        chat=chat,
+    )
     pipeline = Pipeline.load(bundle, backend, eager=eager or (), threads=threads)
-    images, videos = list(image or ()), list(video or ())
+    media = (list(image or ()), list(video or ()))
     answers = []
-    dialogue: Any = []
-    for turn, text in enumerate(prompt):
-        given: Any = text
-        if len(prompt) > 1:
-            from ..prompt import question
-
-            dialogue += question(pipeline.processor, text, 0 if turn else len(images), 0 if turn else len(videos))
-            given = dialogue
+    for given in _turns(pipeline, prompt, *media, answers):
         stream = pipeline.stream(
-            given,
-            images,
-            videos,
-            frames=frames,
-            keep=count if count is not None else keep,
-            alpha=alpha,
-            tau=tau,
-            frame_tolerance=frame_tolerance,
-            prune_tiles=prune_tiles,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-            stop=stop or (),
-            chat=chat,
+            given, *media, selection=selection, generation=generation, return_visuals=show is not None
         )
         for piece in stream:
             if not as_json:
                 print(piece, end="", flush=True)
-        answer = stream.answer
-        answers.append(answer)
-        dialogue = [*dialogue, {"role": "assistant", "content": [{"type": "text", "text": answer.text}]}]
+        answers.append(stream.answer)
         if not as_json:
             print()
-            Console(stderr=True, soft_wrap=True).print(_summary(answer), style="dim", highlight=False)
+            Console(stderr=True, soft_wrap=True).print(_summary(stream.answer), style="dim", highlight=False)
     if show is not None:
         from ..media.visualize import draw_answer
 
@@ -169,7 +162,41 @@ def run(
         print(json.dumps(documents[0] if len(documents) == 1 else documents))
 
 
-def _summary(answer: Any) -> str:
+def _check(
+    prompts: list[str], keep: float | None, count: int | None, chat: bool, show: Path | None, has_media: bool
+) -> None:
+    """Refuse options that contradict each other, before anything is loaded."""
+    if keep is not None and count is not None:
+        raise RedipruneError("give --keep (a ratio) or --count (a number of tokens), not both")
+    if keep is not None and keep > 1:
+        hint = f"; for {keep:.0f} tokens per frame give --count {keep:.0f}" if keep < 1e6 else ""
+        raise RedipruneError(f"--keep is a ratio in (0, 1]{hint}")
+    if len(prompts) > 1 and not chat:
+        raise RedipruneError("several turns need the chat template; leave --raw out")
+    if show is not None and not has_media:
+        raise RedipruneError("--show draws kept patches, and there is no image or video; give --image or --video")
+    if show is not None:
+        check_picture_path(show, "--show")
+
+
+def _turns(
+    pipeline: "Pipeline", prompts: list[str], images: list[Path], videos: list[Path], answers: list["Answer"]
+) -> Iterator["Prompt"]:
+    """What to ask, turn by turn: one prompt as it is, of several the dialogue so far, `answers` included."""
+    from ..prompt import question
+
+    if len(prompts) == 1:
+        yield prompts[0]
+        return
+    dialogue: list[Any] = []
+    for turn, text in enumerate(prompts):
+        first = turn == 0  # the media stand in the first turn
+        dialogue += question(pipeline.processor, text, len(images) * first, len(videos) * first)
+        yield list(dialogue)
+        dialogue.append({"role": "assistant", "content": [{"type": "text", "text": answers[-1].text}]})
+
+
+def _summary(answer: "Answer") -> str:
     seconds = answer.timings
     share = seconds["select"] / seconds["time_to_first_token"]
     kept = ""
@@ -183,7 +210,7 @@ def _summary(answer: Any) -> str:
     )
 
 
-def _document(answer: Any) -> dict[str, Any]:
+def _document(answer: "Answer") -> dict[str, Any]:
     return {
         "text": answer.text,
         "token_ids": answer.token_ids,

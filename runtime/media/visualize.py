@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..answer import Answer
 from ..errors import RedipruneError
-from ..pipeline import Answer
 from .preprocess import Processor
 
 _INK = (32, 36, 44)
@@ -142,8 +142,13 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
 def draw_answer(answer: Answer, processor: Processor, question: str | None = None) -> Image.Image:
     """Draw all images and videos of an answer; those with another grid of tokens stand below each other.
 
+    Args:
+        answer: asked for with `return_visuals=True`.
+        processor: the bundle's.
+        question: written under the pictures.
+
     Raises:
-        RedipruneError: the question was about text only.
+        RedipruneError: the question was about text only, or its visuals were not asked for.
     """
     groups: dict[tuple[int, int, int], tuple[list[Image.Image], list[np.ndarray], list[str]]] = {}
     for number, visual in enumerate(answer.visuals, start=1):
@@ -155,6 +160,8 @@ def draw_answer(answer: Answer, processor: Processor, question: str | None = Non
         part = {"video": "frame", "image": "tile" if spec.tiled else ""}[visual.kind]
         named = f"{visual.kind} {number}" if len(answer.visuals) > 1 else ""
         labels += [f"{named} {part} {at}".strip() if part else named for at in range(1, len(pictures) + 1)]
+    if not groups and answer.kept:
+        raise RedipruneError("the answer has no visuals to draw; ask with return_visuals=True")
     if not groups:
         raise RedipruneError("there is no picture of kept patches: the question had no image or video")
     drawn = []

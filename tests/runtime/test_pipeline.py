@@ -1,6 +1,6 @@
 """The pipeline beside the eager reference, and what it does around the model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from rediprune.export.validate.eager_reference import Reference, Request
 from rediprune.runtime import Pipeline, RedipruneError
+from rediprune.runtime.backends.arrays import Array
 from rediprune.runtime.backends.eager_torch import eager_model
-from rediprune.runtime.backends.session import open_session
+from rediprune.runtime.backends.session import Decoding, LanguageSession, open_session
 from rediprune.runtime.bundle import Bundle
 from rediprune.runtime.pipeline import Answer
 
@@ -132,7 +133,9 @@ def test_the_question_steers_the_kept_set(pipeline_of: Callable[[str], Pipeline]
 
 
 def test_counts_and_timings(pipeline_of: Callable[[str], Pipeline], photo: Path, clip: Path) -> None:
-    answer = pipeline_of("video_llava").generate(QUESTION, [photo], [clip], frames=2, keep=4, max_new_tokens=3)
+    answer = pipeline_of("video_llava").generate(
+        QUESTION, [photo], [clip], frames=2, keep=4, max_new_tokens=3, return_visuals=True
+    )
     frame = answer.visuals[1].spec.patches
     assert [kept.shape for kept in answer.kept] == [(1, 4), (2, 4)]
     assert answer.kept_tokens == 12
@@ -147,7 +150,7 @@ def test_a_second_question_does_not_encode_the_image_again(
     bundle_of: Callable[[str], Path], photo: Path, cat: Path
 ) -> None:
     pipeline = Pipeline.load(bundle_of("llava"))
-    first = pipeline.generate(QUESTION, [photo], max_new_tokens=2)
+    first = pipeline.generate(QUESTION, [photo], max_new_tokens=2, return_visuals=True)
     pixels = np.asarray(first.visuals[0].frames[0])
     again = pipeline.generate("And the colour?", [pixels], max_new_tokens=2)  # the same picture from another source
     other = pipeline.generate("And the colour?", [cat], max_new_tokens=2)
@@ -186,21 +189,37 @@ def test_streaming_gives_the_answer_in_pieces(pipeline_of: Callable[[str], Pipel
     assert "".join(pieces) == stream.answer.text == whole.text
 
 
-def test_streaming_holds_back_unfinished_characters(
-    bundle_of: Callable[[str], Path], photo: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class Saying:
+    """A language session that says given tokens, over the logits of a real one."""
+
+    def __init__(self, language: LanguageSession, token_ids: list[int]):
+        self.language, self.token_ids = language, token_ids
+
+    def start(self, length: int) -> "SayingDecoding":
+        return SayingDecoding(self.language.start(length), iter(self.token_ids))
+
+
+class SayingDecoding:
+    def __init__(self, decoding: Decoding, token_ids: Iterator[int]):
+        self.decoding, self.token_ids = decoding, token_ids
+
+    def step(self, embeds: Array) -> np.ndarray:
+        logits = np.full_like(self.decoding.step(embeds), -np.inf)
+        logits[next(self.token_ids)] = 0.0
+        return logits
+
+
+def test_streaming_holds_back_unfinished_characters(pipeline_of: Callable[[str], Pipeline], photo: Path) -> None:
     """A character of several tokens decodes to as many U+FFFD as it has bytes so far (byte fallback)."""
-    pipeline = Pipeline.load(bundle_of("llava"))
+    pipeline = pipeline_of("llava")
     spoken = "a 你 🦊."
-    steps = [spoken.encode()[: n + 1] for n in range(len(spoken.encode()))]
-
-    def decode(ids: list[int]) -> str:
-        whole = steps[len(ids) - 1].decode("utf-8", "ignore")
-        return whole + "\ufffd" * (len(steps[len(ids) - 1]) - len(whole.encode()))
-
-    monkeypatch.setattr(pipeline.processor, "decode", decode)
-    stream = pipeline.stream("What is this?", [photo], max_new_tokens=len(steps), temperature=0.0)
-    assert "".join(stream) == stream.answer.text == spoken
+    ids = pipeline.processor.tokenizer.encode(spoken, add_special_tokens=False)
+    assert len(ids) > len(spoken)
+    with pipeline.replaced(language=Saying(pipeline.stage("language"), ids)):
+        stream = pipeline.stream("What is this?", [photo], max_new_tokens=len(ids), temperature=0.0)
+    pieces = list(stream)  # the sessions are those that it began with
+    assert "".join(pieces) == stream.answer.text == spoken
+    assert stream.answer.token_ids == ids and not any("\ufffd" in piece for piece in pieces)
 
 
 def test_stop_strings_end_the_answer(pipeline_of: Callable[[str], Pipeline], photo: Path) -> None:
@@ -263,8 +282,9 @@ def test_any_stage_runs_eagerly(stage: str, bundle_of: Callable[[str], Path], ph
 
 
 def test_half_precision_answers(pipeline_of: Callable[[str], Pipeline], photo: Path) -> None:
-    half = pipeline_of("llava_fp16").generate(QUESTION, [photo], keep=0.5, max_new_tokens=1, temperature=0.0)
-    full = pipeline_of("llava").generate(QUESTION, [photo], keep=0.5, max_new_tokens=1, temperature=0.0)
+    options = {"keep": 0.5, "max_new_tokens": 1, "temperature": 0.0}
+    half = pipeline_of("llava_fp16").generate(QUESTION, [photo], return_visuals=True, **options)
+    full = pipeline_of("llava").generate(QUESTION, [photo], **options)
     assert half.visuals[0].features.dtype == np.float16
     overlap = np.intersect1d(half.kept[0], full.kept[0]).size / full.kept[0].size
     assert overlap > 0.8  # features rounded to half move near-ties

@@ -18,7 +18,7 @@ from rediprune.calibration.evaluation.evaluate import (
 )
 from rediprune.calibration.evaluation.evaluation_page import write_page
 from rediprune.calibration.evaluation.evaluation_plot import plot_scores
-from rediprune.calibration.evaluation.selection_rules import apply_rule, uniform_tokens
+from rediprune.calibration.evaluation.selection_rules import uniform_tokens, using_rule
 from rediprune.calibration.tasks.media_folder import write_set
 from rediprune.export.checkpoint.reader import Checkpoint
 from rediprune.export.exporter import export_bundle
@@ -150,8 +150,8 @@ def test_rules_choose_what_they_say(bundle_of: Callable[[str], Path], photo: Pat
     pipeline = Pipeline.load(bundle_of("llava"))
 
     def kept(rule: str, seed: int = 0) -> np.ndarray:
-        alpha = apply_rule(pipeline, rule, seed)
-        return pipeline.generate("What is red?", [photo], keep=9, alpha=alpha, max_new_tokens=1).kept[0][0]
+        with using_rule(pipeline, rule, seed) as alpha:
+            return pipeline.generate("What is red?", [photo], keep=9, alpha=alpha, max_new_tokens=1).kept[0][0]
 
     sets = {rule: kept(rule) for rule in ("rediprune", "diversity", "relevance", "random", "uniform")}
     assert len({tuple(indices) for indices in sets.values()}) == 5

@@ -123,7 +123,7 @@ def test_answers_are_those_of_onnx_runtime(bundle, gpu, backend, keep):
 
 def test_caches_are_reused_and_requests_may_interleave(bundle, gpu):
     language = tensorrt.open_language(Bundle.open(bundle), 0, "tensorrt")
-    reference = Pipeline.load(bundle, "ort").language
+    reference = Pipeline.load(bundle, "ort").stage("language")
     random = np.random.default_rng(0)
 
     def embeds(tokens):
@@ -255,7 +255,7 @@ def test_features_and_kept_tokens_stay_on_the_gpu(bundle, gpu, backend):
 
 def test_a_stage_on_the_cpu_between_two_on_the_gpu_costs_a_round_trip(bundle, gpu):
     pipeline = Pipeline.load(bundle, {"default": "tensorrt", "select": "ort"})
-    answer = pipeline.generate(QUESTION, [PICTURE], max_new_tokens=1, temperature=0)
+    answer = pipeline.generate(QUESTION, [PICTURE], max_new_tokens=1, temperature=0, return_visuals=True)
     features = answer.visuals[0].features
     assert features.nbytes in gpu.copies[2]  # so the test above would see one
     assert features.nbytes * answer.kept_tokens // answer.visual_tokens in gpu.copies[1]
@@ -281,7 +281,7 @@ def test_features_are_remembered_on_the_gpu_within_the_bound(bundle, gpu, backen
     pictures = [PICTURE, PICTURE.with_name("chelsea.jpg")]
     for picture, question in ((0, QUESTION), (1, QUESTION), (0, "What colour is it?"), (1, "Why?")):
         asked = (question, [pictures[picture]])
-        theirs = reference.generate(*asked, max_new_tokens=4, temperature=0)
+        theirs = reference.generate(*asked, max_new_tokens=4, temperature=0, return_visuals=True)
         assert same(pipeline.generate(*asked, max_new_tokens=4, temperature=0), theirs)
     features = theirs.visuals[0].features.nbytes
     assert pipeline.cache.size == 2 * features

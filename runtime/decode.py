@@ -1,0 +1,40 @@
+"""Prefill and decoding: a prompt's embeddings in, token ids out."""
+
+from collections.abc import Generator
+
+import numpy as np
+
+from .generate import Sampling
+from .prompt_embeds import PromptEmbeds
+from .stage_sessions import RequestSessions
+from .timing import StageClock
+
+
+def decode(
+    sessions: RequestSessions, prompt: PromptEmbeds, max_new_tokens: int, sampling: Sampling, clock: StageClock
+) -> Generator[int, None, None]:
+    """Token after token, each chosen from the logits behind all before it.
+
+    Args:
+        sessions: of the stages.
+        prompt: what is prefilled.
+        max_new_tokens: the KV cache has room for so many; whoever reads stops there.
+        sampling: how a token is chosen.
+        clock: adds up the prefill.
+
+    Yields:
+        The generated ids.
+    """
+    random = np.random.default_rng(sampling.seed)
+    embeds, seen = prompt.embeds, list(prompt.ids)
+    del prompt  # with its features
+    decoding = sessions.language.start(embeds.shape[0] + max_new_tokens)
+    with clock("prefill"):
+        logits = decoding.step(embeds.reshape(1, *embeds.shape))  # [vocabulary]
+    del embeds
+    while True:
+        token = sampling.choose(logits, seen, random)
+        yield token
+        seen.append(token)
+        embedded = sessions.stage("embed").run({"input_ids": np.array([[token]])})["embeds"]  # [1, 1, width]
+        logits = decoding.step(embedded)

@@ -1,0 +1,114 @@
+"""From token ids to text as they come, at a cost per token that does not grow with the answer."""
+
+import re
+from collections.abc import Callable, Collection
+
+from .generate import Stopping
+from .media.preprocess import Processor
+
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a token that stands for one byte (SentencePiece's byte fallback)
+_UNFINISHED = "\ufffd"  # what the bytes of a character decode to while some are missing
+
+
+class Detokenizer:
+    """Token ids one by one → the text that decoding all of them at once gives, without special tokens.
+
+    Decoded is only a window: the tokens of the last piece, for context (a decoder may drop the space that opens a text,
+    but not that of a later word), and the tokens since. `tokenizers.decoders.DecodeStream` does the same, but fails where
+    a byte makes those before it invalid: here a run of byte tokens waits for its end.
+
+    Args:
+        decode: token ids → text, without special tokens.
+        special: ids of the special tokens.
+        byte_tokens: whether an id stands for a single byte.
+        whole: decode everything at the end only, for a tokenizer that changes text which it gave before.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[list[int]], str],
+        special: Collection[int] = (),
+        byte_token: Callable[[int], bool] = lambda token: False,
+        whole: bool = False,
+    ):
+        self._decode, self._special, self._byte_token, self._whole = decode, special, byte_token, whole
+        self._context: list[int] = []
+        self._context_text = ""
+        self._open: list[int] = []  # tokens whose text may still change
+        self.tail = ""
+
+    @classmethod
+    def of(cls, processor: Processor) -> "Detokenizer":
+        """The detokenizer of a bundle's processor."""
+        tokenizer = processor.tokenizer
+        if tokenizer.is_fast:
+            special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+        else:
+            special = set(tokenizer.all_special_ids)
+
+        def byte_token(token: int) -> bool:
+            text = tokenizer.convert_ids_to_tokens(token)
+            return isinstance(text, str) and _BYTE.fullmatch(text) is not None
+
+        return cls(processor.decode, special, byte_token, _cleans_up(tokenizer))
+
+    def add(self, token: int) -> str:
+        """The text that is certain by now and was not before; `tail` is the text behind it that may still change."""
+        if token in self._special:
+            return ""
+        self._open.append(token)
+        if self._whole:
+            return ""
+        window = self._decode(self._context + self._open)
+        piece = window[len(self._context_text) :]
+        if not piece or piece.endswith(_UNFINISHED) or self._byte_token(token):
+            self.tail = piece
+            return ""
+        self._context, self._open, self.tail = self._open, [], ""
+        self._context_text = self._decode(self._context)
+        return piece
+
+    def finish(self) -> str:
+        """The rest of the text, once no token follows."""
+        rest = self._decode(self._open) if self._whole else self.tail
+        self._open, self.tail = [], ""
+        return rest
+
+
+class AnswerText:
+    """The text of an answer, without leading space and up to a stop string.
+
+    Attributes:
+        stopped: whether a stop string ended it.
+    """
+
+    def __init__(self, detokenizer: Detokenizer, stopping: Stopping):
+        self._detokenizer, self._stopping = detokenizer, stopping
+        self._held = ""  # certain, but it may be the beginning of a stop string
+        self._begun = False
+        self.stopped = False
+
+    def add(self, token: int, last: bool) -> str:
+        """The text that may be shown after this token; `last` if no other follows."""
+        held = self._held + self._detokenizer.add(token)
+        whole = held + (self._detokenizer.finish() if last else self._detokenizer.tail)
+        if not self._begun:
+            held, whole = held.lstrip(), whole.lstrip()
+        cut = self._stopping.cut(whole)
+        if cut is not None:
+            self.stopped, piece = True, cut
+        else:
+            piece = whole if last else held[: len(held) - self._stopping.held_back(held)]
+        self._held = held[len(piece) :]
+        self._begun = self._begun or bool(piece)
+        return piece
+
+
+def _cleans_up(tokenizer: object) -> bool:
+    """Whether decoding takes spaces away before punctuation, so that a token may change the text of those before it."""
+    if not getattr(tokenizer, "clean_up_tokenization_spaces", False):
+        return False
+    if getattr(tokenizer, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False):
+        return True
+    backend = getattr(tokenizer, "backend_tokenizer", None)  # transformers leaves BPE's text as it is
+    return type(getattr(backend, "model", None)).__name__ != "BPE"

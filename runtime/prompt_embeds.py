@@ -1,0 +1,171 @@
+"""From a prompt with its pictures to the embeddings that the decoder reads.
+
+pixels → features → indices → kept → projected → spliced, one step after another.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..graphs.selection.counts import num_kept, query_ids
+from .backends.arrays import Array, concatenate, take
+from .bundle import Manifest
+from .errors import RedipruneError
+from .media.preprocess import Processor, image_key, load_image, load_video
+from .media.video import stand_ins
+from .options import Selection
+from .prompt import Prompt, prompt_ids
+from .stage_sessions import RequestSessions
+from .timing import StageClock
+from .visual_tokens import Visual, splice
+
+
+@dataclass(frozen=True)
+class PromptEmbeds:
+    """A prompt as the decoder reads it.
+
+    Attributes:
+        embeds: [S', D], the kept visual tokens where their placeholders stood.
+        ids: [S] token ids of the text, one placeholder for each image or video.
+        visuals: the images and videos in the order of the prompt.
+        kept_tokens: visual tokens in `embeds`.
+    """
+
+    embeds: Array
+    ids: list[int]
+    visuals: list[Visual]
+    kept_tokens: int
+
+
+class PromptEncoder:
+    """Encodes the prompt of one request.
+
+    Args:
+        manifest: the bundle's; says how an image or video becomes tokens.
+        processor: the bundle's.
+        sessions: of its stages.
+        newline: [D] or None, the embedding that ends a row of tiles.
+        selection: which visual tokens are kept.
+        clock: adds up what each stage takes.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        processor: Processor,
+        sessions: RequestSessions,
+        newline: np.ndarray | None,
+        selection: Selection,
+        clock: StageClock,
+    ):
+        self.modalities, self.family = manifest.modalities, manifest.family_name
+        self.processor, self.sessions, self.newline = processor, sessions, newline
+        self.selection, self.clock = selection, clock
+
+    def encode(self, prompt: Prompt, images: Sequence[Any], videos: Sequence[Any], chat: bool) -> PromptEmbeds:
+        """All steps. The pictures are read before any model is waited for.
+
+        Raises:
+            RedipruneError: a bad image, video or prompt.
+        """
+        self._check_kinds(images, videos)
+        with self.clock("preprocess"):
+            ids = prompt_ids(self.processor, prompt, len(images), len(videos), chat)
+            pictures = self._read_pictures(ids, images, videos)
+        visuals = [self._encode(kind, frames) for kind, frames in pictures]
+        embeds, question = self._embed_text(ids)
+        pruned, spliced = [], []
+        for visual in visuals:
+            visual, kept = self._select(visual, question)
+            pruned.append(visual)
+            spliced.append((visual.spec.placeholder, self._project(visual, kept)))
+        return PromptEmbeds(splice(ids, embeds, spliced), ids, pruned, sum(t.shape[0] for _, t in spliced))
+
+    def _check_kinds(self, images: Sequence[Any], videos: Sequence[Any]) -> None:
+        for kind, given in (("image", images), ("video", videos)):
+            if given and kind not in self.modalities:
+                raise RedipruneError(
+                    f"{self.family} answers about {' and '.join(self.modalities)}s only; "
+                    f"give a {kind}'s frames as images, or use another checkpoint"
+                )
+
+    def _read_pictures(
+        self, ids: Sequence[int], images: Sequence[Any], videos: Sequence[Any]
+    ) -> list[tuple[str, list[Image.Image]]]:
+        """For each placeholder, in order: its kind, and the image or the video's frames."""
+        kinds = {spec.placeholder: kind for kind, spec in self.modalities.items()}
+        sources = {"image": iter(images), "video": iter(videos)}
+        pictures = []
+        for kind in (kinds[token] for token in ids if token in kinds):
+            source = next(sources[kind])
+            frames = load_video(source, self.selection.frames) if kind == "video" else [load_image(source)]
+            pictures.append((kind, frames))
+        return pictures
+
+    def _encode(self, kind: str, frames: list[Image.Image]) -> Visual:
+        """pixels → features [F, P, C], from the cache where they were seen before."""
+        spec, video, tolerance = self.modalities[kind], kind == "video", self.selection.frame_tolerance
+        with self.clock("preprocess"):
+            content = "".join(image_key(frame) for frame in frames)
+            shown, rows = frames, None  # the frames that are encoded, and the one of them that each frame takes
+            if video and tolerance is not None:
+                distinct, rows = np.unique(stand_ins(frames, tolerance), return_inverse=True)
+                shown, content = [frames[at] for at in distinct], f"{content} {tolerance}"
+
+        def run() -> Array:
+            with self.clock("preprocess"):
+                pixels = self.processor.pixel_values(shown, video)  # [frames or tiles, 3, height, width]
+            with self.clock("vision"):
+                session = self.sessions.stage(spec.stage)
+                starts = range(0, len(pixels), session.batch)
+                batches = (pixels[at : at + session.batch] for at in starts)
+                features = concatenate([session.run({"pixel_values": batch})[spec.output] for batch in batches])
+                return features if rows is None else take(features, rows)
+
+        features, encoded = self.sessions.cache.get_or_encode((f"{spec.stage}.{spec.output}.{kind}", content), run)
+        count = 0 if not encoded else features.shape[0] if rows is None else len(shown)
+        layout = self.processor.layout(frames[0]) if spec.tiled else None
+        everything = np.tile(np.arange(features.shape[1]), (features.shape[0], 1))
+        return Visual(kind, frames, spec, features, layout, everything, count)
+
+    def _embed_text(self, ids: Sequence[int]) -> tuple[Array, Array]:
+        """Embeddings [S, D] of the text, and of them the question [L, D] that steers the selection."""
+        placeholders = {spec.placeholder for spec in self.modalities.values()}
+        plain = [0 if token in placeholders else token for token in ids]  # a placeholder's own embedding is not used
+        with self.clock("embed"):
+            embeds = self.sessions.stage("embed").run({"input_ids": np.array([plain])})["embeds"][0]
+            question = embeds[len(ids) - len(query_ids(ids, placeholders)) :]
+            if not question.shape[0]:
+                question = np.zeros((1, embeds.shape[1]), embeds.dtype)
+        return embeds, question
+
+    def _select(self, visual: Visual, question: Array) -> tuple[Visual, Array]:
+        """features → indices [F, K] and kept [F, K, C]."""
+        patches, selection = visual.features.shape[1], self.selection
+        whole = visual.spec.tiled and not selection.prune_tiles
+        try:
+            count = num_kept(patches, 1.0 if whole else selection.keep)
+        except ValueError as error:
+            raise RedipruneError(str(error)) from error
+        if count == patches:
+            return visual, visual.features
+        with self.clock("select"):
+            outputs = self.sessions.stage("select").run(
+                {
+                    "features": visual.features,
+                    "text_embeds": question,
+                    "num_keep": np.array(count),
+                    "alpha": np.array(selection.alpha),
+                    "tau": np.array(selection.tau),
+                }
+            )
+            return replace(visual, kept=np.asarray(outputs["indices"])), outputs["kept"]
+
+    def _project(self, visual: Visual, kept: Array) -> Array:
+        """kept [F, K, C] → projected → tokens [N, D] in the order the decoder reads them."""
+        with self.clock("project"):
+            projected = self.sessions.stage("project").run({"kept": kept})["visual_embeds"]
+        return visual.sequence(projected, self.newline)
