@@ -29,6 +29,8 @@ BUNDLES = {
     "llava_next_video": ("llava_next_video", "clip", "qwen2", "fp32"),
     "video_llava": ("video_llava", "clip", "llama", "fp32"),
     "llava_fp16": ("llava", "clip", "llama", "fp16"),
+    "llava_qwen2": ("llava", "clip", "qwen2", "fp32"),
+    "llava_qwen2_fp16": ("llava", "clip", "qwen2", "fp16"),
     "llava_copy": ("llava", "clip", "llama", "fp32"),  # weights copied; all others refer to the checkpoint's files
 }
 

@@ -9,9 +9,6 @@ from pathlib import Path
 import pytest
 from rediprune.export.build.precisions import Asked, built_precisions, check_precisions
 from rediprune.export.build.tensorrt_engines import build_tensorrt
-from rediprune.export.checkpoint.maker import make_checkpoint
-from rediprune.export.checkpoint.reader import Checkpoint
-from rediprune.export.exporter import export_bundle
 from rediprune.runtime.backends.nvinfer import RTX_TARGETS
 from rediprune.runtime.bundle import Bundle, EngineSpec, file_sha256
 from rediprune.runtime.errors import RedipruneError
@@ -22,27 +19,16 @@ RTX = "tensorrt-rtx"
 SMALL = ["cache=256", "frames=1:2:4"]
 
 
-@pytest.fixture(scope="module")
-def exports(tmp_path_factory):
-    """Precision → a bundle without engines."""
-    place = tmp_path_factory.mktemp("exports")
-    make_checkpoint(place / "tiny", "llava", "clip", "qwen2", "tiny", 0)
-    checkpoint = Checkpoint.open(str(place / "tiny"))
-    for precision in ("fp32", "fp16"):
-        export_bundle(checkpoint, place / precision, precision, check=False)
-    return place
-
-
-@pytest.fixture(scope="module", params=["fp32", "fp16"])
-def built(request, exports, tmp_path_factory):
+@pytest.fixture(scope="module", params=["llava_qwen2", "llava_qwen2_fp16"], ids=["fp32", "fp16"])
+def built(request, bundle_of, tmp_path_factory):
     """A bundle with engines, and what building them took."""
-    folder = Path(shutil.copytree(exports / request.param, tmp_path_factory.mktemp("built") / request.param))
+    folder = Path(shutil.copytree(bundle_of(request.param), tmp_path_factory.mktemp("built") / request.param))
     return folder, build_tensorrt(folder, RTX, profile=SMALL)
 
 
 @pytest.fixture
-def bundle(exports, tmp_path):
-    return Path(shutil.copytree(exports / "fp32", tmp_path / "bundle"))
+def bundle(bundle_of, tmp_path):
+    return Path(shutil.copytree(bundle_of("llava_qwen2"), tmp_path / "bundle"))
 
 
 def engines(folder: Path) -> EngineSpec:

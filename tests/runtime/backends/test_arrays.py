@@ -1,31 +1,21 @@
-"""Arrays on the GPU (here: `fake_gpu`) are joined, cut and taken as numpy's are."""
-
-import sys
-from pathlib import Path
+"""Arrays on the GPU (here: `support.fake_gpu`) are joined, cut and taken as numpy's are."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rediprune.runtime.backends.arrays import concatenate, take
-from rediprune.runtime.backends.device import DeviceArray, Stream
-
-sys.path.insert(0, str(Path(__file__).parent))
-import fake_gpu
+from rediprune.runtime.backends.device import DeviceArray
 
 settings.register_profile("arrays", max_examples=60, deadline=None, derandomize=True)
 settings.load_profile("arrays")
-
-
-def stream():
-    return Stream(fake_gpu.Cuda(), fake_gpu.Driver)
 
 
 def numbers(*shape, dtype=np.float32):
     return np.arange(np.prod(shape), dtype=dtype).reshape(shape)
 
 
-def test_an_array_goes_there_and_back():
+def test_an_array_goes_there_and_back(stream):
     array = numbers(3, 4)
     placed = stream().place(array)
     assert (placed.shape, placed.dtype, placed.ndim, placed.nbytes) == ((3, 4), array.dtype, 2, 48)
@@ -36,7 +26,7 @@ def test_an_array_goes_there_and_back():
 
 
 @given(start=st.integers(-9, 9), stop=st.integers(-9, 9))
-def test_rows_are_views(start, stop):
+def test_rows_are_views(stream, start, stop):
     array = numbers(6, 2, 3)
     placed = stream().place(array)
     assert np.array_equal(np.asarray(placed[start:stop]), array[start:stop])
@@ -49,7 +39,7 @@ def test_rows_are_views(start, stop):
         assert np.array_equal(np.asarray(view), array[start])
 
 
-def test_what_is_no_view_is_refused():
+def test_what_is_no_view_is_refused(stream):
     placed = stream().place(numbers(6, 2))
     with pytest.raises(IndexError):
         placed[6]
@@ -59,7 +49,7 @@ def test_what_is_no_view_is_refused():
         placed.reshape(5, 2)
 
 
-def test_a_view_keeps_the_memory_and_the_last_one_frees_it():
+def test_a_view_keeps_the_memory_and_the_last_one_frees_it(stream):
     gpu = stream()
     placed = gpu.place(numbers(4, 64))
     view = placed[1:3]
@@ -71,7 +61,7 @@ def test_a_view_keeps_the_memory_and_the_last_one_frees_it():
     assert gpu.cuda.blocks == {}
 
 
-def test_place_copies_only_what_is_not_aligned():
+def test_place_copies_only_what_is_not_aligned(stream):
     gpu = stream()
     placed = gpu.place(numbers(4, 5))
     assert gpu.place(placed) is placed
@@ -80,7 +70,7 @@ def test_place_copies_only_what_is_not_aligned():
     assert gpu.cuda.copies[2] == [60]
 
 
-def test_host_memory_is_held_until_the_copy_is_done():
+def test_host_memory_is_held_until_the_copy_is_done(stream):
     gpu = stream()
     placed = gpu.place(numbers(1000, 1000))  # nothing else refers to it
     junk = [np.full((1000, 1000), np.nan, np.float32) for _ in range(3)]
@@ -89,7 +79,7 @@ def test_host_memory_is_held_until_the_copy_is_done():
 
 
 @given(parts=st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.booleans()), min_size=1, max_size=6))
-def test_concatenate_equals_numpys(parts):
+def test_concatenate_equals_numpys(stream, parts):
     gpu = stream()
     arrays = [numbers(rows, 3, dtype=np.float16 if half else np.float32) + i for i, (rows, _, half) in enumerate(parts)]
     mixed = [gpu.place(array) if there else array for array, (_, there, _) in zip(arrays, parts, strict=True)]
@@ -99,7 +89,7 @@ def test_concatenate_equals_numpys(parts):
 
 
 @given(rows=st.lists(st.integers(0, 6), max_size=12))
-def test_take_equals_numpys(rows):
+def test_take_equals_numpys(stream, rows):
     gpu, table, wanted = stream(), numbers(7, 3), np.array(rows, np.int64)
     assert np.array_equal(take(table, wanted), table[wanted])
     taken = take(gpu.place(table), wanted)
