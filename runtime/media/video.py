@@ -1,54 +1,68 @@
 """Frames of a video, sampled uniformly."""
 
 import io
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import av
-import av.container
-import av.error
 import numpy as np
 from PIL import Image
 
 from ..errors import RedipruneError
+from .files import check_size, open_media
+from .film import FORMATS, DamagedError, Film
+from .limits import MediaLimits
 
 VideoSource = str | Path | bytes
 _GRID = 32  # cells of a frame to a side
 
 
-def load_video(source: VideoSource, frames: int) -> list[Image.Image]:
+def load_video(
+    source: VideoSource,
+    frames: int,
+    limits: MediaLimits | None = None,
+    warn: Callable[[str], object] = warnings.warn,
+) -> list[Image.Image]:
     """Read frames spread evenly over a video, the first and the last among them.
 
     The indices are `linspace(0, n − 1, frames)` cut to whole numbers, n being the frames that decode, as in
     the release. A video shorter than `frames` repeats frames. Only the sampled frames are held in memory.
 
     Args:
-        source: path or encoded bytes, in any container and codec that FFmpeg reads.
+        source: path or encoded bytes of MP4, MOV, Matroska, WebM, AVI, MPEG, FLV, WMV, Ogg or GIF. Of several streams
+            the default one is read; cover art is none.
         frames: how many.
+        limits: what it may be at most; None is `MediaLimits.read()`.
+        warn: is told in one line what of it is damaged, where other frames can be read.
 
     Returns:
         `frames` RGB images, upright, in time order.
 
     Raises:
-        RedipruneError: there is no such file, it holds no video, no frame decodes, or it is damaged.
+        RedipruneError: there is no such file, it is no regular file, holds no video, no frame decodes, or it is beyond
+            a limit.
     """
     if isinstance(frames, bool) or not isinstance(frames, int | np.integer) or frames < 1:
         raise RedipruneError(f"frames must be a whole number from 1 on, not {frames!r}")
+    limits = limits or MediaLimits.read()
     name = "the video" if isinstance(source, bytes) else str(source)
-    if not isinstance(source, bytes) and not Path(source).is_file():
-        raise RedipruneError(f"there is no file {source}")
-    try:
-        # One packet is one frame in nearly every file: count packets, which is fast, and decode once. Should
-        # the decoder yield another number, it has counted the frames by then: decode again with that number.
-        picked, decoded = _pick(source, _indices(_count_packets(source), frames))
-        if len(picked) < frames:
-            picked, decoded = _pick(source, _indices(decoded, frames))
-    except av.error.FFmpegError as error:
-        raise RedipruneError(
-            f"{name} cannot be decoded ({error.strerror}): convert it to H.264 in MP4, or fetch it anew"
-        ) from None
+    if isinstance(source, bytes):
+        check_size(name, len(source), limits.video_bytes)
+    with io.BytesIO(source) if isinstance(source, bytes) else open_media(source, limits.video_bytes) as file:
+        film = Film(file, name, limits)
+        try:
+            picked, decoded = _sample(film, int(frames))
+        except (RedipruneError, MemoryError):
+            raise
+        except Exception:  # FFmpeg's errors, and what its bindings make of damaged metadata
+            raise RedipruneError(
+                f"{name} cannot be decoded: it is damaged, or no {FORMATS} file; convert it to H.264 in MP4, or fetch it anew"
+            ) from None
     if not picked:
         raise RedipruneError(f"{name} has no video frames: give a file with a video stream")
+    if damage := film.damage(decoded):
+        warn(f"{name} is damaged: {damage}")
     return picked
 
 
@@ -77,36 +91,50 @@ def stand_ins(frames: Sequence[Image.Image], tolerance: float) -> np.ndarray:
     return stand_in
 
 
+def _sample(film: Film, frames: int) -> tuple[list[Image.Image], int]:
+    """The sampled frames, and how many were decoded."""
+    # One packet is one frame in nearly every file: count packets, which is fast, and decode once. Should
+    # the decoder yield another number, it has counted the frames by then: decode again with that number.
+    count = _count_packets(film)
+    for _ in range(4):
+        try:
+            picked, decoded = _pick(film, _indices(count, frames))
+        except DamagedError:
+            film.careful = True
+            continue
+        if len(picked) == frames:
+            return picked, decoded
+        if not decoded and film.lost:
+            raise DamagedError
+        count = decoded
+    return [], 0
+
+
 def _indices(count: int, frames: int) -> list[int]:
     return np.linspace(0, count - 1, frames).astype(int).tolist() if count else []
 
 
-def _open(source: VideoSource) -> av.container.InputContainer:
-    return av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source), mode="r")
+def _count_packets(film: Film) -> int:
+    return film.count_packets()
 
 
-def _count_packets(source: VideoSource) -> int:
-    with _open(source) as container:
-        return sum(packet.size > 0 for packet in container.demux(video=0)) if container.streams.video else 0
-
-
-def _pick(source: VideoSource, indices: list[int]) -> tuple[list[Image.Image], int]:
+def _pick(film: Film, indices: list[int]) -> tuple[list[Image.Image], int]:
     """Frames at ascending `indices`, none unless the last of these is the last frame; the count of frames."""
     picked: list[Image.Image] = []
-    decoded = 0
-    for frame in _decode(source):
+    decoded = pixels = 0
+    for frame in film.frames():
         if len(picked) < len(indices) and indices[len(picked)] == decoded:
+            pixels += frame.width * frame.height
+            if pixels > film.limits.sampled_pixels:
+                raise RedipruneError(
+                    f"{len(indices)} frames of {frame.width} × {frame.height} pixels are more than "
+                    f"{film.limits.sampled_pixels / 1e6:g} million together: take fewer, or raise the limit "
+                    "(rediprune run --help)"
+                )
             picked += [_upright(frame)] * indices.count(decoded)
         decoded += 1
     fits = len(indices) == 1 or (indices and indices[-1] == decoded - 1)
     return (picked if fits else []), decoded
-
-
-def _decode(source: VideoSource) -> Iterator[av.VideoFrame]:
-    with _open(source) as container:
-        if container.streams.video:
-            container.streams.video[0].thread_type = "AUTO"
-            yield from container.decode(video=0)
 
 
 def _upright(frame: av.VideoFrame) -> Image.Image:

@@ -11,31 +11,14 @@ from rediprune.runtime.errors import RedipruneError
 from rediprune.runtime.media import video as module
 from rediprune.runtime.media.video import load_video, stand_ins
 
-
-def make_video(path, count, size=(64, 48), codec="libx264", audio=False):
-    """A clip whose frame i is grey of brightness 8·i, its upper left quarter white."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=10)
-        stream.width, stream.height = size
-        stream.pix_fmt = "yuv420p"
-        for i in range(count):
-            pixels = np.full((size[1], size[0], 3), 8 * i, np.uint8)
-            pixels[: size[1] // 2, : size[0] // 2] = 255
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode(None))
-    return path
-
-
-def number(image):
-    """Which frame of `make_video` an image is."""
-    return round(float(np.asarray(image)[-10:, -10:].mean()) / 8)
+from .clips import make_video, number_of
 
 
 @pytest.mark.parametrize(("count", "frames"), [(24, 8), (24, 1), (24, 24), (10, 3), (3, 8), (1, 4), (2, 2), (30, 7)])
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_uniform_sampling(tmp_path, count, frames, suffix):
     images = load_video(make_video(tmp_path / f"clip.{suffix}", count), frames)
-    assert [number(image) for image in images] == np.linspace(0, count - 1, frames).astype(int).tolist()
+    assert [number_of(image) for image in images] == np.linspace(0, count - 1, frames).astype(int).tolist()
     assert all(image.mode == "RGB" and image.size == (64, 48) for image in images)
 
 
@@ -49,7 +32,7 @@ def test_bytes_and_path_agree(tmp_path):
 def test_the_decoded_frames_count_whatever_the_packets_say(tmp_path, monkeypatch, claimed):
     path = make_video(tmp_path / "clip.mp4", 20)
     monkeypatch.setattr(module, "_count_packets", lambda source: claimed)
-    assert [number(image) for image in load_video(path, 5)] == [0, 4, 9, 14, 19]
+    assert [number_of(image) for image in load_video(path, 5)] == [0, 4, 9, 14, 19]
 
 
 def test_only_sampled_frames_are_kept(tmp_path, monkeypatch):
