@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from ..runtime.bundle import file_sha256
 from ..runtime.errors import RedipruneError
+from ..runtime.media.film import SUFFIXES as VIDEO_SUFFIXES
+from ..runtime.media.images import SUFFIXES as IMAGE_SUFFIXES
 from ..runtime.media.preprocess import load_image, load_video
 from .evaluation.evaluate import Question, read_questions
 from .tasks.media_folder import write_set
 
 BUILT_IN = "built-in"
-_VIDEOS = {".mp4", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg"}
 # Asked about the files of a folder, which brings no questions.
 _QUESTIONS = ("What is in this picture?", "Describe it in detail.", "How many things are there, and where?")
 HELD = 8
@@ -96,13 +95,20 @@ def choose(questions: Sequence[Question], count: int, seed: int) -> list[Questio
 
 
 def _folder(path: Path, videos: bool) -> list[Question]:
-    pictures = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN} - _VIDEOS
-    found = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in pictures | _VIDEOS]
+    """A question for every picture and video below a folder, hidden files and folders left out."""
+    found = [
+        file
+        for file in sorted(path.rglob("*"))
+        if file.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
+        and file.is_file()
+        # macOS writes a ._NAME beside a NAME on foreign disks, which is no picture
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    ]
     if not found:
         raise RedipruneError(
             f"folder '{path}' holds no pictures{' or videos' * videos}; give one that does, or a JSONL"
         )
     return [
-        Question(file, file.suffix.lower() in _VIDEOS, _QUESTIONS[at % len(_QUESTIONS)], "", "")
+        Question(file, file.suffix.lower() in VIDEO_SUFFIXES, _QUESTIONS[at % len(_QUESTIONS)], "", "")
         for at, file in enumerate(found)
     ]

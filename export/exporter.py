@@ -273,7 +273,7 @@ def _copy_processor(source: Path, folder: Path) -> dict[str, str]:
 def processor_files(source: Path) -> list[Path]:
     """What a checkpoint's tokenizer, processor and configs are read from: all but the weights and their index."""
     found = {file for pattern in _PROCESSOR_FILES for file in source.glob(pattern)}
-    return sorted(file for file in found if not file.name.endswith(".index.json"))
+    return sorted(f for f in found if not f.name.endswith(".index.json") and not f.name.startswith("."))
 
 
 def _refuse_another_source(folder: Path, name: str) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -143,12 +144,12 @@ def read_questions(path: str | Path, look: bool = True) -> list[Question]:
     if not path.is_file():
         raise RedipruneError(f"there is no dataset '{path}'; give a JSONL file of {{image or video, question, answer}}")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows writes a byte order mark
     except UnicodeDecodeError as error:
         raise RedipruneError(f"dataset '{path}' is no text; give a JSONL file") from error
     questions = []
     seen: set[Path] = set()
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # JSON may hold U+2028, where `splitlines` would cut
         if not line.strip():
             continue
 
@@ -157,7 +158,7 @@ def read_questions(path: str | Path, look: bool = True) -> list[Question]:
 
         try:
             entry = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise wrong("is no JSON") from error
         if not isinstance(entry, dict):
             raise wrong("is no JSON object")
@@ -170,7 +171,7 @@ def read_questions(path: str | Path, look: bool = True) -> list[Question]:
             if not str(entry.get(name) or "").strip():
                 raise wrong(f"has no {name}")
         media = path.parent / entry[kinds[0]]
-        if not media.is_file():
+        if not os.path.isfile(media):  # `Path.is_file` fails on names that are too long
             raise wrong(f"names '{entry[kinds[0]]}', which is not there")
         if look and media not in seen:
             seen.add(media)
