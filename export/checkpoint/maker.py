@@ -102,7 +102,7 @@ def make_checkpoint(
     dtype = dtype or ("bfloat16" if size == "7b" else "float32")
     config.dtype = dtype
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
+        model = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
     config.architectures = [type(model).__name__]
 
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}

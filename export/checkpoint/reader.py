@@ -61,8 +61,13 @@ class Checkpoint:
             raise RedipruneError(
                 f"'{path}' is damaged or names no model_type; download the checkpoint again"
             ) from error
+        if raw.get("auto_map"):
+            raise RedipruneError(
+                f"checkpoint '{folder}' asks for code of its own (auto_map in config.json), which is never run; if "
+                f"transformers' own '{model_type}' serves it, remove auto_map from config.json"
+            )
         try:
-            config = AutoConfig.from_pretrained(folder)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         except Exception as error:
             if model_type in str(error):  # transformers does not know it: our list of families is the better answer
                 config = type("Unknown", (), raw)
@@ -94,17 +99,13 @@ class Checkpoint:
         """The model on the meta device: every parameter a shape, every buffer computed."""
         dtype = DTYPES[precision]
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForImageTextToText.from_config(self.config, dtype=dtype).eval().requires_grad_(False)
+            model = AutoModelForImageTextToText.from_config(self.config, dtype=dtype, trust_remote_code=False)
+        model = model.eval().requires_grad_(False)
         real = dict(model.named_buffers())
         model = model.to("meta")
         model.tie_weights()  # undone by init_empty_weights, which makes every parameter anew
         buffers = {id(buffer): real[name].clone() for name, buffer in model.named_buffers()}
         return Skeleton(self, model, buffers, dtype)
-
-    def load_eager(self, dtype: torch.dtype = torch.float32) -> Any:
-        """The whole model in eager PyTorch, as transformers loads it: the reference of every check."""
-        model = AutoModelForImageTextToText.from_pretrained(self.folder, dtype=dtype)
-        return model.eval().requires_grad_(False)
 
 
 @dataclass

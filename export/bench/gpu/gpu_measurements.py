@@ -104,7 +104,7 @@ def check(bundle: Bundle, backend: str, proof: bool) -> dict[str, Any]:
         report = validate(bundle.folder, backend, stages=["select"] if backend == KERNEL else [])
     except RedipruneError as error:
         return {"refused": str(error)}
-    answers = [row.equal for row in report.stories]
+    answers = [row.equal for row in report.end_to_end]
     return {"passed": report.passed, "differ": report.failing_stages, "equal_answers": [sum(answers), len(answers)]}
 
 

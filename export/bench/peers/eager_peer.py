@@ -32,7 +32,9 @@ class Eager:
 
     def __init__(self, checkpoint: str | Path, dtype: str, device: str = "cpu", compiled: bool = False):
         torch.backends.cuda.matmul.allow_tf32 = False
-        self.model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=getattr(torch, dtype))
+        self.model: Any = AutoModelForImageTextToText.from_pretrained(
+            checkpoint, dtype=getattr(torch, dtype), trust_remote_code=False
+        )
         self.model = self.model.to(device).eval().requires_grad_(False)
         if compiled:
             self.model.model.vision_tower.compile(dynamic=False)

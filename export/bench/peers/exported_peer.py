@@ -35,7 +35,7 @@ def load(folder: str, threads: int) -> Callable[[dict[str, Any]], dict[str, floa
         ExportedModel.from_pretrained(Path(folder) / name, device="cpu", session_options=options)
         for name in ("embed", "vision", "project", "language", "head")
     )
-    config: Any = AutoConfig.from_pretrained(folder)
+    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     processor = Processor.load(folder)
     placeholder, text = config.image_token_id, config.text_config
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -97,7 +97,7 @@ def convert(checkpoint: Path, folder: Path, precision: str) -> None:
 
     from ...exporter import processor_files
 
-    model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
+    model: Any = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32, trust_remote_code=False)
     model = model.eval().requires_grad_(False)
     config = model.config
     if config.model_type != "llava":

@@ -107,6 +107,7 @@ def convert(checkpoint: Path, folder: Path, precision: str) -> None:
             ov_config=OVConfig(dtype="fp32"),
             convert_tokenizer=True,
             local_files_only=True,
+            trust_remote_code=False,
             model_loading_kwargs={"key_mapping": _RENAMED},
         )
         if precision in _WEIGHTS:

@@ -28,9 +28,9 @@ def library():
 @pytest.mark.parametrize("name", ["llava", "llava_siglip", "llava_next_video", "video_llava", "llava_fp16"])
 def test_every_stage_and_answer_is_that_of_eager(name: str, bundle_of: Callable[[str], Path]) -> None:
     report = validate(bundle_of(name), "openvino")
-    assert report.passed, [row for row in (*report.stages, *report.stories) if not row.passed]
+    assert report.passed, [row for row in (*report.stages, *report.end_to_end) if not row.passed]
     assert {row.stage for row in report.stages} == set(Bundle.open(bundle_of(name)).manifest.stages)
-    assert any(row.tokens > 5 for row in report.stories)
+    assert any(row.tokens > 5 for row in report.end_to_end)
 
 
 @pytest.mark.usefixtures("library")

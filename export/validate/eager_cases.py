@@ -1,0 +1,94 @@
+"""Eager PyTorch over the inputs of every stage and over whole requests: what a bundle is held against."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...graphs.stages import Stage
+from ...runtime.backends.eager_torch import eager_model, eager_stages
+from ...runtime.bundle import Bundle
+from ...runtime.media.preprocess import Processor
+from .cases import QUESTION, Arrays, Cases, EndToEndCase, StageCase, StageInput
+from .eager_reference import Reference, Request
+from .stage_inputs import stage_inputs
+
+KEEPS: tuple[float | int, ...] = (1.0, 0.5, 0.15, 1)  # ratios, and one token of each frame
+NEW_TOKENS = 12
+FRAMES = 4
+
+# The precision whose rounding is the noise of a comparison, by the bundle's own.
+_NOISY = {"fp32": torch.float64, "fp16": torch.float16}
+
+
+def make_cases(bundle: Bundle, image: Any, video: Any) -> Cases:
+    """Run a bundle's checkpoint in eager PyTorch.
+
+    Args:
+        bundle: the bundle; its checkpoint must be at hand.
+        image, video: what `load_image` and `load_video` take.
+
+    Raises:
+        RedipruneError: the checkpoint is gone or changed, or does not fit in memory.
+    """
+    reference = Reference(eager_model(bundle), Processor.load(bundle.path("processor")))
+    inputs = stage_inputs(bundle.manifest, reference, image)
+    noisy_type = _NOISY[bundle.manifest.float_precision]
+    stages = {stage.name: _stage_cases(stage, inputs[stage.name], noisy_type) for stage in eager_stages(bundle)}
+    return Cases(stages, _end_to_end_cases(bundle, reference, image, video))
+
+
+def _stage_cases(stage: Stage, inputs: list[StageInput], noisy_type: torch.dtype) -> list[StageCase]:
+    expected = _run_stage(stage.module, stage, inputs, torch.float32)
+    # `select` computes in float32 whatever it is given.
+    noisy = _run_stage(copy.deepcopy(stage.module).to(noisy_type), stage, inputs, noisy_type)
+    return [StageCase(*parts) for parts in zip(inputs, expected, noisy, strict=True)]
+
+
+def _run_stage(module: torch.nn.Module, stage: Stage, inputs: list[StageInput], dtype: torch.dtype) -> list[Arrays]:
+    """Outputs by name for every input; `module` is the stage's, with weights of `dtype`."""
+
+    def tensor(array: np.ndarray) -> torch.Tensor:
+        value = torch.from_numpy(np.ascontiguousarray(array))
+        return value.to(dtype) if value.is_floating_point() else value
+
+    outputs = []
+    with torch.inference_mode():
+        for one in inputs:
+            if stage.name == "language":
+                outputs.append(_run_language(module, tensor(one.feed["prompt"]), tensor(one.feed["steps"])))
+                continue
+            values = module(*(tensor(one.feed[port.name]) for port in stage.inputs))
+            values = values if isinstance(values, tuple) else (values,)
+            outputs.append({port.name: value.numpy() for port, value in zip(stage.outputs, values, strict=True)})
+    return outputs
+
+
+def _run_language(module: Any, prompt: torch.Tensor, steps: torch.Tensor) -> Arrays:
+    """Logits [N + 1, V] after a prompt [1, S, D] and each of the steps [1, N, D].
+
+    The whole input at once, with no cache and with transformers' own attention: nothing of the traced decoder is used.
+    """
+    whole = torch.cat([prompt, steps], dim=1)
+    hidden = module.decoder(inputs_embeds=whole, use_cache=False).last_hidden_state
+    return {"logits": module.head(hidden[0, prompt.shape[1] - 1 :]).numpy()}
+
+
+def _end_to_end_cases(bundle: Bundle, reference: Reference, image: Any, video: Any) -> list[EndToEndCase]:
+    media: list[tuple[str, list[Any], list[Any]]] = [("text only", [], []), ("image", [image], [])]
+    if "video" in bundle.manifest.modalities:
+        media += [("video", [], [video]), ("image and video", [image], [video])]
+    cases = []
+    for kind, images, videos in media:
+        for keep in KEEPS if images or videos else (1.0,):
+            options = {
+                "keep": keep,
+                "frames": FRAMES,
+                "max_new_tokens": NEW_TOKENS,
+                "prune_tiles": bool(images) and bundle.manifest.modalities["image"].tiled,
+            }
+            answer = reference.answer(Request(QUESTION, images, videos, **options))
+            label = f"{kind}, {'K' if isinstance(keep, int) else 'keep'} = {keep}"
+            cases.append(EndToEndCase(label, options, images, videos, answer.token_ids, answer.logits, answer.kept))
+    return cases

@@ -1,0 +1,119 @@
+"""Inputs for every stage: real ones, as they flow through the eager model, and seeded random ones of other sizes."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...graphs.selection.counts import query_ids
+from ...runtime.bundle import Manifest
+from ...runtime.media.preprocess import load_image
+from ...runtime.prompt import render_prompt
+from .cases import QUESTION, Arrays, StageInput
+from .eager_reference import Reference
+
+_SPREAD = 0.05  # standard deviation of the embeddings that are drawn at random
+
+
+def stage_inputs(manifest: Manifest, reference: Reference, image: Any) -> dict[str, list[StageInput]]:
+    """Inputs of every stage, the first of each made of a real picture and question.
+
+    Args:
+        manifest: of the bundle.
+        reference: the checkpoint in eager PyTorch, float32.
+        image: what `load_image` takes.
+
+    Returns:
+        Stage → its inputs, at least two of different sizes.
+    """
+    return _StageInputs(manifest, reference, image).all()
+
+
+class _StageInputs:
+    """The picture's and the question's tensors, and the inputs that are made of them."""
+
+    def __init__(self, manifest: Manifest, reference: Reference, image: Any):
+        self.manifest, self.reference = manifest, reference
+        self.random = np.random.default_rng(0)
+        processor, placeholders = reference.processor, reference.placeholders
+        ids = processor.encode(render_prompt(processor, QUESTION, 1, 0))
+        picture = load_image(image)
+        self.pixels = {kind: processor.pixel_values([picture], kind == "video")[:1] for kind in manifest.modalities}
+        # Without its pictures the prompt is text alone: a placeholder's own row of the table is never read.
+        self.prompt_ids = [0 if token in placeholders else token for token in ids]
+        with torch.inference_mode():
+            table = reference.model.get_input_embeddings()
+            self.question = self._rounded(table(torch.tensor(query_ids(ids, placeholders))).numpy())  # [L, D]
+            self.prompt = self._rounded(table(torch.tensor([self.prompt_ids])).numpy())  # [1, S, D]
+            features = reference.features(torch.from_numpy(self.pixels["image"]), "image")
+            self.features = self._rounded(features.numpy())  # [1, P, C]
+
+    def all(self) -> dict[str, list[StageInput]]:
+        vision = {modality.stage: kind for kind, modality in reversed(self.manifest.modalities.items())}
+        return {stage: self._vision(kind) for stage, kind in vision.items()} | {
+            "select": self._select(),
+            "project": self._project(),
+            "embed": self._embed(),
+            "language": self._language(),
+        }
+
+    def _vision(self, kind: str) -> list[StageInput]:
+        size = self.manifest.image_size
+        return [
+            StageInput("picture", {"pixel_values": self._rounded(self.pixels[kind])}, real=True),
+            StageInput("3 × random", {"pixel_values": self._normal(3, 3, size, size)}),
+        ]
+
+    def _select(self) -> list[StageInput]:
+        real, patches = self.features, self.features.shape[1]
+        return [
+            _select_input(real, self.question, max(1, round(0.5 * patches)), real=True),
+            _select_input(real, self.question, max(1, round(0.15 * patches)), real=True),
+            _select_input(self._normal(5, 36, self.manifest.channels), self.question, 9, tau=0.05),
+            _select_input(real, self.question[-1:], 1, real=True),
+        ]
+
+    def _project(self) -> list[StageInput]:
+        return [
+            StageInput("picture", {"kept": self.features[:, ::3].copy()}, real=True),
+            StageInput("3 × 5 random", {"kept": self._normal(3, 5, self.manifest.channels)}),
+        ]
+
+    def _embed(self) -> list[StageInput]:
+        words = len(self.reference.processor.tokenizer)
+        return [
+            StageInput("prompt", {"input_ids": np.array([self.prompt_ids])}, real=True),
+            StageInput("2 × 3 tokens", {"input_ids": self.random.integers(0, words, (2, 3))}),
+        ]
+
+    def _language(self) -> list[StageInput]:
+        width = self.manifest.decoder.width
+        real = {"prompt": self.prompt, "steps": self.prompt[:, -4:].copy()}
+        drawn = {"prompt": self._normal(1, 70, width) * _SPREAD, "steps": self._normal(1, 2, width) * _SPREAD}
+        return [
+            StageInput(f"{self.prompt.shape[1]} tokens + 4", real, real=True),
+            StageInput("70 tokens + 2", {name: self._rounded(array) for name, array in drawn.items()}),
+        ]
+
+    def _normal(self, *shape: int) -> np.ndarray:
+        return self._rounded(self.random.standard_normal(shape))
+
+    def _rounded(self, array: np.ndarray) -> np.ndarray:
+        """In float32, rounded to what the stage's own dtype can hold: both sides then see the same numbers."""
+        half = self.manifest.float_precision == "fp16"
+        return (array.astype(np.float16) if half else array).astype(np.float32)
+
+
+def _select_input(
+    features: np.ndarray, question: np.ndarray, count: int, tau: float = 0.0, real: bool = False
+) -> StageInput:
+    """`select` over features [F, P, C] for the question's embeddings [L, D]: `count` of P tokens in each frame."""
+    frames, patches, _ = features.shape
+    feed: Arrays = {
+        "features": features,
+        "text_embeds": question,
+        "num_keep": np.array(count),
+        "alpha": np.array(0.5, np.float32),
+        "tau": np.array(tau, np.float32),
+    }
+    return StageInput(f"{count} of {frames} × {patches}{', τ > 0' * (tau > 0)}", feed, real)
