@@ -1,0 +1,71 @@
+"""Many requests in one call of the language stage: each has a slot of one KV cache, written at its own position.
+
+A prompt is prefilled into its slot alone (grouped-query attention takes a past and several new tokens only in a batch of
+one); then all slots in use are decoded together. Rows are bit-equal to single runs in fp32 and INT8.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import RedipruneError
+from .arrays import Array
+
+if TYPE_CHECKING:
+    from .ort import OrtLanguage
+
+
+class OrtBatch:
+    """A `BatchDecoding` in ONNX Runtime on the CPU: the cache is bound in place, a slot is a slice of it."""
+
+    rewinds = True
+
+    def __init__(self, language: "OrtLanguage"):
+        self._language = language
+        self.slots = self.length = 0
+        self._cache = [self._zeros(0, 0) for _ in language.cache_names]  # [slots, KV heads, length, head width]
+
+    def prefill(self, slot: int, embeds: Array, position: int) -> np.ndarray:
+        return self._run(slot, np.asarray(embeds), [position])[0]
+
+    def step(self, embeds: Array, positions: Sequence[int]) -> np.ndarray:
+        return self._run(0, np.asarray(embeds), positions)
+
+    def move(self, source: int, target: int, tokens: int) -> None:
+        for cache in self._cache:
+            cache[target, :, :tokens] = cache[source, :, :tokens]
+
+    def swap(self, one: int, other: int, tokens: int) -> None:
+        for cache in self._cache:
+            cache[[one, other], :, :tokens] = cache[[other, one], :, :tokens]
+
+    def resize(self, slots: int, length: int, used: int) -> None:
+        rows, kept = min(slots, self.slots), min(used, length, self.length)
+        for at, cache in enumerate(self._cache):  # one after another: the old and the new cache are never both whole
+            fresh = self._zeros(slots, length)
+            fresh[:rows, :, :kept] = cache[:rows, :, :kept]
+            self._cache[at] = fresh
+        self.slots, self.length = slots, length
+
+    def _zeros(self, slots: int, length: int) -> np.ndarray:
+        decoder = self._language.decoder
+        return np.zeros((slots, decoder.kv_heads, length, decoder.head_width), self._language.dtype)
+
+    def _run(self, first: int, embeds: np.ndarray, positions: Sequence[int]) -> np.ndarray:
+        """Logits [B, V] of the last token of embeds [B, S, D], written to slots first … first + B − 1."""
+        furthest, batch = max(positions) + embeds.shape[1], len(positions)
+        if furthest > self.length:
+            raise RedipruneError(f"the KV cache has room for {self.length} positions, {furthest} are needed")
+        language, kind = self._language, self._language.dtype.type
+        binding = language.session.io_binding()
+        for name, cache in zip(language.cache_names, self._cache, strict=True):
+            rows = cache[first : first + batch]
+            binding.bind_input(f"past.{name}", "cpu", 0, kind, list(rows.shape), rows.ctypes.data)
+            binding.bind_output(f"present.{name}", "cpu", 0, kind, list(rows.shape), rows.ctypes.data)
+        binding.bind_cpu_input("inputs_embeds", np.ascontiguousarray(embeds, language.dtype))
+        binding.bind_cpu_input("write_index", np.asarray(positions, np.int64))
+        logits = np.empty((batch, 1, language.decoder.vocabulary), language.dtype)
+        binding.bind_output("logits", "cpu", 0, kind, list(logits.shape), logits.ctypes.data)
+        language.session.run_with_iobinding(binding, None)
+        return logits[:, 0].astype(np.float32, copy=False)

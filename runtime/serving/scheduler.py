@@ -1,0 +1,261 @@
+"""Continuous batching: prompts are prefilled into a slot of the KV cache, and all slots in use are decoded in one call.
+
+One thread owns the language stage. Requests wait in a bounded queue for a slot; a long prompt is prefilled in chunks, so that
+answers under way wait for no more than one chunk; a request that is cancelled frees its slot before the next call.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from ..backends.batching import BatchDecoding
+from ..errors import RedipruneError
+from .kv_slots import KVSlots, Slot
+
+
+class TokenSink(Protocol):
+    """What chooses a request's tokens and shows them. Called by the scheduler's thread; must not block."""
+
+    def token(self, logits: np.ndarray) -> int | None:
+        """The next token to decode, from logits [V]; None where the answer is complete."""
+        ...
+
+    def failed(self, error: Exception) -> None:
+        """The request ended by a fault."""
+        ...
+
+
+class QueueFullError(Exception):
+    """As many requests wait as may."""
+
+
+class StoppedError(Exception):
+    """The scheduler takes no further requests."""
+
+
+@dataclass(eq=False)
+class Job:
+    """A request.
+
+    Attributes:
+        embeds: [S, D], the prompt.
+        max_new_tokens: the answer has at most so many tokens.
+        sink: chooses its tokens.
+        keep_cache: whether its cache may serve a prompt that begins alike.
+        reused: positions of the prompt whose cache was there.
+        queued, started, prefilled: when it came, got a slot and had its prompt computed (`time.perf_counter`).
+    """
+
+    embeds: np.ndarray
+    max_new_tokens: int
+    sink: TokenSink
+    keep_cache: bool = True
+    reused: int = 0
+    queued: float = field(default_factory=time.perf_counter)
+    started: float = 0.0
+    prefilled: float = 0.0
+    _slot: Slot | None = None
+    _next: int = 0  # the token to decode next
+    _cancelled: bool = False
+
+    @property
+    def length(self) -> int:
+        """Positions of the cache that it may need; the last token's are never written."""
+        return len(self.embeds) + self.max_new_tokens - 1
+
+    def cancel(self) -> None:
+        """Generate no further token. The slot is free before the next call of the language stage."""
+        self._cancelled = True
+
+
+class Scheduler:
+    """Runs the language stage for many requests. `submit` and `Job.cancel` may be called from any thread.
+
+    Args:
+        decoding: the KV cache and what computes it.
+        embed: embeddings [n, D] of n token ids.
+        max_slots: requests decoded together at most.
+        max_positions: positions of the KV cache at most.
+        max_waiting: requests in the queue at most.
+        prefill_chunk: tokens that are prefilled before the others get their next token.
+    """
+
+    def __init__(
+        self,
+        decoding: BatchDecoding,
+        embed: Callable[[Sequence[int]], np.ndarray],
+        *,
+        max_slots: int,
+        max_positions: int,
+        max_waiting: int,
+        prefill_chunk: int,
+    ):
+        self._embed, self._decoding = embed, decoding
+        self._slots = KVSlots(decoding, max_slots, max_positions)
+        self._max_waiting, self._chunk = max_waiting, prefill_chunk
+        self._waiting: deque[Job] = deque()
+        self._decoded: list[Job] = []  # in the order of their slots
+        self._prefilling: Job | None = None  # one at a time, in the slot behind theirs
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._loop, name="rediprune-scheduler", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Requests that have a slot."""
+        return self._slots.busy
+
+    @property
+    def max_slots(self) -> int:
+        """Requests that are decoded together at most."""
+        return self._slots.max_slots
+
+    @property
+    def cache_usage(self) -> float:
+        """Share of the KV cache's budget in use, 0 to 1."""
+        return self._slots.positions_in_use / self._slots.max_positions
+
+    def check(self, tokens: int, max_new_tokens: int) -> None:
+        """Refuse a request that could never get a slot.
+
+        Raises:
+            RedipruneError: prompt and answer take more positions than the whole cache has.
+        """
+        if not self._slots.fits(tokens + max_new_tokens - 1):
+            raise RedipruneError(
+                f"the prompt takes {tokens} positions and the answer up to {max_new_tokens}, but this server's KV cache has "
+                f"{self._slots.max_positions}; lower keep, frames or max_tokens, or start it with more --cache-memory"
+            )
+
+    def submit(self, job: Job) -> None:
+        """Queue a request.
+
+        Raises:
+            QueueFullError: the queue is full.
+            StoppedError: the scheduler was stopped.
+        """
+        with self._changed:
+            if self._stopping:
+                raise StoppedError
+            if len(self._waiting) >= self._max_waiting:
+                raise QueueFullError
+            self._waiting.append(job)
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """Finish what runs and waits, take nothing more, and return when all is done."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _loop(self) -> None:
+        while True:
+            with self._changed:
+                idle = not (self._waiting or self._slots.busy)
+                if idle and self._stopping:
+                    return
+                if idle:
+                    self._changed.wait()
+                    continue
+            self._drop_cancelled()
+            self._admit()
+            self._prefill()
+            self._decode()
+
+    def _drop_cancelled(self) -> None:
+        with self._changed:
+            self._waiting = deque(job for job in self._waiting if not job._cancelled)
+        for job in list(self._decoded):
+            if job._cancelled:
+                self._release(job)
+        if self._prefilling is not None and self._prefilling._cancelled:
+            self._release(self._prefilling)
+
+    def _admit(self) -> None:
+        """Give a slot to the request that waited longest. While it finds no room the others wait too: nobody starves."""
+        if self._prefilling is not None or not self._waiting:
+            return
+        job = self._waiting[0]
+        job._slot = self._slots.acquire(job.length, job.embeds)
+        if job._slot is not None:
+            job.reused, job.started = job._slot.used, time.perf_counter()
+            self._prefilling = job
+            with self._changed:
+                self._waiting.popleft()
+
+    def _prefill(self) -> None:
+        """Compute one chunk of a prompt."""
+        job = self._prefilling
+        if job is None or job._slot is None:
+            return
+        slot = job._slot
+        chunk = job.embeds[slot.used : slot.used + self._chunk]  # [tokens, D]
+        try:
+            logits = self._decoding.prefill(self._slots.index(slot), chunk[None], slot.used)
+        except Exception as error:
+            self._fail(job, error)
+            return
+        slot.wrote(chunk)
+        if slot.used == len(job.embeds):
+            job.prefilled = time.perf_counter()
+            self._prefilling = None
+            self._decoded.append(job)
+            self._take(job, logits)
+
+    def _decode(self) -> None:
+        """Compute one more token of every answer under way."""
+        jobs = list(self._decoded)
+        if not jobs:
+            return
+        slots = [job._slot for job in jobs if job._slot is not None]
+        try:
+            embeds = self._embed([job._next for job in jobs])  # [jobs, D]
+            logits = self._decoding.step(embeds[:, None], [slot.used for slot in slots])
+        except Exception as error:
+            for job in jobs:
+                self._fail(job, error)
+            return
+        for slot, row in zip(slots, embeds, strict=True):
+            slot.wrote(row[None])
+        for job, row in zip(jobs, logits, strict=True):
+            self._take(job, row)
+
+    def _take(self, job: Job, logits: np.ndarray) -> None:
+        """Have a job choose its next token; it leaves when it has its answer."""
+        try:
+            token = job.sink.token(logits)
+        except Exception as error:
+            self._fail(job, error)
+            return
+        if token is None or job._cancelled:
+            self._release(job, keep=token is None and job.keep_cache)
+        else:
+            job._next = token
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        self._release(job)
+        job.sink.failed(error)
+
+    def _release(self, job: Job, keep: bool = False) -> None:
+        assert job._slot is not None
+        self._slots.release(job._slot, keep, len(self._decoded))
+        job._slot = None
+        if job is self._prefilling:
+            self._prefilling = None
+        else:
+            # The last of those decoded took the free slot.
+            at, last = self._decoded.index(job), self._decoded.pop()
+            if last is not job:
+                self._decoded[at] = last
