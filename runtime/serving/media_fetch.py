@@ -81,7 +81,7 @@ def _decode(url: str, policy: MediaPolicy, param: str) -> bytes:
         raise refuse(param, f"{param} must be a base64 data: URI, such as data:image/png;base64,…")
     if (head.group(1) or "").lower() in _REFUSED_TYPES:
         raise refuse(param, f"{param} has type {head.group(1)}, which is not supported; send PNG, JPEG, WebP or MP4")
-    if (len(url) - head.end()) * 3 // 4 > policy.max_bytes + 2:
+    if (len(url) - head.end()) * 3 // 4 > policy.max_bytes + 2:  # before it is decoded
         raise _too_large(param, policy)
     try:
         data = base64.b64decode(url[head.end() :], validate=True)
@@ -89,6 +89,8 @@ def _decode(url: str, policy: MediaPolicy, param: str) -> bytes:
         raise refuse(param, f"{param} is not valid base64") from None
     if not data:
         raise refuse(param, f"{param} is empty")
+    if len(data) > policy.max_bytes:
+        raise _too_large(param, policy)
     return data
 
 

@@ -1,0 +1,104 @@
+"""A request's tokens as the scheduler computes them: chosen, made into text, and handed to whoever waits for them."""
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..detokenize import AnswerText
+from ..generate import Sampling
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one token brought.
+
+    Attributes:
+        text: what may be shown after it, possibly nothing.
+        logprobs: its log probabilities as OpenAI writes them, where they were asked for.
+        finish_reason: "stop" or "length" with the last token, else None.
+    """
+
+    text: str
+    logprobs: dict[str, Any] | None = None
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The request ended by a fault."""
+
+    error: Exception
+
+
+class AnswerSink:
+    """The `TokenSink` of one request.
+
+    Args:
+        sampling: chooses its tokens.
+        prompt_ids: token ids of the prompt, for the repetition penalty.
+        text: makes text of its tokens.
+        stop_ids: tokens that end it.
+        max_new_tokens: it ends after so many at the latest.
+        logprobs: makes log probabilities of logits [V] and the chosen id; None: they are not asked for.
+        deliver: takes every piece; called by the scheduler's thread.
+    """
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompt_ids: list[int],
+        text: AnswerText,
+        stop_ids: Collection[int],
+        max_new_tokens: int,
+        logprobs: Callable[[np.ndarray, int], dict[str, Any]] | None,
+        deliver: Callable[[Piece | Failure], None],
+    ):
+        self._sampling, self._text, self._stop_ids = sampling, text, stop_ids
+        self._seen, self._prompt = list(prompt_ids), len(prompt_ids)
+        self._random = np.random.default_rng(sampling.seed)
+        self._max_new_tokens, self._logprobs, self._deliver = max_new_tokens, logprobs, deliver
+        self.times: list[float] = []  # when each token came (`time.perf_counter`)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The answer's tokens so far, the stop token included."""
+        return self._seen[self._prompt :]
+
+    def token(self, logits: np.ndarray) -> int | None:
+        chosen = self._sampling.choose(logits, self._seen, self._random)
+        self._seen.append(chosen)
+        self.times.append(time.perf_counter())
+        stopped = chosen in self._stop_ids
+        last = stopped or len(self._seen) - self._prompt == self._max_new_tokens
+        text = self._text.add(chosen, last)
+        stopped = stopped or self._text.stopped
+        last = last or stopped
+        logprobs = None if self._logprobs is None else self._logprobs(logits, chosen)
+        self._deliver(Piece(text, logprobs, ("stop" if stopped else "length") if last else None))
+        return None if last else chosen
+
+    def failed(self, error: Exception) -> None:
+        self._deliver(Failure(error))
+
+
+def token_logprobs(logits: np.ndarray, chosen: int, top: int, text: Callable[[int], str]) -> dict[str, Any]:
+    """A token's log probability under the model, and those of the most likely ones, as OpenAI writes them.
+
+    Args:
+        logits: [V], before any sampling setting.
+        chosen: the token.
+        top: how many of the most likely ones.
+        text: a token's text.
+    """
+    scaled = logits.astype(np.float64) - logits.max()
+    log_sum = np.log(np.exp(scaled).sum())
+
+    def entry(token: int) -> dict[str, Any]:
+        shown = text(token)
+        return {"token": shown, "logprob": float(scaled[token] - log_sum), "bytes": list(shown.encode("utf-8"))}
+
+    likeliest = np.argsort(-scaled, kind="stable")[:top] if top else ()
+    return entry(chosen) | {"top_logprobs": [entry(int(token)) for token in likeliest]}

@@ -1,0 +1,254 @@
+"""One bundle in a server: its prompts encoded in threads, its answers decoded together."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..backends.batching import open_batch
+from ..errors import RedipruneError
+from ..media.visualize import draw_answer
+from ..pipeline import Pipeline, PreparedRequest
+from .answer_sink import AnswerSink, Failure, Piece, token_logprobs
+from .api_error import ApiError
+from .metrics import Metrics
+from .responses import png_uri, usage
+from .scheduler import Job, QueueFullError, Scheduler, StoppedError
+from .settings import ServeSettings
+from .translate import Translated
+
+
+@dataclass
+class Request:
+    """A request under way.
+
+    Attributes:
+        asked: the request as the pipeline takes it.
+        prepared: its encoded prompt.
+        job: its place in the scheduler.
+        sink: its tokens.
+        pieces: what the scheduler hands over.
+        began: when it came (`time.perf_counter`).
+    """
+
+    asked: Translated
+    prepared: PreparedRequest
+    job: Job
+    sink: AnswerSink
+    pieces: "asyncio.Queue[Piece | Failure]"
+    began: float
+    text: str = ""
+    finish_reason: str = "length"
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+
+
+class ServedModel:
+    """A bundle that answers many requests at once.
+
+    Args:
+        name: what clients call it.
+        pipeline: the bundle, loaded.
+        settings: of the server.
+        metrics: of the server.
+    """
+
+    def __init__(self, name: str, pipeline: Pipeline, settings: ServeSettings, metrics: Metrics):
+        self.name, self.pipeline, self._settings, self._metrics = name, pipeline, settings, metrics
+        self.created = int(Path(pipeline.bundle.folder, "manifest.json").stat().st_mtime)
+        decoder = pipeline.bundle.manifest.decoder
+        language = pipeline.stage("language")
+        for stage in pipeline.backends:  # everything is open before the first request
+            pipeline.stage(stage)
+        decoding = open_batch(language)
+        width = np.dtype(pipeline.bundle.manifest.stages["language"].inputs[0].dtype).itemsize
+        per_position = 2 * decoder.layers * decoder.kv_heads * decoder.head_width * width
+        self.batches = decoding.slots != 1
+        positions = settings.cache_memory // per_position if self.batches else decoder.max_positions
+        if positions < 1:
+            raise RedipruneError(
+                f"a position of the KV cache of '{name}' takes {per_position} bytes; give --cache-memory more"
+            )
+        self._scheduler = Scheduler(
+            decoding,
+            self._embed,
+            max_slots=settings.max_batch,
+            max_positions=positions,
+            max_waiting=settings.max_waiting,
+            prefill_chunk=settings.prefill_chunk,
+        )
+        self._encoders = ThreadPoolExecutor(settings.encoders, thread_name_prefix="rediprune-encoder")
+        self._encoding = 0
+        metrics.max_batch.labels(name).set(self._scheduler.max_slots)
+
+    @property
+    def max_positions(self) -> int:
+        """Positions that prompt and answer may take together."""
+        return self.pipeline.bundle.manifest.decoder.max_positions
+
+    async def begin(self, asked: Translated, images: list[bytes], videos: list[bytes]) -> Request:
+        """Encode a request's prompt and queue it.
+
+        Raises:
+            ApiError: 400, the pipeline refuses it; 429, too many wait; 503, the server is stopping.
+        """
+        began, scheduler = time.perf_counter(), self._scheduler
+        if self._encoding + scheduler.waiting >= self._settings.max_waiting:
+            raise _too_many()
+        self._encoding += 1
+        loop = asyncio.get_running_loop()
+        prepare = partial(
+            self.pipeline.prepare,
+            asked.messages,
+            images,
+            videos,
+            selection=asked.selection,
+            generation=asked.generation,
+            question=asked.first_turn,
+            return_visuals=asked.return_overlay,
+        )
+        try:
+            prepared = await loop.run_in_executor(self._encoders, prepare)
+            embeds = np.asarray(prepared.embeds)
+            scheduler.check(len(embeds), asked.generation.max_new_tokens)
+        except RedipruneError as error:
+            raise ApiError(400, str(error), code="invalid_value") from error
+        finally:
+            self._encoding -= 1
+        pieces: asyncio.Queue[Piece | Failure] = asyncio.Queue()
+
+        def deliver(piece: Piece | Failure) -> None:
+            loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
+        top = asked.top_logprobs
+        logprobs = None if top is None else lambda logits, token: token_logprobs(logits, token, top, self._token_text)
+        sink = AnswerSink(
+            prepared.sampling,
+            prepared.ids,
+            prepared.text,
+            prepared.stop_ids,
+            prepared.max_new_tokens,
+            logprobs,
+            deliver,
+        )
+        job = Job(embeds, asked.generation.max_new_tokens, sink)
+        try:
+            scheduler.submit(job)
+        except QueueFullError:
+            raise _too_many() from None
+        except StoppedError:
+            raise ApiError(503, "the server is stopping", headers={"Retry-After": "5"}) from None
+        return Request(asked, prepared, job, sink, pieces, began)
+
+    async def pieces(self, request: Request) -> AsyncIterator[Piece]:
+        """The answer, piece by piece. Left early, it frees the request's slot.
+
+        Raises:
+            ApiError: 500, the answer failed.
+        """
+        try:
+            while request.job:
+                piece = await request.pieces.get()
+                if isinstance(piece, Failure):
+                    raise ApiError(500, "the answer failed; the server's log says why") from piece.error
+                request.text += piece.text
+                if piece.logprobs is not None:
+                    request.logprobs.append(piece.logprobs)
+                if piece.finish_reason is not None:
+                    request.finish_reason = piece.finish_reason
+                yield piece
+                if piece.finish_reason is not None:
+                    return
+        finally:
+            request.job.cancel()
+
+    def usage(self, request: Request) -> dict[str, Any]:
+        """Tokens of a request, as OpenAI writes them."""
+        kept = request.prepared.kept_by_kind
+        return usage(len(request.job.embeds), len(request.sink.token_ids), request.job.reused, kept)
+
+    async def own(self, request: Request) -> dict[str, Any]:
+        """What only this server says of an answer."""
+        answer, job, times = request.prepared.answer, request.job, request.sink.times
+        timings = dict(answer.timings) | {"queue": job.started - job.queued, "prefill": job.prefilled - job.started}
+        timings["time_to_first_token"] = times[0] - request.began
+        timings["decode"] = times[-1] - times[0]
+        timings["total"] = times[-1] - request.began
+        own: dict[str, Any] = {
+            "visual_tokens": answer.visual_tokens,
+            "kept_tokens": answer.kept_tokens,
+            "kept": [indices.tolist() for indices in answer.kept],
+            "encoded_frames": answer.encoded_frames,
+            "reselected": request.asked.first_turn is None,
+            "timings": timings,
+        }
+        if request.asked.return_overlay and answer.visuals:
+            draw = partial(draw_answer, answer, self.pipeline.processor, _last_text(request.asked.messages))
+            own["overlay"] = png_uri(await asyncio.get_running_loop().run_in_executor(None, draw))
+        return own
+
+    def record(self, request: Request) -> None:
+        """Note a finished request in the metrics."""
+        metrics, name, answer = self._metrics, self.name, request.prepared.answer
+        job, times = request.job, request.sink.times
+        generated, decode = len(times), times[-1] - times[0]
+        metrics.success.labels(name, request.finish_reason).inc()
+        metrics.prompt_tokens.labels(name).inc(len(job.embeds))
+        metrics.generation_tokens.labels(name).inc(generated)
+        metrics.prefix_queries.labels(name).inc(len(job.embeds))
+        metrics.prefix_hits.labels(name).inc(job.reused)
+        metrics.visual_tokens.labels(name).inc(answer.visual_tokens)
+        metrics.kept_tokens.labels(name).inc(answer.kept_tokens)
+        metrics.first_token.labels(name).observe(times[0] - request.began)
+        for before, after in pairwise(times):
+            metrics.inter_token.labels(name).observe(after - before)
+        if generated > 1:
+            metrics.per_token.labels(name).observe(decode / (generated - 1))
+        metrics.end_to_end.labels(name).observe(times[-1] - request.began)
+        metrics.queue_time.labels(name).observe(job.started - job.queued)
+        metrics.prefill_time.labels(name).observe(job.prefilled - job.started)
+        metrics.decode_time.labels(name).observe(decode)
+        metrics.inference_time.labels(name).observe(times[-1] - job.started)
+        metrics.request_prompt.labels(name).observe(len(job.embeds))
+        metrics.request_generation.labels(name).observe(generated)
+        metrics.request_max_tokens.labels(name).observe(request.asked.generation.max_new_tokens)
+        for stage in ("preprocess", "vision", "select", "project", "embed"):
+            metrics.stage_seconds.labels(name, stage).observe(answer.timings[stage])
+        metrics.stage_seconds.labels(name, "prefill").observe(job.prefilled - job.started)
+
+    def sample(self) -> None:
+        """Set the gauges to what is now."""
+        metrics, name, cache = self._metrics, self.name, self.pipeline.cache
+        metrics.running.labels(name).set(self._scheduler.running)
+        metrics.waiting.labels(name).set(self._scheduler.waiting + self._encoding)
+        metrics.cache_usage.labels(name).set(self._scheduler.cache_usage)
+        metrics.feature_queries.labels(name).set(cache.queries)
+        metrics.feature_hits.labels(name).set(cache.hits)
+
+    def close(self) -> None:
+        """Finish what runs, and take nothing more."""
+        self._scheduler.stop()
+        self._encoders.shutdown(cancel_futures=True)
+
+    def _embed(self, ids: Any) -> np.ndarray:
+        """Embeddings [n, D] of n token ids."""
+        embeds = self.pipeline.stage("embed").run({"input_ids": np.asarray([ids], np.int64)})["embeds"]
+        return np.asarray(embeds)[0]
+
+    def _token_text(self, token: int) -> str:
+        return self.pipeline.processor.tokenizer.decode([token])
+
+
+def _too_many() -> ApiError:
+    return ApiError(429, "too many requests wait; try again", code="queue_full", headers={"Retry-After": "1"})
+
+
+def _last_text(messages: list[dict[str, Any]]) -> str:
+    content: list[Mapping[str, Any]] = messages[-1]["content"]
+    return " ".join(part["text"] for part in content if part["type"] == "text")
