@@ -26,6 +26,7 @@ from .generate import Sampling, Stopping
 from .media.preprocess import Processor
 from .memory import check_memory
 from .options import AnswerKeywords, GenerateOptions, SelectKeywords, SelectOptions, merge_keywords
+from .prepared_request import PreparedRequest
 from .prompt import Prompt
 from .prompt_embeds import PromptEncoder
 from .stage_sessions import RequestSessions, StageSessions
@@ -220,13 +221,53 @@ class Pipeline:
         Raises:
             RedipruneError: a bad image, video, prompt or setting.
         """
-        watch, clock = Stopwatch(), StageClock()
+        watch = Stopwatch()
         selection, generation = merge_keywords(selection, generation, keywords)
+        clock, sessions = StageClock(), self._request_sessions()
+        ready = self._prepare(prompt, images, videos, selection, generation, None, return_visuals, sessions, clock)
+        tokens = decode(sessions, ready.prompt, ready.max_new_tokens, ready.sampling, clock)
+        return Stream(ready.answer, tokens, ready.text, ready.stop_ids, ready.max_new_tokens, watch)
+
+    def prepare(
+        self,
+        prompt: Prompt,
+        images: Sequence[Any] = (),
+        videos: Sequence[Any] = (),
+        *,
+        selection: SelectOptions | None = None,
+        generation: GenerateOptions | None = None,
+        question: Prompt | None = None,
+        return_visuals: bool = False,
+    ) -> PreparedRequest:
+        """Encode a request's prompt and leave the language stage to the caller, e.g. one that decodes many together.
+
+        Args:
+            prompt, images, videos, selection, generation, return_visuals: as `stream` takes them.
+            question: a prompt whose question steers the selection in place of `prompt`'s own, such as the first turn of a
+                dialogue: the kept tokens are then the first turn's, and so is the beginning of the prompt.
+
+        Raises:
+            RedipruneError: what `stream` raises.
+        """
+        selection, generation = merge_keywords(selection, generation, {})
+        sessions, clock = self._request_sessions(), StageClock()
+        return self._prepare(prompt, images, videos, selection, generation, question, return_visuals, sessions, clock)
+
+    def _prepare(
+        self,
+        prompt: Prompt,
+        images: Sequence[Any],
+        videos: Sequence[Any],
+        selection: SelectOptions,
+        generation: GenerateOptions,
+        question: Prompt | None,
+        return_visuals: bool,
+        sessions: RequestSessions,
+        clock: StageClock,
+    ) -> PreparedRequest:
         sampling = Sampling.from_config(self.processor.generation, **generation.sampling)
         stopping = Stopping(self.processor.generation, self.processor.tokenizer.eos_token_id, generation.stop)
-        sessions = self._request_sessions()
-        encoder = self._encoder(sessions, selection, clock)
-        embedded = encoder.encode(prompt, images, videos, generation.chat)
+        embedded = self._encoder(sessions, selection, clock).encode(prompt, images, videos, generation.chat, question)
         self._check_length(embedded.embeds.shape[0], generation.max_new_tokens)
         answer = Answer(
             kept=[visual.kept for visual in embedded.visuals],
@@ -237,9 +278,8 @@ class Pipeline:
             encoded_frames=sum(visual.encoded for visual in embedded.visuals),
             visuals=embedded.visuals if return_visuals else [],
         )
-        tokens = decode(sessions, embedded, generation.max_new_tokens, sampling, clock)
         text = AnswerText(Detokenizer.of(self.processor), stopping)
-        return Stream(answer, tokens, text, stopping.ids, generation.max_new_tokens, watch)
+        return PreparedRequest(embedded, answer, sampling, text, stopping.ids, generation.max_new_tokens)
 
     def select(
         self,

@@ -65,8 +65,20 @@ class PromptEncoder:
         self.processor, self.sessions, self.newline = processor, sessions, newline
         self.selection, self.clock = selection, clock
 
-    def encode(self, prompt: Prompt, images: Sequence[Any], videos: Sequence[Any], chat: bool) -> PromptEmbeds:
+    def encode(
+        self,
+        prompt: Prompt,
+        images: Sequence[Any],
+        videos: Sequence[Any],
+        chat: bool,
+        question: Prompt | None = None,
+    ) -> PromptEmbeds:
         """All steps. The pictures are read before any model is waited for.
+
+        Args:
+            prompt, images, videos: as `Pipeline.stream` takes them.
+            chat: put the prompt into the checkpoint's chat form.
+            question: a prompt whose question steers the selection; None: that of `prompt`.
 
         Raises:
             RedipruneError: a bad image, video or prompt.
@@ -76,10 +88,11 @@ class PromptEncoder:
             ids = prompt_ids(self.processor, prompt, len(images), len(videos), chat)
             pictures = self._read_pictures(ids, images, videos)
         visuals = [self._encode(kind, frames) for kind, frames in pictures]
-        embeds, question = self._embed_text(ids)
+        embeds = self._embed(ids)  # [tokens, D]
+        steering = self._question(ids, embeds) if question is None else self._question_of(question, chat)
         pruned, spliced = [], []
         for visual in visuals:
-            visual, kept = self._select(visual, question)
+            visual, kept = self._select(visual, steering)
             pruned.append(visual)
             spliced.append((visual.spec.placeholder, self._project(visual, kept)))
         return PromptEmbeds(splice(ids, embeds, spliced), ids, pruned, sum(t.shape[0] for _, t in spliced))
@@ -131,16 +144,25 @@ class PromptEncoder:
         everything = np.tile(np.arange(features.shape[1]), (features.shape[0], 1))
         return Visual(kind, frames, spec, features, layout, everything, count)
 
-    def _embed_text(self, ids: Sequence[int]) -> tuple[Array, Array]:
-        """Embeddings [S, D] of the text, and of them the question [L, D] that steers the selection."""
+    def _embed(self, ids: Sequence[int]) -> Array:
+        """Embeddings [S, D] of the text."""
         placeholders = {spec.placeholder for spec in self.modalities.values()}
         plain = [0 if token in placeholders else token for token in ids]  # a placeholder's own embedding is not used
         with self.clock("embed"):
-            embeds = self.sessions.stage("embed").run({"input_ids": np.array([plain])})["embeds"][0]
-            question = embeds[len(ids) - len(query_ids(ids, placeholders)) :]
-            if not question.shape[0]:
-                question = np.zeros((1, embeds.shape[1]), embeds.dtype)
-        return embeds, question
+            return self.sessions.stage("embed").run({"input_ids": np.array([plain])})["embeds"][0]
+
+    def _question(self, ids: Sequence[int], embeds: Array) -> Array:
+        """Of a prompt's embeddings [S, D] those of the question [L, D], which steers the selection."""
+        placeholders = {spec.placeholder for spec in self.modalities.values()}
+        question = embeds[len(ids) - len(query_ids(ids, placeholders)) :]
+        return question if question.shape[0] else np.zeros((1, embeds.shape[1]), embeds.dtype)
+
+    def _question_of(self, prompt: Prompt, chat: bool) -> Array:
+        """The question [L, D] of another prompt."""
+        parts = [] if isinstance(prompt, str) else [p for m in prompt for p in m["content"] if not isinstance(p, str)]
+        images, videos = (sum(part["type"] == kind for part in parts) for kind in ("image", "video"))
+        ids = prompt_ids(self.processor, prompt, images, videos, chat)
+        return self._question(ids, self._embed(ids))
 
     def _select(self, visual: Visual, question: Array) -> tuple[Visual, Array]:
         """features → indices [F, K] and kept [F, K, C]."""

@@ -9,6 +9,7 @@ import onnxruntime as ort
 from ..bundle import Bundle
 from ..errors import RedipruneError
 from .arrays import Array
+from .ort_batch import OrtBatch
 from .session import cast_inputs
 
 
@@ -39,6 +40,14 @@ class OrtLanguage:
 
     def start(self, length: int) -> "OrtDecoding":
         return OrtDecoding(self, length)
+
+
+class OrtCpuLanguage(OrtLanguage):
+    """The language stage on the CPU, where many requests can be decoded in one call."""
+
+    def start_batch(self) -> OrtBatch:
+        """A KV cache with slots, empty until it is resized."""
+        return OrtBatch(self)
 
 
 class OrtDecoding:
@@ -82,8 +91,8 @@ def open_stage(bundle: Bundle, stage: str, threads: int) -> OrtStage:
     return OrtStage(bundle, stage, threads)
 
 
-def open_language(bundle: Bundle, threads: int) -> OrtLanguage:
-    return OrtLanguage(bundle, _session(bundle, "language", threads))
+def open_language(bundle: Bundle, threads: int) -> OrtCpuLanguage:
+    return OrtCpuLanguage(bundle, _session(bundle, "language", threads))
 
 
 def session_options(threads: int) -> ort.SessionOptions:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..errors import RedipruneError
-from . import inspect_command, run_command
+from . import inspect_command, run_command, serve_command
 
 app = typer.Typer(
     help="Turn a LLaVA-type checkpoint into fast engines, ask them about images and videos, and prove their answers equal "
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 run_command.add(app)
 inspect_command.add(app)
+serve_command.add(app)
 
 
 def main() -> None:

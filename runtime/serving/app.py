@@ -10,7 +10,7 @@ from base64 import b64decode
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -49,7 +49,7 @@ def create_app(
         await asyncio.gather(*(asyncio.to_thread(model.close) for model in models.values()))
 
     app = FastAPI(title="ReDiPrune", version=version("rediprune"), lifespan=lifespan, docs_url=None, redoc_url=None)
-    page = files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+    page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
 
     @app.middleware("http")
     async def guard(request: Request, forward: Callable[[Request], Awaitable[Response]]) -> Response:

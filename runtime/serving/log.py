@@ -31,8 +31,9 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         line = super().formatMessage(record)
-        if hasattr(record, "seconds"):
-            line += f" {record.seconds * 1e3:.0f} ms {record.request_id}"
+        told = vars(record)  # with what the log call gave as `extra`
+        if "seconds" in told:
+            line += f" {told['seconds'] * 1e3:.0f} ms {told['request_id']}"
         return line
 
 

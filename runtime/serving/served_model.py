@@ -15,7 +15,8 @@ import numpy as np
 from ..backends.batching import open_batch
 from ..errors import RedipruneError
 from ..media.visualize import draw_answer
-from ..pipeline import Pipeline, PreparedRequest
+from ..pipeline import Pipeline
+from ..prepared_request import PreparedRequest
 from .answer_sink import AnswerSink, Failure, Piece, token_logprobs
 from .api_error import ApiError
 from .metrics import Metrics
@@ -115,7 +116,7 @@ class ServedModel:
         )
         try:
             prepared = await loop.run_in_executor(self._encoders, prepare)
-            embeds = np.asarray(prepared.embeds)
+            embeds = np.asarray(prepared.prompt.embeds)
             scheduler.check(len(embeds), asked.generation.max_new_tokens)
         except RedipruneError as error:
             raise ApiError(400, str(error), code="invalid_value") from error
@@ -130,7 +131,7 @@ class ServedModel:
         logprobs = None if top is None else lambda logits, token: token_logprobs(logits, token, top, self._token_text)
         sink = AnswerSink(
             prepared.sampling,
-            prepared.ids,
+            prepared.prompt.ids,
             prepared.text,
             prepared.stop_ids,
             prepared.max_new_tokens,
@@ -203,6 +204,9 @@ class ServedModel:
         metrics.generation_tokens.labels(name).inc(generated)
         metrics.prefix_queries.labels(name).inc(len(job.embeds))
         metrics.prefix_hits.labels(name).inc(job.reused)
+        visuals = request.prepared.prompt.visuals
+        metrics.feature_queries.labels(name).inc(len(visuals))
+        metrics.feature_hits.labels(name).inc(sum(visual.encoded == 0 for visual in visuals))
         metrics.visual_tokens.labels(name).inc(answer.visual_tokens)
         metrics.kept_tokens.labels(name).inc(answer.kept_tokens)
         metrics.first_token.labels(name).observe(times[0] - request.began)
@@ -224,12 +228,10 @@ class ServedModel:
 
     def sample(self) -> None:
         """Set the gauges to what is now."""
-        metrics, name, cache = self._metrics, self.name, self.pipeline.cache
+        metrics, name = self._metrics, self.name
         metrics.running.labels(name).set(self._scheduler.running)
         metrics.waiting.labels(name).set(self._scheduler.waiting + self._encoding)
         metrics.cache_usage.labels(name).set(self._scheduler.cache_usage)
-        metrics.feature_queries.labels(name).set(cache.queries)
-        metrics.feature_hits.labels(name).set(cache.hits)
 
     def close(self) -> None:
         """Finish what runs, and take nothing more."""
@@ -242,7 +244,7 @@ class ServedModel:
         return np.asarray(embeds)[0]
 
     def _token_text(self, token: int) -> str:
-        return self.pipeline.processor.tokenizer.decode([token])
+        return str(self.pipeline.processor.tokenizer.decode([token]))
 
 
 def _too_many() -> ApiError:

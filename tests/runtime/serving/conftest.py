@@ -1,0 +1,98 @@
+"""A server on a free loopback port, in a thread of this process."""
+
+import base64
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import uvicorn
+from rediprune.runtime import Pipeline
+from rediprune.runtime.serving.app import create_app
+from rediprune.runtime.serving.metrics import Metrics
+from rediprune.runtime.serving.served_model import ServedModel
+from rediprune.runtime.serving.settings import ServeSettings
+
+SCENE = Path(__file__).parents[3] / "docs" / "demo" / "scene.png"
+
+
+@dataclass
+class Running:
+    """A server and what it serves."""
+
+    url: str
+    models: dict[str, ServedModel]
+    metrics: Metrics
+
+    @property
+    def pipeline(self) -> Pipeline:
+        return next(iter(self.models.values())).pipeline
+
+    def client(self, **options: Any) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", **{"api_key": "none", "max_retries": 0} | options)
+
+
+@contextmanager
+def running(
+    bundles: dict[str, Path], settings: ServeSettings | None = None, defaults: dict[str, Any] | None = None
+) -> Iterator[Running]:
+    """A server over bundles by name."""
+    settings, metrics = settings or ServeSettings(), Metrics()
+    models = {
+        name: ServedModel(name, Pipeline.load(folder, threads=1), settings, metrics) for name, folder in bundles.items()
+    }
+    app = create_app(models, settings, metrics, defaults or {})
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield Running(f"http://127.0.0.1:{port}", models, metrics)
+    server.should_exit = True
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def serve() -> Callable[..., Any]:
+    """`with serve({"name": bundle}, settings) as server:`."""
+    return running
+
+
+@pytest.fixture(scope="module")
+def server(demo_bundle: Path, bundle_of: Callable[[str], Path]) -> Iterator[Running]:
+    """A server of the demo bundle and of a tiny one that takes videos."""
+    with running({"demo": demo_bundle, "video": bundle_of("llava_next_video")}) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def as_uri() -> Callable[[Path], str]:
+    """A file as a data: URI."""
+    kinds = {".png": "image/png", ".jpg": "image/jpeg", ".mp4": "video/mp4"}
+    return lambda path: f"data:{kinds[path.suffix]};base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+@pytest.fixture(scope="session")
+def scene() -> Path:
+    return SCENE
+
+
+@pytest.fixture(scope="session")
+def ask(as_uri: Callable[[Path], str]) -> Callable[..., list[dict[str, Any]]]:
+    """The messages of one question about pictures."""
+
+    def messages(text: str, *pictures: Path) -> list[dict[str, Any]]:
+        parts: list[dict[str, Any]] = []
+        for path in pictures:
+            kind = "video_url" if path.suffix == ".mp4" else "image_url"
+            parts.append({"type": kind, kind: {"url": as_uri(path)}})
+        return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
+
+    return messages
