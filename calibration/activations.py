@@ -5,10 +5,7 @@ kept the largest magnitude per channel, over every token, and a few whole rows p
 and errors are computed at leisure. So what is held does not grow with the number of samples.
 """
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +20,9 @@ from ..runtime.errors import RedipruneError
 from ..runtime.pipeline import Answer, Pipeline
 from .bundle_graphs import load_graph, open_graph
 from .evaluation.evaluate import Question, media_of
-from .quantize.linear_layers import Linear, linear_layers
+from .quantize.activation_ranges import Activation
+from .quantize.linear_layers import LinearLayer, linear_layers
+from .stage_statistics import Arrays, HeldOutCase, StageStatistics
 
 KEEPS = (1.0, 0.15)  # what the language stage sees: all visual tokens, and few
 NEW_TOKENS = 5  # the prefill and four decoded tokens
@@ -33,58 +32,7 @@ _ROWS_SIZE = 1 << 30  # bytes of all of them at most, which for large models are
 _AT_ONCE = 1 << 30  # bytes of extra outputs in one run
 _CACHE = 1 << 30  # bytes of features
 
-Arrays = dict[str, np.ndarray]
 Take = Callable[[str, np.ndarray], None]  # name of a value, the value
-
-
-@dataclass
-class Activation:
-    """An input of linear layers over all samples: largest |x| per channel [C], and sampled rows [R, C]."""
-
-    largest: np.ndarray
-    rows: np.ndarray
-
-
-@dataclass
-class Held:
-    """What a stage got and gave for a held-out sample; for `language` prompt [1,S,D], steps [1,N,D], logits [N+1,V]."""
-
-    feed: Arrays
-    outputs: Arrays
-
-
-@dataclass
-class Statistics:
-    """A stage's activations, by name of the graph's value, and its held-out cases."""
-
-    activations: dict[str, Activation]
-    held: list[Held]
-
-    def save(self, path: Path) -> None:
-        arrays: Arrays = {}
-        for name, seen in self.activations.items():
-            arrays |= {f"largest/{name}": seen.largest, f"rows/{name}": seen.rows}
-        for at, case in enumerate(self.held):
-            arrays |= {f"feed/{at}/{name}": array for name, array in case.feed.items()}
-            arrays |= {f"outputs/{at}/{name}": array for name, array in case.outputs.items()}
-        temporary = path.with_name(path.name + ".new")
-        with open(temporary, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        os.replace(temporary, path)
-
-    @classmethod
-    def load(cls, path: Path) -> "Statistics":
-        """Raises OSError or ValueError where the file is missing or damaged."""
-        with np.load(path) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-
-        def part(prefix: str) -> Arrays:
-            return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-
-        rows = part("rows/")
-        activations = {name: Activation(largest, rows[name]) for name, largest in part("largest/").items()}
-        cases = sorted({int(name.split("/")[1]) for name in arrays if name.startswith("feed/")})
-        return cls(activations, [Held(part(f"feed/{at}/"), part(f"outputs/{at}/")) for at in cases])
 
 
 def collect(
@@ -95,7 +43,7 @@ def collect(
     held_out: Sequence[Question],
     threads: int = 0,
     progress: Callable[[str, float], None] | None = None,
-) -> dict[str, Statistics]:
+) -> dict[str, StageStatistics]:
     """Show a bundle samples and keep what its linear layers get.
 
     Args:
@@ -109,7 +57,7 @@ def collect(
         RedipruneError: a value that is not finite, with the layer it goes into.
     """
     pipeline = Pipeline(bundle, dict.fromkeys(bundle.manifest.stages, "ort"), threads, _CACHE)
-    readers: dict[str, dict[str, Linear]] = {}  # stage → input of linear layers → the first of them
+    readers: dict[str, dict[str, LinearLayer]] = {}  # stage → input of linear layers → the first of them
     for stage in tapped:
         first = readers.setdefault(stage, {})
         for layer in linear_layers(load_graph(bundle, stage)):
@@ -134,7 +82,7 @@ def collect(
                         "calibrate a bundle exported in fp32"
                     ) from error
                 at += 1
-    held: dict[str, list[Held]] = {stage: [] for stage in compared}
+    held: dict[str, list[HeldOutCase]] = {stage: [] for stage in compared}
     with pipeline.replaced(**{stage: Copying(pipeline.stage(stage), held[stage]) for stage in compared}):
         for number, sample in enumerate(held_out):
             if progress is not None:
@@ -143,7 +91,9 @@ def collect(
             at += 1
     for cases in held.values():  # frames of a clip are many alike
         del cases[2 * len(held_out) :]
-    return {stage: Statistics(seen[stage].activations() if stage in seen else {}, held[stage]) for stage in compared}
+    return {
+        stage: StageStatistics(seen[stage].activations() if stage in seen else {}, held[stage]) for stage in compared
+    }
 
 
 def tap(bundle: Bundle, stage: str, names: Iterable[str], threads: int = 0) -> tuple[ort.InferenceSession, list[str]]:
@@ -244,12 +194,12 @@ class Copying:
 
     batch = 1
 
-    def __init__(self, session: Any, kept: list[Held]):
+    def __init__(self, session: Any, kept: list[HeldOutCase]):
         self.session, self.kept = session, kept
 
     def run(self, inputs: Mapping[str, Array]) -> Arrays:
         outputs = self.session.run(inputs)
-        self.kept.append(Held({name: np.asarray(array) for name, array in inputs.items()}, outputs))
+        self.kept.append(HeldOutCase({name: np.asarray(array) for name, array in inputs.items()}, outputs))
         return outputs
 
     def start(self, length: int) -> "_CopyingDecoding":
@@ -257,16 +207,16 @@ class Copying:
 
 
 class _CopyingDecoding:
-    def __init__(self, decoding: Decoding, kept: list[Held]):
+    def __init__(self, decoding: Decoding, kept: list[HeldOutCase]):
         self.decoding, self.kept = decoding, kept
-        self.case: Held | None = None
+        self.case: HeldOutCase | None = None
 
     def step(self, embeds: Array) -> np.ndarray:
         logits = self.decoding.step(embeds)
         embeds = np.asarray(embeds)
         if self.case is None:
             feed = {"prompt": embeds, "steps": embeds[:, :0]}
-            self.case = Held(feed, {"logits": logits[None]})
+            self.case = HeldOutCase(feed, {"logits": logits[None]})
             self.kept.append(self.case)
         else:
             self.case.feed["steps"] = np.concatenate([self.case.feed["steps"], embeds], axis=1)
@@ -288,7 +238,7 @@ def ask(pipeline: Pipeline, sample: Question, number: int) -> Answer:
     )
 
 
-def _groups(bundle: Bundle, readers: Mapping[str, Mapping[str, Linear]]) -> list[dict[str, list[str]]]:
+def _groups(bundle: Bundle, readers: Mapping[str, Mapping[str, LinearLayer]]) -> list[dict[str, list[str]]]:
     """Stage → inputs of its layers, in portions whose values in one run together stay small."""
     modalities = bundle.manifest.modalities
     patches = max(modality.patches for modality in modalities.values())

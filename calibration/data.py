@@ -1,4 +1,4 @@
-"""What a bundle is calibrated with: pictures, clips and questions, chosen by a seed and known by their content."""
+"""The calibration set: images, videos and questions, selected by a seed and identified by their content."""
 
 import hashlib
 import random
@@ -15,17 +15,23 @@ from .evaluation.evaluate import Question, read_questions
 from .tasks.media_folder import write_set
 
 BUILT_IN = "built-in"
-# Asked about the files of a folder, which brings no questions.
+# Asked about the files of a folder, which has no questions.
 _QUESTIONS = ("What is in this picture?", "Describe it in detail.", "How many things are there, and where?")
-HELD = 8
-# With fewer samples, values of other inputs leave the static ranges: on the demo INT8 logits are 24 % off with 8 or 16, 2
-# to 5 % with 32 or 64.
+HELD_OUT = 8
+# With fewer samples, values of other inputs leave the static ranges: on the demo checkpoint INT8 logits are 24 % off with
+# 8 or 16 samples, 2 to 5 % with 32 or 64.
 FEW = 32
 
 
 @dataclass(frozen=True)
 class Data:
-    """Samples to calibrate with, and others to judge by. Files are read when they are used, none is kept."""
+    """Samples to calibrate with, and others to judge by. Files are read when they are used, none is kept.
+
+    Attributes:
+        name: "built-in", or the path of the data.
+        samples: shown to observe activations.
+        held_out: shown to compare the quantised stages with the baseline's.
+    """
 
     name: str
     samples: list[Question]
@@ -40,38 +46,38 @@ class Data:
         return digest.hexdigest()
 
 
-def open_data(path: Path | None, count: int, seed: int, videos: bool, made: Path) -> Data:
-    """Choose samples.
+def open_data(path: Path | None, count: int, seed: int, videos: bool, folder: Path) -> Data:
+    """Select samples.
 
     Args:
-        path: a JSONL as `evaluate` takes it, or a folder of pictures and videos; None is the built-in set, drawn from
+        path: a JSONL as `evaluate` takes it, or a folder of images and videos; None is the built-in set, drawn from
             the training split, which shares nothing with the splits that accuracy is measured on.
-        count: at most this many samples, and up to 8 more that are held out.
-        seed: of the choice.
+        count: the largest number of samples; up to 8 more are held out.
+        seed: selects them.
         videos: whether the family answers about videos; others are not shown any.
-        made: where the built-in set is written.
+        folder: where the built-in set is written.
 
     Raises:
         RedipruneError: nothing there, or a chosen file that cannot be read.
     """
     if path is None:
-        wanted = count + HELD
+        wanted = count + HELD_OUT
         clips = wanted // 4 if videos else 0
-        questions = read_questions(write_set(made / f"{BUILT_IN}-{seed}", "train", seed, wanted - clips, clips))
+        questions = read_questions(write_set(folder / f"{BUILT_IN}-{seed}", "train", seed, wanted - clips, clips))
     elif path.is_dir():
         questions = _folder(path, videos)
     else:
         questions = read_questions(path)
     questions = [question for question in questions if videos or not question.video]
     if not questions:
-        raise RedipruneError(f"'{path}' has only videos, and this family answers about images; give pictures")
-    chosen = choose(questions, count + HELD, seed)
+        raise RedipruneError(f"'{path}' has only videos, and this family answers about images; give images")
+    chosen = choose(questions, count + HELD_OUT, seed)
     for question in chosen:
         if question.video:
             load_video(question.media, 1)
         else:
             load_image(question.media)
-    held = min(HELD, len(chosen) // 2)
+    held = min(HELD_OUT, len(chosen) // 2)
     name = BUILT_IN if path is None else str(path.resolve())
     if not held:  # one sample has to serve for both
         return Data(name, chosen, chosen)
@@ -79,7 +85,13 @@ def open_data(path: Path | None, count: int, seed: int, videos: bool, made: Path
 
 
 def choose(questions: Sequence[Question], count: int, seed: int) -> list[Question]:
-    """A part of the questions: shuffled, every picture once before any is taken again, videos evenly among pictures."""
+    """Select questions: shuffled, every file once before any is taken again, videos evenly among images.
+
+    Args:
+        questions: to select from.
+        count: the largest number of them.
+        seed: of the shuffle.
+    """
     shuffled = random.Random(seed).sample(list(questions), len(questions))
     seen: dict[Path, int] = {}
     rounds = []
@@ -88,26 +100,24 @@ def choose(questions: Sequence[Question], count: int, seed: int) -> list[Questio
         rounds.append(seen[question.media])
     order = sorted(range(len(shuffled)), key=lambda at: rounds[at])
     chosen = [shuffled[at] for at in order[:count]]
-    # Videos evenly among pictures, so that both are among the samples and among those held out.
+    # Videos lie evenly among images, so that both are among the samples and among those held out.
     kinds = [[q for q in chosen if q.video == video] for video in (True, False)]
     places = [((at + 0.5) / len(kind), q) for kind in kinds for at, q in enumerate(kind)]
     return [question for _, question in sorted(places, key=lambda place: place[0])]
 
 
 def _folder(path: Path, videos: bool) -> list[Question]:
-    """A question for every picture and video below a folder, hidden files and folders left out."""
+    """A question about each image and video below a folder, hidden files and folders left out."""
     found = [
         file
         for file in sorted(path.rglob("*"))
         if file.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
         and file.is_file()
-        # macOS writes a ._NAME beside a NAME on foreign disks, which is no picture
+        # macOS writes a ._NAME beside a NAME on foreign disks, which is no image
         and not any(part.startswith(".") for part in file.relative_to(path).parts)
     ]
     if not found:
-        raise RedipruneError(
-            f"folder '{path}' holds no pictures{' or videos' * videos}; give one that does, or a JSONL"
-        )
+        raise RedipruneError(f"folder '{path}' holds no images{' or videos' * videos}; give one that does, or a JSONL")
     return [
         Question(file, file.suffix.lower() in VIDEO_SUFFIXES, _QUESTIONS[at % len(_QUESTIONS)], "", "")
         for at, file in enumerate(found)

@@ -1,17 +1,16 @@
-"""What each part of a bundle costs where it alone is quantised: in features, kept sets and answers.
+"""Sensitivities: what each group of layers costs where it alone is quantised, in features, kept sets and answers.
 
-A part, a unit, is the layers that read one value (the three projections into attention, the one out of it, gate and up,
-down): they share a range and a smoothing. The bundle answers the samples held out, one unit after another quantised in
-memory, all else as it is; the answers' tokens are the source's, whatever the logits say, so that every number compares
-the same step.
+A layer group is the layers that read one value (the three projections into attention, the one out of it, gate and up,
+down): they share a range and a smoothing. The bundle answers the held-out samples with one group after another quantised
+in memory, all else as it is. The answers' tokens are the baseline's, whatever the logits say, so that every number
+compares the same step.
 """
 
 import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -24,24 +23,35 @@ import onnxruntime as ort
 from ..runtime.backends.ort import OrtLanguage
 from ..runtime.backends.session import Decoding, LanguageSession, cast_inputs
 from ..runtime.bundle import Bundle, Sensitivity
+from ..runtime.bundle.staging import making
 from ..runtime.errors import RedipruneError
 from ..runtime.pipeline import Pipeline
-from .activations import FRAMES, Activation, Copying, Held, ask
+from .activations import FRAMES, Copying, ask
 from .bundle_graphs import load_graph, open_graph
 from .evaluation.evaluate import Question, media_of
 from .evaluation.similarity import jaccard, nearness
-from .quantize.apply import apply_form
+from .observations import Observations, cache_folder, observe, read_data
+from .plan import CalibrationPlan, plan_calibration
+from .progress_types import StageProgress, ignore_stage
 from .quantize.linear_layers import linear_layers
+from .quantize.schemes import SCHEMES, PassInputs
+from .settings import CalibrationSettings
+from .stage_statistics import HeldOutCase
 
-KEEP = 0.15  # at which kept sets are compared
-_CACHE = 1 << 30  # bytes of features
-
-Progress = Callable[[str, float], None]  # what is being done, fraction done
+KEEP_RATIO = 0.15  # at which kept sets are compared
+_CACHE_BYTES = 1 << 30  # of features
 
 
 @dataclass(frozen=True)
-class Unit:
-    """Linear layers of a stage that read one value."""
+class LayerGroup:
+    """Linear layers of a stage that read one value.
+
+    Attributes:
+        stage: where they are.
+        name: the first layer's, with the last parts of the others': "mlp.gate_proj+up_proj".
+        layers: their names.
+        weights: how many numbers they multiply with.
+    """
 
     stage: str
     name: str
@@ -49,17 +59,17 @@ class Unit:
     weights: int
 
 
-def units_of(bundle: Bundle, stage: str, skipped: Sequence[str] = ()) -> list[Unit]:
-    """The units of a stage in the order of its graph, without layers that are skipped anyway."""
+def layer_groups(bundle: Bundle, stage: str, excluded: Sequence[str] = ()) -> list[LayerGroup]:
+    """The layer groups of a stage in the order of its graph, without layers that are excluded anyway."""
     sharing: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for layer in linear_layers(load_graph(bundle, stage)):
-        if layer.name not in skipped:
+        if layer.name not in excluded:
             sharing[str(layer.input.name)].append((layer.name, layer.shape[0] * layer.shape[1]))
-    units = []
+    groups = []
     for layers in sharing.values():
         names = tuple(name for name, _ in layers)
-        units.append(Unit(stage, _common_name(names), names, sum(weights for _, weights in layers)))
-    return units
+        groups.append(LayerGroup(stage, _common_name(names), names, sum(weights for _, weights in layers)))
+    return groups
 
 
 def _common_name(names: Sequence[str]) -> str:
@@ -68,78 +78,115 @@ def _common_name(names: Sequence[str]) -> str:
     return "+".join([names[0], *(name.removeprefix(f"{parent}.") for name in names[1:])])
 
 
-def measure(
-    bundle: Bundle,
-    forms: Mapping[str, str],
-    units: Sequence[Unit],
-    activations: Mapping[str, Mapping[str, Activation]],
-    questions: Sequence[Question],
-    place: Path,
-    ranges: str = "minmax",
-    alpha: float | None = None,
+def sensitivity(
+    source: str | Path,
+    settings: CalibrationSettings | str = "int8",
+    *,
     force: bool = False,
-    threads: int = 0,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> list[Sensitivity]:
-    """Quantise one unit after another and ask the samples held out.
+    """Measure what each layer group costs; what was measured serves `calibrate` too. No bundle is made.
 
     Args:
-        bundle: the source, which fits into memory.
-        forms: stage → form of `FORMS` that leaves single layers as they are.
-        units: of these stages.
-        activations: stage → of its layers' inputs, by name.
-        questions: the samples held out.
-        place: a folder for what was measured; what an earlier call measured there in the same way is not measured again.
-        ranges, alpha: as in `calibrate`.
-        force: measure again.
-        threads: of ONNX Runtime.
-        progress: told what is done and which fraction of it.
+        source: the baseline, in fp32 or fp16.
+        settings: as `calibrate` takes them, without a budget; a text is a recipe, all else by default.
+        force: measure again what an earlier call measured.
+        progress: told what is done.
 
     Returns:
-        For each unit what it costs.
+        The sensitivities, stage by stage in the order of their graphs.
 
     Raises:
-        RedipruneError: a stage that no sample reaches.
+        RedipruneError: what `calibrate` raises, or a scheme that takes whole stages.
     """
-    say = progress or (lambda what, fraction: None)
-    known: dict[Unit, Sensitivity] = {}
-    stores = {stage: place / f"{stage}.sensitivity.{_key(form, ranges, alpha)}.json" for stage, form in forms.items()}
+    settings = CalibrationSettings(recipe=settings) if isinstance(settings, str) else settings
+    report = progress or ignore_stage
+    plan = plan_calibration(Bundle.open(source), settings)
+    plan.check_layers_can_stay()
+    folder = plan.baseline.folder.resolve()
+    with making(folder.with_name(f"{folder.name}.sensitivity")):
+        plan.can_run(list(plan.schemes))
+        cache = cache_folder(plan.baseline, folder)
+        observations = observe(plan, read_data(plan, cache, report), cache, report)
+        return measure_sensitivities(plan, observations, list(plan.schemes), force=force, progress=report)
+
+
+def measure_sensitivities(
+    plan: CalibrationPlan,
+    observations: Observations,
+    stages: Sequence[str],
+    *,
+    force: bool = False,
+    threads: int = 0,
+    progress: StageProgress = ignore_stage,
+) -> list[Sensitivity]:
+    """Quantise one layer group after another and ask the held-out samples.
+
+    Args:
+        plan: whose baseline fits into memory, with schemes that can leave single layers out.
+        observations: of the baseline; beside them is kept what is measured, so that it is not measured again.
+        stages: whose layer groups are measured, without the layers that the plan excludes.
+        force: measure again what is kept.
+        threads: of ONNX Runtime.
+        progress: told what is done.
+
+    Returns:
+        What each group costs, in the order of the stages' graphs.
+
+    Raises:
+        RedipruneError: a stage that no held-out sample reaches.
+    """
+    groups = [group for stage in stages for group in layer_groups(plan.baseline, stage, plan.excluded.get(stage, []))]
+    stores = {stage: observations.folder / f"{stage}.sensitivity.{_key(plan, stage)}.json" for stage in stages}
     stored = {stage: {} if force else _read(path) for stage, path in stores.items()}
-    for unit in units:
-        found = stored[unit.stage].get(unit.name)
-        if found is not None and found.layers == list(unit.layers):
-            known[unit] = found
-    if len(known) < len(units):
-        say("the source's answers", len(known) / len(units))
-        samples = _Samples(bundle, list(dict.fromkeys(unit.stage for unit in units)), questions, threads)
-        for at, unit in enumerate(units):
-            if unit in known:
+    known: dict[LayerGroup, Sensitivity] = {}
+    for group in groups:
+        kept = stored[group.stage].get(group.name)
+        if kept is not None and kept.layers == list(group.layers):
+            known[group] = kept
+    if len(known) < len(groups):
+        progress("sensitivity", "the baseline's answers", len(known) / len(groups))
+        probe = _Samples(plan.baseline, stages, observations.data.held_out, threads)
+        for at, group in enumerate(groups):
+            if group in known:
                 continue
-            say(f"{unit.name} alone ({at + 1} of {len(units)})", at / len(units))
-            model = load_graph(bundle, unit.stage)
-            layers = [layer for layer in linear_layers(model) if layer.name in unit.layers]
-            apply_form(model, forms[unit.stage], layers, activations[unit.stage], ranges, alpha)
-            known[unit] = samples.effect(unit, open_graph(bundle, unit.stage, model, threads))
-            stored[unit.stage][unit.name] = known[unit]
-            _write(stores[unit.stage], stored[unit.stage])
-    say("done", 1.0)
-    return [known[unit] for unit in units]
+            progress("sensitivity", f"{group.name} alone ({at + 1} of {len(groups)})", at / len(groups))
+            known[group] = probe.effect(group, _quantised_alone(plan, observations, group, threads))
+            stored[group.stage][group.name] = known[group]
+            _write(stores[group.stage], stored[group.stage])
+    progress("sensitivity", "done", 1.0)
+    return [known[group] for group in groups]
 
 
-def _key(*settings: object) -> str:
+def _quantised_alone(
+    plan: CalibrationPlan, observations: Observations, group: LayerGroup, threads: int
+) -> ort.InferenceSession:
+    """The group's stage with no other layer quantised."""
+    settings, model = plan.settings, load_graph(plan.baseline, group.stage)
+    activations = observations.statistics[group.stage].activations
+    given = PassInputs(activations, settings.ranges, settings.smoothing, group.layers)
+    SCHEMES[plan.schemes[group.stage]].make_pass(given)(model)
+    return open_graph(plan.baseline, group.stage, model, threads)
+
+
+def _key(plan: CalibrationPlan, stage: str) -> str:
+    """What a sensitivity depends on besides the bundle and the data."""
     tools = [version(name) for name in ("rediprune", "onnxruntime", "numpy")]
-    return hashlib.sha256(json.dumps([tools, KEEP, *settings]).encode()).hexdigest()[:12]
+    asked = [plan.schemes[stage], plan.settings.ranges, plan.settings.smoothing]
+    return hashlib.sha256(json.dumps([tools, KEEP_RATIO, *asked]).encode()).hexdigest()[:12]
 
 
 def _read(path: Path) -> dict[str, Sensitivity]:
-    with suppress(OSError, ValueError):
+    """What an earlier call measured; nothing where the file is missing or damaged."""
+    try:
         return {name: Sensitivity.model_validate(raw) for name, raw in json.loads(path.read_text("utf-8")).items()}
-    return {}
+    except (OSError, ValueError, AttributeError):  # no file, no text or JSON or other fields, no object
+        return {}
 
 
-def _write(path: Path, found: Mapping[str, Sensitivity]) -> None:
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(json.dumps({name: one.model_dump() for name, one in found.items()}), encoding="utf-8")
+def _write(path: Path, measured: Mapping[str, Sensitivity]) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")  # another process may measure the same
+    temporary.write_text(json.dumps({name: one.model_dump() for name, one in measured.items()}), encoding="utf-8")
     os.replace(temporary, path)
 
 
@@ -147,7 +194,7 @@ def _write(path: Path, found: Mapping[str, Sensitivity]) -> None:
 class _Answers:
     """What the samples led to: of one stage its cases, logits [N, V] of each answer, token ids, kept sets."""
 
-    cases: list[Held] = field(default_factory=list)
+    cases: list[HeldOutCase] = field(default_factory=list)
     logits: list[np.ndarray] = field(default_factory=list)
     token_ids: list[list[int]] = field(default_factory=list)
     kept: list[np.ndarray] = field(default_factory=list)
@@ -158,27 +205,27 @@ class _Samples:
 
     def __init__(self, bundle: Bundle, stages: Sequence[str], questions: Sequence[Question], threads: int):
         self.bundle, self.questions = bundle, questions
-        self.pipeline = Pipeline(bundle, dict.fromkeys(bundle.manifest.stages, "ort"), threads, _CACHE)
+        self.pipeline = Pipeline(bundle, dict.fromkeys(bundle.manifest.stages, "ort"), threads, _CACHE_BYTES)
         self.towers = {modality.stage for modality in bundle.manifest.modalities.values()}
         self.source = {stage: self._ask(stage, None) for stage in stages}
 
-    def effect(self, unit: Unit, session: ort.InferenceSession) -> Sensitivity:
-        """What is other where the session runs the unit's stage."""
-        source = self.source[unit.stage]
+    def effect(self, group: LayerGroup, session: ort.InferenceSession) -> Sensitivity:
+        """What is other where the session runs the group's stage."""
+        source = self.source[group.stage]
         if not source.cases:
             raise RedipruneError(
-                f"no sample held out reaches stage '{unit.stage}'; give more with --data, or leave the stage as it is: "
-                f"{unit.stage}=keep"
+                f"no held-out sample reaches stage '{group.stage}'; give more with --data, or leave the stage as it is: "
+                f"{group.stage}=unchanged"
             )
-        ours = self._ask(unit.stage, session)
+        ours = self._ask(group.stage, session)
         pairs = zip(ours.cases, source.cases, strict=True)
         errors = [nearness(o.outputs[name], s.outputs[name]).relative_error for o, s in pairs for name in s.outputs]
         logits = list(zip(ours.logits, source.logits, strict=True))
         return Sensitivity(
-            stage=unit.stage,
-            unit=unit.name,
-            layers=list(unit.layers),
-            weights=unit.weights,
+            stage=group.stage,
+            unit=group.name,
+            layers=list(group.layers),
+            weights=group.weights,
             error=max(errors),
             kept=fmean(jaccard(o, s) for o, s in zip(ours.kept, source.kept, strict=True)) if source.kept else None,
             logits=fmean(nearness(o, s).relative_error for o, s in logits),
@@ -191,7 +238,7 @@ class _Samples:
         language: Any = pipeline.stage("language")
         sessions: dict[str, Any] = {}
         if stage == "language":
-            copied: list[Held] = found.cases
+            copied: list[HeldOutCase] = found.cases
             language = Copying(language if session is None else OrtLanguage(self.bundle, session), copied)
         else:
             copied = []
@@ -207,7 +254,7 @@ class _Samples:
             for question in self.questions if stage in self.towers else ():
                 images, videos = media_of(question, self.bundle, FRAMES)
                 found.kept += pipeline.select(
-                    question.question, images, videos, frames=FRAMES, keep=KEEP, prune_tiles=True
+                    question.question, images, videos, frames=FRAMES, keep=KEEP_RATIO, prune_tiles=True
                 )
             del found.cases[cases:]
         found.logits = [case.outputs["logits"] for case in copied]

@@ -1,7 +1,6 @@
-"""`rediprune calibrate`: a quantised bundle of one in fp32 or fp16."""
+"""`rediprune calibrate`: make a quantised bundle of one in fp32 or fp16."""
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,6 +16,18 @@ from ...runtime.cli.arguments import (
 )
 from ...runtime.cli.progress import stage_progress
 from ...runtime.cli.sensitivity_table import sensitivity_table
+from ..settings import DEFAULT_SMOOTHING, CalibrationSettings
+from .calibration_options import (
+    AlphaOption,
+    DataOption,
+    RangesOption,
+    RecipeOption,
+    SamplesOption,
+    SeedOption,
+    SmoothingOption,
+    SmoothOption,
+    smoothing_of,
+)
 
 
 def add(app: typer.Typer) -> None:
@@ -35,75 +46,78 @@ def add(app: typer.Typer) -> None:
 def calibrate(
     bundle: BundleArgument,
     out: Out,
-    recipe: Annotated[
-        str, typer.Option(help="A form for every stage (int8), or STAGE=FORM; comma separated.")
-    ] = "int8",
-    data: Annotated[
-        Path | None, typer.Option(help="A folder of pictures and videos, or a JSONL of questions; default: built in.")
-    ] = None,
-    samples: Annotated[int, typer.Option(help="At most this many samples.")] = 64,
-    seed: Annotated[int, typer.Option(help="Of the choice of samples.")] = 0,
-    ranges: Annotated[str, typer.Option(help="Range of activations: minmax, percentile or entropy.")] = "minmax",
-    alpha: Annotated[float, typer.Option(help="Of SmoothQuant: how much the weights take over of outliers.")] = 0.75,
-    smooth: Annotated[bool, typer.Option("--smooth/--no-smooth", help="Use SmoothQuant.")] = True,
+    recipe: RecipeOption = CalibrationSettings.recipe,
+    data: DataOption = CalibrationSettings.data,
+    samples: SamplesOption = CalibrationSettings.samples,
+    seed: SeedOption = CalibrationSettings.seed,
+    ranges: RangesOption = CalibrationSettings.ranges,
+    smoothing: SmoothingOption = DEFAULT_SMOOTHING,
+    alpha: AlphaOption = None,
+    smooth: SmoothOption = True,
     skip: Annotated[
-        list[str] | None, typer.Option(help="Leave layers of these names as they are, e.g. '*.down_proj'; repeat.")
+        list[str] | None,
+        typer.Option(
+            help="A pattern of layers to leave in the baseline's precision, e.g. '*.down_proj'. Repeat the option to give "
+            "several."
+        ),
     ] = None,
-    backend: Annotated[str | None, typer.Option(help="Refuse what this backend does not take.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="A backend that the bundle is meant for; refuse a recipe that it does not take.")
+    ] = None,
     budget: Annotated[
         str | None,
         typer.Option(
-            help="The most that may be lost: error=0.02 (of each stage's outputs) or accuracy=1 (points of right answers). "
-            "As few layers as that takes stay in the source's precision."
+            help="The most that may be lost: error=0.02 (of each stage's outputs) or accuracy=1 (points of correct "
+            "answers). As few layers as that takes stay in the baseline's precision."
         ),
     ] = None,
-    questions: Annotated[int, typer.Option(help="Asked at keep 1 and 0.15 for a budget of accuracy.")] = 200,
-    force: Annotated[bool, typer.Option("--force", help="Redo finished stages too.")] = False,
+    questions: Annotated[
+        int, typer.Option(help="The largest number of questions, asked at keep 1 and 0.15, for a budget of accuracy.")
+    ] = CalibrationSettings.questions,
+    force: Annotated[bool, typer.Option("--force", help="Redo the stages that an earlier run has finished.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a quantised bundle of one in fp32 or fp16, which stays as it is. A finished stage is not redone."""
-    from ..calibrate import calibrate as run
-    from ..data import FEW
-    from ..quantize.recipes import FORMS
+    """Make a quantised bundle of one in fp32 or fp16, the baseline, which stays as it is.
 
+    Activations are observed once and kept beside the bundle; stages that an interrupted run finished are taken over.
+    """
+    from ..budget import parse_budget
+    from ..calibrate import calibrate as run
+
+    settings = CalibrationSettings(
+        recipe=recipe,
+        data=data,
+        samples=samples,
+        seed=seed,
+        ranges=ranges,
+        smoothing=smoothing_of(smoothing, smooth, alpha, DEFAULT_SMOOTHING),
+        exclude_layers=tuple(skip or ()),
+        budget=None if budget is None else parse_budget(budget),
+        questions=questions,
+    )
     with stage_progress(as_json) as report:
-        made = run(
-            bundle,
-            out,
-            recipe,
-            data=data,
-            samples=samples,
-            seed=seed,
-            ranges=ranges,
-            alpha=alpha if smooth else None,
-            skip=skip or (),
-            backend=backend,
-            budget=budget,
-            questions=questions,
-            force=force,
-            progress=report,
-        )
+        made = run(bundle, out, settings, backend=backend, force=force, progress=report)
     record = made.manifest.calibration
     assert record is not None
     if as_json:
         print(json.dumps({"bundle": str(out)} | record.model_dump()))
         return
     console = Console()
-    if int(record.data.get("samples", FEW)) < FEW and any(
-        FORMS[form].data == "needed" for form in record.recipe.values()
-    ):
-        console.print(
-            f"[yellow]{record.data['samples']} samples say little of what the model will see:[/yellow] give {FEW} or more "
-            "with --data and --samples, or a form that needs none"
-        )
+    _warn_of_few_samples(console, record)
     table = Table(
-        "stage", "form", "cosine", "relative error", "layers left", "size", title="beside the source, held out"
+        "stage",
+        "scheme",
+        "cosine",
+        "relative error",
+        "layers left",
+        "size",
+        title="beside the baseline, on held-out samples",
     )
-    for stage, form in record.recipe.items():
+    for stage, scheme in record.recipe.items():
         near = record.fidelity[stage]
         numbers = ["not run here", ""] if near is None else [f"{near.cosine:.5f}", f"{near.relative_error:.2%}"]
         size = sum(made.path(file).stat().st_size for file in made.manifest.stages[stage].files)
-        table.add_row(stage, form, *numbers, str(len(record.skipped.get(stage, []))), f"{size / 1e6:.1f} MB")
+        table.add_row(stage, scheme, *numbers, str(len(record.skipped.get(stage, []))), f"{size / 1e6:.1f} MB")
     console.print(table)
     if record.sensitivity:
         console.print(sensitivity_table(record.sensitivity, record))
@@ -112,6 +126,19 @@ def calibrate(
     console.print(f"[bold]{out}[/bold]: {record.source} as {made.manifest.precision}", highlight=False, soft_wrap=True)
     for says in dict.fromkeys(limit.says for limit in record.limits):
         console.print(says, highlight=False, soft_wrap=True)
+
+
+def _warn_of_few_samples(console: Console, record: CalibrationSpec) -> None:
+    """Say so where static ranges were taken from too few samples to hold for others."""
+    from ..data import FEW
+    from ..quantize.schemes import SCHEMES
+
+    samples = record.data.get("samples", FEW)
+    if int(samples) < FEW and any(SCHEMES[scheme].activations == "needed" for scheme in record.recipe.values()):
+        console.print(
+            f"[yellow]{samples} samples say little of what the model will see:[/yellow] give {FEW} or more "
+            "with --data and --samples, or a scheme that needs none"
+        )
 
 
 def _says_budget(record: CalibrationSpec) -> str:
@@ -123,5 +150,5 @@ def _says_budget(record: CalibrationSpec) -> str:
     else:
         shown = [f"{error:.2%} of {stage}'s outputs lost" for stage, error in record.measured.items()]
     left = sum(not one.quantised for one in record.sensitivity)
-    of = f"{left} of {len(record.sensitivity)} units stay in {record.source_precision}" if left else "every layer fits"
-    return f"budget {record.budget}: {of}; {', '.join(shown)}"
+    groups = f"{left} of {len(record.sensitivity)} layer groups stay in {record.source_precision}"
+    return f"budget {record.budget}: {groups if left else 'every layer fits'}; {', '.join(shown)}"

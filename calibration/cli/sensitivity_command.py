@@ -1,4 +1,4 @@
-"""`rediprune sensitivity`: what quantising each part of a bundle alone does."""
+"""`rediprune sensitivity`: measure what quantising each layer group of a bundle alone does."""
 
 import json
 import shlex
@@ -17,6 +17,18 @@ from ...runtime.cli.arguments import (
 )
 from ...runtime.cli.progress import stage_progress
 from ...runtime.cli.sensitivity_table import sensitivity_table
+from ..settings import DEFAULT_SMOOTHING, CalibrationSettings
+from .calibration_options import (
+    AlphaOption,
+    DataOption,
+    RangesOption,
+    RecipeOption,
+    SamplesOption,
+    SeedOption,
+    SmoothingOption,
+    SmoothOption,
+    smoothing_of,
+)
 
 
 def add(app: typer.Typer) -> None:
@@ -31,44 +43,41 @@ def add(app: typer.Typer) -> None:
 
 def sensitivity(
     bundle: BundleArgument,
-    recipe: Annotated[
-        str, typer.Option(help="A form for every stage (int8), or STAGE=FORM; comma separated.")
-    ] = "int8",
-    data: Annotated[
-        Path | None, typer.Option(help="A folder of pictures and videos, or a JSONL of questions; default: built in.")
-    ] = None,
-    samples: Annotated[int, typer.Option(help="At most this many samples.")] = 64,
-    seed: Annotated[int, typer.Option(help="Of the choice of samples.")] = 0,
-    ranges: Annotated[str, typer.Option(help="Range of activations: minmax, percentile or entropy.")] = "minmax",
-    alpha: Annotated[float, typer.Option(help="Of SmoothQuant: how much the weights take over of outliers.")] = 0.75,
-    smooth: Annotated[bool, typer.Option("--smooth/--no-smooth", help="Use SmoothQuant.")] = True,
-    force: Annotated[bool, typer.Option("--force", help="Measure again.")] = False,
-    page: Annotated[Path | None, typer.Option(help="Write the tables here (Markdown).")] = None,
+    recipe: RecipeOption = CalibrationSettings.recipe,
+    data: DataOption = CalibrationSettings.data,
+    samples: SamplesOption = CalibrationSettings.samples,
+    seed: SeedOption = CalibrationSettings.seed,
+    ranges: RangesOption = CalibrationSettings.ranges,
+    smoothing: SmoothingOption = DEFAULT_SMOOTHING,
+    alpha: AlphaOption = None,
+    smooth: SmoothOption = True,
+    force: Annotated[bool, typer.Option("--force", help="Measure again what an earlier run has measured.")] = False,
+    page: Annotated[Path | None, typer.Option(help="Write the tables to this file (.md).")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What quantising each part of a bundle alone does to features, kept sets and answers.
+    """Measure what quantising each layer group of a bundle alone does to features, kept sets and answers.
 
-    A part, or unit, is the layers that read one value. First come those that bring most for their size when they are left
-    as they are: `rediprune calibrate --budget` chooses in this order.
+    A layer group is the layers that read one value. First come those that bring most for their size when they are left as
+    they are: `rediprune calibrate --budget` excludes them in this order.
     """
-    from ..budget import ERROR, by_worth
-    from ..calibrate import sensitivity as run
+    from ..budget import ERROR, by_benefit_per_weight
+    from ..sensitivity import sensitivity as run
 
     check_outputs(None, page)
+    settings = CalibrationSettings(
+        recipe=recipe,
+        data=data,
+        samples=samples,
+        seed=seed,
+        ranges=ranges,
+        smoothing=smoothing_of(smoothing, smooth, alpha, DEFAULT_SMOOTHING),
+    )
     with stage_progress(as_json) as report:
-        found = run(
-            bundle,
-            recipe,
-            data=data,
-            samples=samples,
-            seed=seed,
-            ranges=ranges,
-            alpha=alpha if smooth else None,
-            force=force,
-            progress=report,
-        )
+        found = run(bundle, settings, force=force, progress=report)
     stages = list(dict.fromkeys(one.stage for one in found))
-    found = [one for stage in stages for one in by_worth([one for one in found if one.stage == stage], ERROR)]
+    found = [
+        one for stage in stages for one in by_benefit_per_weight([one for one in found if one.stage == stage], ERROR)
+    ]
     if page is not None:
         from ..evaluation.evaluation_page import write_sensitivity_page
 

@@ -1,77 +1,80 @@
-"""Points of accuracy that a bundle loses against the one it is made of, on questions with answers."""
+"""Points of accuracy that a bundle loses against the baseline it is made of, on questions with answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...runtime.errors import RedipruneError
-from ..budget import KEEPS
-from ..data import BUILT_IN, HELD, choose
+from ..budget import KEEP_RATIOS
+from ..data import BUILT_IN, HELD_OUT, choose
+from ..progress_types import CountProgress
+from ..settings import CalibrationSettings
 from ..tasks.drawn_task import QUESTIONS_EACH
 from ..tasks.media_folder import write_set
 from .evaluate import Question, evaluate, read_questions
 
 
-def open_questions(data: Path | None, samples: int, count: int, seed: int, videos: bool, made: Path) -> list[Question]:
-    """Questions to choose by.
+def select_questions(settings: CalibrationSettings, videos: bool, folder: Path) -> list[Question]:
+    """Select the questions that a budget of accuracy is measured on.
+
+    Of a JSONL those are taken first that the bundle is not calibrated with. The built-in task's are of its validation
+    split, which shares nothing with the one that accuracy is reported on.
 
     Args:
-        data: a JSONL, of which those are taken first that were not calibrated with; None is the built-in task's
-            validation split, which shares nothing with the one that accuracy is reported on.
-        samples: as many are calibrated with.
-        count: at most this many.
-        seed: of the choice.
+        settings: where the questions come from, at most how many, and the seed.
         videos: whether the family answers about videos.
-        made: where the built-in set is written.
+        folder: where the built-in set is written.
     """
-    if data is None:
+    count, seed = settings.questions, settings.seed
+    if settings.data is None:
         media = -(-count // QUESTIONS_EACH)
         clips = media // 4 if videos else 0
-        path = write_set(made / f"{BUILT_IN}-val-{seed}", "val", seed, media - clips, clips)
+        path = write_set(folder / f"{BUILT_IN}-val-{seed}", "val", seed, media - clips, clips)
         return read_questions(path, look=False)[:count]
-    questions = [question for question in read_questions(data) if videos or not question.video]
+    questions = [question for question in read_questions(settings.data) if videos or not question.video]
     order = choose(questions, len(questions), seed)
-    shown = set(choose(questions, samples + HELD, seed))
-    return sorted(order, key=lambda question: question in shown)[:count]
+    calibrated_with = set(choose(questions, settings.samples + HELD_OUT, seed))
+    return sorted(order, key=lambda question: question in calibrated_with)[:count]
 
 
-class Exam:
-    """The source's score, and those of bundles made of it."""
+class AccuracyLoss:
+    """The score of a baseline, and the points that bundles made of it lose."""
 
     def __init__(
         self,
-        source: Path,
+        baseline: Path,
         questions: Sequence[Question],
         replies: Path,
-        progress: Callable[[str, int, int], None] | None = None,
+        progress: CountProgress | None = None,
     ):
-        """Ask the source.
+        """Ask the baseline.
 
         Args:
-            source: its folder.
+            baseline: its folder.
             questions: with answers.
             replies: a file that keeps what was answered, for a rerun to go on from.
-            progress: told label, question number and number of questions.
+            progress: told what is asked.
 
         Raises:
-            RedipruneError: it answers none of the questions right: nothing could be lost.
+            RedipruneError: it answers no question correctly, so that nothing could be lost.
         """
         self.questions, self.replies, self.progress = questions, replies, progress
-        self.source = self._right(source)
-        if not any(self.source.values()):
+        self.baseline = self._correct(baseline)
+        if not any(self.baseline.values()):
             raise RedipruneError(
-                f"'{source}' answers none of {len(questions)} questions right, so no accuracy can be lost; give questions "
+                f"'{baseline}' answers none of {len(questions)} questions right, so no accuracy can be lost; give questions "
                 "it can answer with --data, or --budget error=0.02"
             )
 
     def points(self, folder: Path) -> dict[str, float]:
-        """Keep ratio → points lost; less than 0 where there are more right answers."""
-        ours = self._right(folder)
-        return {keep: 100 * (self.source[keep] - ours[keep]) / len(self.questions) for keep in self.source}
+        """Keep ratio → points that a bundle loses; negative where more of its answers are correct."""
+        ours = self._correct(folder)
+        return {keep: 100 * (self.baseline[keep] - ours[keep]) / len(self.questions) for keep in self.baseline}
 
-    def lost(self, folder: Path) -> float:
-        """Points lost at the ratio where most are."""
+    def worst(self, folder: Path) -> float:
+        """Points that a bundle loses at the keep ratio where it loses most."""
         return max(self.points(folder).values())
 
-    def _right(self, folder: Path) -> dict[str, int]:
-        scores = evaluate(folder, self.questions, KEEPS, out=self.replies, progress=self.progress)
+    def _correct(self, folder: Path) -> dict[str, int]:
+        """Keep ratio → number of correct answers."""
+        scores = evaluate(folder, self.questions, KEEP_RATIOS, out=self.replies, progress=self.progress)
         return {f"{score.keep:g}": sum(score.right.values()) for score in scores}

@@ -26,8 +26,8 @@ from ...runtime.pipeline import Pipeline
 from ..activations import collect
 from ..bundle_graphs import load_graph
 from ..data import choose
-from ..quantization_run import save_stage
-from ..quantize import float16
+from ..quantize.float16 import HalfPrecisionPass
+from ..stage_writer import save_stage
 from .evaluate import Question, Score, evaluate, media_of
 from .similarity import compare_stage, jaccard
 
@@ -226,7 +226,7 @@ def _compare(
         stages[name] = {}
         for at, stage in enumerate(record.recipe if record else ()):
             say(f"{name}: comparing {stage}", at, len(changed))
-            found = compare_stage(bundle, stage, cases[stage].held, backend, threads)
+            found = compare_stage(bundle, stage, cases[stage].held_out, backend, threads)
             if found:
                 stages[name][stage] = {
                     "cosine": fmean(near.cosine for near in found),
@@ -258,10 +258,10 @@ def _pipeline(bundle: Bundle, backend: str, threads: int) -> Pipeline:
 def _in_fp16(source: Bundle, stage: str, folder: Path) -> Bundle:
     """A bundle with no more than this stage, in fp16: what rounding alone does to features."""
     model = load_graph(source, stage)
-    float16.convert(model, ir.DataType.FLOAT16)
+    HalfPrecisionPass(ir.DataType.FLOAT16)(model)
     spec = source.manifest.stages[stage]
     (folder / spec.file).parent.mkdir(parents=True, exist_ok=True)
-    halved = save_stage(model, spec, "fp16", folder, lambda *_: None)
+    halved = save_stage(model, spec, "fp16", folder)
     return Bundle(folder, source.manifest.model_copy(update={"stages": {stage: halved}, "engines": {}}))
 
 

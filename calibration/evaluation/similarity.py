@@ -7,11 +7,11 @@ import numpy as np
 from ...runtime.backends.arrays import Array
 from ...runtime.backends.session import LanguageSession, open_session
 from ...runtime.bundle import Bundle, Fidelity
-from ..activations import Held
+from ..stage_statistics import HeldOutCase
 
 
 def compare_stage(
-    bundle: Bundle, stage: str, cases: Sequence[Held], backend: str = "ort", threads: int = 0
+    bundle: Bundle, stage: str, cases: Sequence[HeldOutCase], backend: str = "ort", threads: int = 0
 ) -> list[Fidelity]:
     """Run a stage on inputs of which the outputs of another bundle's are known; one comparison for each output."""
     run = stage_runner(backend, bundle, stage, threads)

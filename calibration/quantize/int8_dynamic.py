@@ -1,4 +1,4 @@
-"""Dynamic int8 of linear layers for ONNX Runtime on CPUs: per-token activation scales, per-channel weights, symmetric.
+"""Dynamic INT8 of linear layers for ONNX Runtime on CPUs: per-token activation scales, per-channel weights, symmetric.
 
 Each token's row is scaled by its own largest magnitude, so that a row far larger than the others (an attention sink)
 costs them nothing; `DynamicQuantizeMatMul`, which ONNX Runtime's own quantiser writes, has one scale for all rows.
@@ -9,57 +9,66 @@ uint8 with uint8 is exact on every CPU. `reduce_range` keeps weights in 7 bits, 
 either: a quarter faster without VNNI, at 1.6 times the error.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ...graphs.initializers import add_constant, lazy_constant
-from ...runtime.errors import RedipruneError
-from .linear_layers import Linear
+from .linear_layer_pass import LinearLayerPass, UnsuitableGraphError
+from .linear_layers import LinearLayer
 
 _ZERO = 128  # of uint8
 
 
-def quantize(
-    model: ir.Model,
-    layers: Sequence[Linear],
-    reduce_range: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Put int8 products in place of the layers' own; layers that share an input share its quantisation.
+class DynamicInt8Pass(LinearLayerPass):
+    """Replace linear layers by INT8 products; layers that share an input share its quantisation.
 
-    The weights are read twice, for their scales now and for their values when the model is saved, one at a time.
-
-    Args:
-        model: a stage's graph; changed in place.
-        layers: of that graph, computed in float32.
-        reduce_range: weights of 7 bits.
-        progress: called with layers done and their number.
-
-    Raises:
-        RedipruneError: a layer is not float32, or a weight is not finite; the graph is then half rewritten.
+    requires: every layer is computed in float32.
+    ensures: as every `LinearLayerPass`.
     """
-    rows: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
-    constants = _Constants(model, reduce_range)
-    model.opset_imports["com.microsoft"] = 1
-    for done, layer in enumerate(layers):
-        if progress is not None:
-            progress(done, len(layers))
-        if layer.dtype != ir.DataType.FLOAT:
-            raise RedipruneError(
-                f"layer '{layer.name}' is computed in {layer.dtype.name.lower()}; dynamic int8 is made from an fp32 "
-                "bundle: export one with --precision fp32"
-            )
-        if layer.input not in rows:
-            rows[layer.input] = _quantize_rows(model, layer, constants)
-        _quantize_layer(model, layer, *rows[layer.input], constants)
-    RemoveUnusedNodesPass()(model)
+
+    def __init__(self, *, reduce_range: bool = False, layer_names: Collection[str] | None = None):
+        """Set up the pass.
+
+        Args:
+            reduce_range: store weights in 7 bits.
+            layer_names: the layers to rewrite; None is all.
+        """
+        super().__init__(layer_names)
+        self.reduce_range = reduce_range
+
+    def requires(self, model: ir.Model) -> None:
+        """See the class.
+
+        Raises:
+            UnsuitableGraphError: a layer is not float32.
+        """
+        super().requires(model)
+        for layer in self.layers(model):
+            if layer.dtype != ir.DataType.FLOAT:
+                raise UnsuitableGraphError(
+                    f"layer '{layer.name}' is computed in {layer.dtype.name.lower()}; dynamic int8 is made from an fp32 "
+                    "bundle: export one with --precision fp32"
+                )
+
+    def rewrite(self, model: ir.Model, layers: Sequence[LinearLayer]) -> None:
+        """Replace the products.
+
+        Raises:
+            RedipruneError: a weight is not finite; the graph is then half rewritten.
+        """
+        constants = _Constants(model, self.reduce_range)
+        model.opset_imports["com.microsoft"] = 1
+        rows: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}  # input → its integers, its scales
+        for layer in layers:
+            if layer.input not in rows:
+                rows[layer.input] = _quantise_rows(model, layer, constants)
+            _replace_product(model, layer, *rows[layer.input], constants)
 
 
 class _Constants:
-    """What all layers share."""
+    """Initialisers that all layers share."""
 
     def __init__(self, model: ir.Model, reduce_range: bool):
         def constant(name: str, value: np.ndarray | np.generic) -> ir.Value:
@@ -75,32 +84,33 @@ class _Constants:
         self.weight_zero = constant("weight_zero", np.int8(0) if reduce_range else np.uint8(_ZERO))
 
 
-def _quantize_rows(model: ir.Model, layer: Linear, constants: _Constants) -> tuple[ir.Value, ir.Value]:
-    """x [..., in] → uint8 of the same shape, and its scales [..., 1]."""
+def _quantise_rows(model: ir.Model, layer: LinearLayer, constants: _Constants) -> tuple[ir.Value, ir.Value]:
+    """x [..., in] → uint8 [..., in], and its scales [..., 1]."""
     x = layer.input
     magnitude = ir.node("Abs", [x])
     largest = ir.node("ReduceMax", [magnitude.outputs[0], constants.last_axis], {"keepdims": 1})
     bounded = ir.node("Max", [largest.outputs[0], constants.least])
     scale = ir.node("Mul", [bounded.outputs[0], constants.step])
     scaled = ir.node("Div", [x, scale.outputs[0]])
-    # One scale a row is not among QuantizeLinear's forms for any number of axes; dividing first is, and is faster.
-    quantized = ir.node("QuantizeLinear", [scaled.outputs[0], constants.one, constants.row_zero])
-    model.graph.insert_before(layer.node, [magnitude, largest, bounded, scale, scaled, quantized])
-    return quantized.outputs[0], scale.outputs[0]
+    # QuantizeLinear has no scale per row for any number of axes; dividing first works, and is faster.
+    quantised = ir.node("QuantizeLinear", [scaled.outputs[0], constants.one, constants.row_zero])
+    model.graph.insert_before(layer.node, [magnitude, largest, bounded, scale, scaled, quantised])
+    return quantised.outputs[0], scale.outputs[0]
 
 
-def _quantize_layer(
-    model: ir.Model, layer: Linear, rows: ir.Value, row_scales: ir.Value, constants: _Constants
+def _replace_product(
+    model: ir.Model, layer: LinearLayer, rows: ir.Value, row_scales: ir.Value, constants: _Constants
 ) -> None:
+    """Put `(rows · weights) · row_scales` in place of the layer's MatMul."""
     scales = channel_scales(layer.finite_weight(), constants.largest)
 
-    def pack() -> ir.TensorProtocol:
+    def stored_numbers() -> ir.TensorProtocol:
         values = round_to_channels(layer.weight(), scales)
         if constants.dtype == ir.DataType.UINT8:
             values = (values + np.int16(_ZERO)).astype(np.uint8)
         return ir.tensor(values, name=weight.name)
 
-    weight = lazy_constant(model, f"{layer.name}.weight.int8", constants.dtype, layer.shape, pack)
+    weight = lazy_constant(model, f"{layer.name}.weight.int8", constants.dtype, layer.shape, stored_numbers)
     scale = add_constant(model, ir.tensor(scales, name=f"{layer.name}.weight.scale"))
     product = ir.node(
         "MatMulIntegerToFloat",
@@ -116,12 +126,17 @@ def _quantize_layer(
 
 
 def channel_scales(weight: np.ndarray, largest: int) -> np.ndarray:
-    """weight [in, out] → scales [out] float32 that reach each output's largest magnitude with `largest`; 1 for zeros."""
+    """Scales [out] float32 that reach each output's largest magnitude with `largest`; 1 where all are zero.
+
+    Args:
+        weight: [in, out] float32.
+        largest: the largest integer.
+    """
     scales = np.maximum(weight.max(axis=0), -weight.min(axis=0)) / np.float32(largest)
     return np.where(scales > 0, scales, np.float32(1))
 
 
 def round_to_channels(weight: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """weight [in, out], scales [out] → the nearest integers, int8 [in, out]."""
+    """Round a weight [in, out] to the nearest multiples of its scales [out]: int8 [in, out]."""
     values = weight / scales
     return np.rint(values, out=values).astype(np.int8)

@@ -1,4 +1,4 @@
-"""The linear layers of a stage's graph: what quantisation replaces, found and read without loading the rest."""
+"""The linear layers of a stage's graph: found by their structure, read one weight at a time."""
 
 from dataclasses import dataclass
 
@@ -7,49 +7,57 @@ import onnx_ir as ir
 
 from ...runtime.errors import RedipruneError
 
-# What may stand between a stored weight and its product: zero-copy graphs convert and turn it there.
+# What may stand between a stored weight and its product: zero-copy graphs convert and transpose it there.
 _VIEWS = ("Cast", "Transpose")
 
 
 @dataclass(frozen=True)
-class Linear:
-    """One product of activations with a constant matrix: y = x · W, x [..., in], W [in, out]."""
+class LinearLayer:
+    """One product of activations with a constant matrix: y = x · W, x [..., in], W [in, out].
 
-    name: str  # the parameter's, without ".weight": "decoder.layers.0.mlp.down_proj"
-    node: ir.Node  # the MatMul
-    stored: ir.TensorProtocol  # W, or its transpose, as the graph holds it
-    turned: bool
+    Attributes:
+        name: the parameter's, without ".weight", e.g. "decoder.layers.0.mlp.down_proj".
+        node: the MatMul.
+        stored: W as the graph holds it, or its transpose.
+        transposed: whether `stored` is [out, in].
+    """
+
+    name: str
+    node: ir.Node
+    stored: ir.TensorProtocol
+    transposed: bool
 
     @property
     def input(self) -> ir.Value:
+        """x, the activation that the layer reads."""
         value = self.node.inputs[0]
         assert value is not None
         return value
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(in, out)"""
-        rows, columns = _sizes(self.stored)
-        return (columns, rows) if self.turned else (rows, columns)
+        """(in, out), whichever way the weight is stored."""
+        rows, columns = self.stored.shape.numpy()
+        return (columns, rows) if self.transposed else (rows, columns)
 
     @property
     def dtype(self) -> ir.DataType:
-        """In which the product is computed."""
+        """The data type in which the product is computed."""
         matrix = self.node.inputs[1]
         assert matrix is not None
         return matrix.dtype or self.stored.dtype
 
     def weight(self) -> np.ndarray:
-        """W [in, out] float32, read now. The node may have got another weight since."""
+        """Read W [in, out] as float32, from disk; the node may have been given another weight since."""
         matrix = self.stored.numpy()
-        weight = (matrix.T if self.turned else matrix).astype(np.float32, order="C")
+        weight = (matrix.T if self.transposed else matrix).astype(np.float32, order="C")
         if isinstance(self.stored, ir.ExternalTensor):
             del matrix
             self.stored.release()  # the pages of a mapped file would count as this process's memory
         return weight
 
     def finite_weight(self) -> np.ndarray:
-        """`weight()`.
+        """Read W [in, out] as float32 and check it.
 
         Raises:
             RedipruneError: it holds an infinity or NaN, which no scale can represent.
@@ -63,30 +71,26 @@ class Linear:
         return weight
 
 
-def linear_layers(model: ir.Model) -> list[Linear]:
-    """Every MatMul with a constant matrix, in the order of the graph."""
+def linear_layers(model: ir.Model) -> list[LinearLayer]:
+    """Find every MatMul with a constant matrix, in the order of the graph."""
     layers = []
     for node in model.graph:
         if node.op_type != "MatMul" or node.domain:
             continue
-        value, turned = _behind(node.inputs[1])
+        value, transposed = _stored_weight(node.inputs[1])
         if value is not None and value.const_value is not None and len(value.const_value.shape) == 2:
             name = str(value.name).removesuffix(".T").removesuffix(".weight")
-            layers.append(Linear(name, node, value.const_value, turned))
+            layers.append(LinearLayer(name, node, value.const_value, transposed))
     return layers
 
 
-def _behind(value: ir.Value | None) -> tuple[ir.Value | None, bool]:
-    """The initialiser behind a value, and whether the views between transpose it; None if it is computed."""
-    turned = False
+def _stored_weight(value: ir.Value | None) -> tuple[ir.Value | None, bool]:
+    """The initialiser behind a value and whether the views between transpose it; None where it is computed."""
+    transposed = False
     while value is not None and value.const_value is None:
         node = value.producer()
         if node is None or node.op_type not in _VIEWS:
             return None, False
-        turned ^= node.op_type == "Transpose"
+        transposed ^= node.op_type == "Transpose"
         value = node.inputs[0]
-    return value, turned
-
-
-def _sizes(tensor: ir.TensorProtocol) -> list[int]:
-    return list(tensor.shape.numpy())
+    return value, transposed

@@ -3,115 +3,158 @@
     x → QuantizeLinear → DequantizeLinear → MatMul ← DequantizeLinear ← int8 or float8 weights
 
 Activations have one scale per tensor, weights one per output channel, all zero points are 0 as TensorRT requires.
-onnxruntime.quantization writes the same pattern but holds the model in memory, several times, and takes opset 23's
-`Attention` for the operator of that name in its own domain; ModelOpt's ONNX path builds on it. Here weights are read
-and written one at a time.
+onnxruntime.quantization writes the same pattern (a test compares them number by number) but holds the model in memory,
+several times, and takes opset 23's `Attention` for the operator of that name in its own domain; ModelOpt's ONNX path
+builds on it. Here weights are read and written one at a time.
 
 Every layer has a Q/DQ pair of its own, also where several read one value: ONNX Runtime turns the signed activations into
 the unsigned ones its kernels want only for a `QuantizeLinear` with a single reader, and does not fuse the rest.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ...graphs.initializers import add_constant, lazy_constant
-from ..activations import Activation
-from .activation_ranges import RANGES
-from .linear_layers import Linear
-from .smoothquant import ALPHA, smooth, smoothing
+from .activation_ranges import RANGES, Activation
+from .linear_layer_pass import LinearLayerPass, UnsuitableGraphError
+from .linear_layers import LinearLayer
+from .smoothquant import divide_input, smoothing_factors
 
 
 @dataclass(frozen=True)
-class Format:
-    """What a number is stored in, and the largest it holds."""
+class NumberFormat:
+    """What a quantised number is stored in.
+
+    Attributes:
+        name: part of the stored tensors' names.
+        dtype: of the stored tensors.
+        largest: the largest magnitude that a scale is made for.
+    """
 
     name: str
     dtype: ir.DataType
     largest: int
 
     def round(self, values: np.ndarray) -> np.ndarray:
-        """The nearest numbers, those beyond the largest cut off."""
+        """Round to the nearest representable numbers; what lies beyond the largest is cut off."""
         values = np.clip(values, -self.largest, self.largest)
         return (np.rint(values) if self.dtype == ir.DataType.INT8 else values).astype(self.dtype.numpy())
 
 
-INT8 = Format("int8", ir.DataType.INT8, 127)
-FP8 = Format("fp8", ir.DataType.FLOAT8E4M3FN, 448)
+INT8 = NumberFormat("int8", ir.DataType.INT8, 127)
+FP8 = NumberFormat("fp8", ir.DataType.FLOAT8E4M3FN, 448)
 
 
-def quantize(
-    model: ir.Model,
-    layers: Sequence[Linear],
-    activations: Mapping[str, Activation],
-    format: Format,
-    ranges: str = "minmax",
-    alpha: float | None = ALPHA,
-) -> None:
-    """Rewrite linear layers in place.
+class QdqPass(LinearLayerPass):
+    """Give linear layers quantised inputs and weights, as Q/DQ.
 
-    Args:
-        model: the stage's graph.
-        layers: those to quantise.
-        activations: of the layers' inputs, by name.
-        format: INT8 or FP8.
-        ranges: a key of `RANGES`.
-        alpha: of SmoothQuant, how much of the activations' outliers the weights take over; None leaves them.
+    requires: the activations of every layer's input are known.
+    ensures: as every `LinearLayerPass`.
     """
-    sharing: dict[str, list[Linear]] = defaultdict(list)
-    for layer in layers:
-        sharing[str(layer.input.name)].append(layer)
-    for name, group in sharing.items():
-        seen = activations[name]
-        value, factor = group[0].input, np.ones(len(seen.largest), np.float32)
-        if alpha is not None:
-            factor = smoothing(seen.largest, group, alpha)
-            value = smooth(model, group, factor)
-        top = RANGES[ranges](seen.largest / factor, seen.rows / factor)
-        for layer in group:
-            _quantize_layer(model, layer, value, top, factor, format)
-    RemoveUnusedNodesPass()(model)
+
+    def __init__(
+        self,
+        number_format: NumberFormat,
+        activations: Mapping[str, Activation],
+        *,
+        ranges: str = "minmax",
+        smoothing: float | None = None,
+        layer_names: Collection[str] | None = None,
+    ):
+        """Set up the pass.
+
+        Args:
+            number_format: INT8 or FP8.
+            activations: by name of a layer's input.
+            ranges: a key of `RANGES`: which magnitude the largest integer of an activation stands for.
+            smoothing: SmoothQuant's migration strength in [0, 1]; None does without.
+            layer_names: the layers to rewrite; None is all.
+        """
+        super().__init__(layer_names)
+        self.number_format, self.activations = number_format, activations
+        self.ranges, self.smoothing = ranges, smoothing
+
+    def requires(self, model: ir.Model) -> None:
+        """See the class.
+
+        Raises:
+            UnsuitableGraphError: a layer that no sample reached.
+        """
+        super().requires(model)
+        for layer in self.layers(model):
+            if layer.input.name not in self.activations:
+                raise UnsuitableGraphError(
+                    f"no sample reached layer '{layer.name}', so its input has no range; give other samples, or leave the "
+                    "layer out"
+                )
+
+    def rewrite(self, model: ir.Model, layers: Sequence[LinearLayer]) -> None:
+        """Quantise the layers, those that share an input together: they share its range and its smoothing."""
+        sharing: dict[str, list[LinearLayer]] = defaultdict(list)
+        for layer in layers:
+            sharing[str(layer.input.name)].append(layer)
+        for name, group in sharing.items():
+            seen = self.activations[name]
+            value, factors = group[0].input, np.ones(len(seen.largest), np.float32)
+            if self.smoothing is not None:
+                factors = smoothing_factors(seen.largest, group, self.smoothing)
+                value = divide_input(model, group, factors)
+            top = RANGES[self.ranges](seen.largest / factors, seen.rows / factors)
+            for layer in group:
+                quantised_input = _quantise_input(model, layer, value, top, self.number_format)
+                weight = _quantise_weight(model, layer, factors, self.number_format)
+                layer.node.replace_input_with(0, quantised_input)
+                layer.node.replace_input_with(1, weight)
 
 
-def _quantize_layer(
-    model: ir.Model, layer: Linear, value: ir.Value, top: float, factor: np.ndarray, format: Format
-) -> None:
-    """Give a layer a Q/DQ pair for `value`, whose stored numbers reach to `top`, and stored weights of diag(factor) · W."""
-    kind = layer.dtype
-    name, nodes = layer.name, []
-
-    def node(op: str, inputs: list[ir.Value], suffix: str, kind: ir.DataType, **attributes: int) -> ir.Value:
-        made = ir.node(op, inputs, attributes, name=f"{name}.{suffix}")
-        made.outputs[0].name, made.outputs[0].dtype = f"{name}.{suffix}.out", kind
-        nodes.append(made)
-        return made.outputs[0]
-
+def _quantise_input(
+    model: ir.Model, layer: LinearLayer, value: ir.Value, top: float, number_format: NumberFormat
+) -> ir.Value:
+    """A Q/DQ pair of the layer's own for `value`, whose stored numbers reach to `top`."""
+    dtype = layer.dtype
     # A range of zero, an input that was always 0, has no scale; any will do.
-    scale = add_constant(
-        model, ir.tensor(np.array(top / format.largest or 1.0, kind.numpy()), name=f"{name}.input.scale")
-    )
-    zero = add_constant(model, ir.tensor(np.zeros((), format.dtype.numpy()), name=f"{name}.input.zero"))
-    quantised = node("QuantizeLinear", [value, scale, zero], "input.quantize", format.dtype)
-    back = node("DequantizeLinear", [quantised, scale, zero], "input.dequantize", kind)
-
-    scales = _weight_scales(layer, factor, format).astype(kind.numpy())
-    columns = add_constant(model, ir.tensor(scales, name=f"{name}.weight.scale"))
-    zeros = add_constant(model, ir.tensor(np.zeros(len(scales), format.dtype.numpy()), name=f"{name}.weight.zero"))
-
-    def numbers() -> ir.TensorProtocol:
-        return ir.tensor(format.round(layer.weight() * factor[:, None] / scales.astype(np.float32)), name=stored.name)
-
-    stored = lazy_constant(model, f"{name}.weight.{format.name}", format.dtype, layer.shape, numbers)
-    weight = node("DequantizeLinear", [stored, columns, zeros], "weight.dequantize", kind, axis=1)
-    model.graph.insert_before(layer.node, nodes)
-    layer.node.replace_input_with(0, back)
-    layer.node.replace_input_with(1, weight)
+    step = np.array(top / number_format.largest or 1.0, dtype.numpy())
+    scale = add_constant(model, ir.tensor(step, name=f"{layer.name}.input.scale"))
+    zero = add_constant(model, ir.tensor(np.zeros((), number_format.dtype.numpy()), name=f"{layer.name}.input.zero"))
+    quantise = ir.node("QuantizeLinear", [value, scale, zero])
+    quantised = _named(quantise, f"{layer.name}.input.quantize", number_format.dtype)
+    dequantise = ir.node("DequantizeLinear", [quantised, scale, zero])
+    restored = _named(dequantise, f"{layer.name}.input.dequantize", dtype)
+    model.graph.insert_before(layer.node, [quantise, dequantise])
+    return restored
 
 
-def _weight_scales(layer: Linear, factor: np.ndarray, format: Format) -> np.ndarray:
-    largest = np.abs(layer.finite_weight() * factor[:, None]).max(axis=0) / format.largest
+def _quantise_weight(model: ir.Model, layer: LinearLayer, factors: np.ndarray, number_format: NumberFormat) -> ir.Value:
+    """Stored weights of diag(factors) · W [in, out] with a scale per output, and their dequantisation."""
+    scales = _weight_scales(layer, factors, number_format).astype(layer.dtype.numpy())
+
+    def stored_numbers() -> ir.TensorProtocol:
+        weight = layer.weight() * factors[:, None]
+        return ir.tensor(number_format.round(weight / scales.astype(np.float32)), name=stored.name)
+
+    scale = add_constant(model, ir.tensor(scales, name=f"{layer.name}.weight.scale"))
+    zeros = np.zeros(len(scales), number_format.dtype.numpy())
+    zero = add_constant(model, ir.tensor(zeros, name=f"{layer.name}.weight.zero"))
+    name = f"{layer.name}.weight.{number_format.name}"
+    stored = lazy_constant(model, name, number_format.dtype, layer.shape, stored_numbers)
+    dequantise = ir.node("DequantizeLinear", [stored, scale, zero], {"axis": 1})
+    restored = _named(dequantise, f"{layer.name}.weight.dequantize", layer.dtype)
+    model.graph.insert_before(layer.node, dequantise)
+    return restored
+
+
+def _weight_scales(layer: LinearLayer, factors: np.ndarray, number_format: NumberFormat) -> np.ndarray:
+    """Scales [out] that reach each output's largest magnitude with the format's largest number; 1 for zeros."""
+    largest = np.abs(layer.finite_weight() * factors[:, None]).max(axis=0) / number_format.largest
     return np.where(largest > 0, largest, 1.0)
+
+
+def _named(node: ir.Node, name: str, dtype: ir.DataType) -> ir.Value:
+    node.name = name
+    (output,) = node.outputs
+    output.name, output.dtype = f"{name}.out", dtype
+    return output

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from rediprune.calibration.calibrate import calibrate
 from rediprune.calibration.evaluation.evaluate import evaluate, read_questions
-from rediprune.calibration.quantize.recipes import parse_recipe
+from rediprune.calibration.settings import CalibrationSettings
 from rediprune.calibration.tasks.media_folder import write_set
 from rediprune.export.build.cpu_engines import build_cpu
 from rediprune.export.build.tensorrt_engines import build_tensorrt
@@ -136,9 +136,9 @@ def test_activations_are_taken_once_for_all_recipes(demo: Path, int8: Bundle, mo
     def again(*_: Any, **__: Any) -> None:
         raise AssertionError("the samples were shown again")
 
-    monkeypatch.setattr("rediprune.calibration.calibrate.collect", again)
+    monkeypatch.setattr("rediprune.calibration.observations.collect", again)
     for ranges in ("percentile", "entropy"):
-        made = calibrate(demo, demo.parent / f"int8-{ranges}", ranges=ranges)
+        made = calibrate(demo, demo.parent / f"int8-{ranges}", CalibrationSettings(ranges=ranges))
         near = record(made).fidelity["vision"]
         assert near is not None and near.cosine > 0.98
 
@@ -158,18 +158,45 @@ def test_an_interrupted_calibration_goes_on_where_it_stopped(tiny: Path, photo: 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        calibrate(tiny, tmp_path / "int8", data=tmp_path / "photos", progress=interrupt)
+        calibrate(tiny, tmp_path / "int8", CalibrationSettings(data=tmp_path / "photos"), progress=interrupt)
     assert not (tmp_path / "int8").exists()
     told: list[tuple[str, str]] = []
-    calibrate(tiny, tmp_path / "int8", data=tmp_path / "photos", progress=lambda *what: told.append(what[:2]))
+    calibrate(
+        tiny,
+        tmp_path / "int8",
+        CalibrationSettings(data=tmp_path / "photos"),
+        progress=lambda *what: told.append(what[:2]),
+    )
     assert ("vision", "quantising") not in told and ("language", "quantising") in told
     assert not any(stage == "activations" and what != "done" for stage, what in told)
     assert content(tiny) == before
     assert not list(tmp_path.glob(".int8.partial"))
 
 
+@pytest.mark.parametrize("damage", ["cut short", "no archive", "an array is missing", "an entry is overwritten"])
+def test_damaged_activations_are_taken_anew(tiny: Path, photo: Path, damage: str, tmp_path: Path) -> None:
+    settings = CalibrationSettings("vision=int8", data=photo.parent, samples=2)
+    whole = calibrate(tiny, tmp_path / "whole", settings)
+    (file,) = tmp_path.glob(".tiny.activations/*/vision.npz")
+    content = file.read_bytes()
+    match damage:
+        case "cut short":
+            file.write_bytes(content[: len(content) // 2])
+        case "no archive":
+            file.write_bytes(b"PK\x03\x04 nothing")
+        case "an array is missing":
+            with np.load(file) as stored:
+                np.savez(file, **{name: stored[name] for name in stored.files if not name.startswith("rows/")})
+        case "an entry is overwritten":
+            file.write_bytes(content[:200] + bytes(2000) + content[2200:])
+    again = calibrate(tiny, tmp_path / "again", settings)
+    assert again.manifest.stages["vision"] == whole.manifest.stages["vision"]
+    assert file.read_bytes() == content and len(list(file.parent.iterdir())) == 1
+
+
 def test_layers_that_are_skipped_stay_as_they_are(tiny: Path, photo: Path, tmp_path: Path) -> None:
-    made = calibrate(tiny, tmp_path / "int8", data=photo.parent, samples=1, skip=["language/head", "*.fc2"])
+    settings = CalibrationSettings(data=photo.parent, samples=1, exclude_layers=("language/head", "*.fc2"))
+    made = calibrate(tiny, tmp_path / "int8", settings)
     assert record(made).skipped["language"] == ["head"]
     assert all(name.endswith(".fc2") for name in record(made).skipped["vision"])
     graph = onnx.load(made.folder / "onnx/language.onnx", load_external_data=False).graph
@@ -181,7 +208,7 @@ def test_layers_that_are_skipped_stay_as_they_are(tiny: Path, photo: Path, tmp_p
 def test_pictures_of_one_colour_give_finite_scales(tiny: Path, colour: int, tmp_path: Path) -> None:
     (tmp_path / "flat").mkdir()
     Image.fromarray(np.full((64, 64, 3), colour, np.uint8)).save(tmp_path / "flat" / "a.png")
-    made = calibrate(tiny, tmp_path / "int8", data=tmp_path / "flat")
+    made = calibrate(tiny, tmp_path / "int8", CalibrationSettings(data=tmp_path / "flat"))
     assert record(made).data["samples"] == 1
     for stage in record(made).recipe:
         graph = onnx.load(made.folder / f"onnx/{stage}.onnx").graph
@@ -200,40 +227,45 @@ def test_values_that_are_not_finite_name_the_layer(tiny: Path, photo: Path, tmp_
     opened.manifest.stages["vision"].files["onnx/vision.onnx"] = file_sha256(path)
     opened.write_manifest()
     with pytest.raises(RedipruneError, match=r"layer 'tower.*layers.0.* is not finite.*\.jpg"):
-        calibrate(tiny, tmp_path / "int8", data=photo.parent, samples=1)
+        calibrate(tiny, tmp_path / "int8", CalibrationSettings(data=photo.parent, samples=1))
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("asked", "says"),
     [
         ({"recipe": "int9"}, "'int9' is not known"),
-        ({"recipe": "vision=int9"}, "form 'int9' is not known"),
+        ({"recipe": "vision=int9"}, "scheme 'int9' is not known"),
         ({"recipe": "tower=int8"}, "stage 'tower' is not one"),
         ({"recipe": "int8,select=int8"}, "always computes in fp32"),
         ({"recipe": "vision=keep"}, "changes no stage"),
         ({"ranges": "guess"}, "minmax, percentile, entropy"),
         ({"samples": 0}, "at least 1"),
-        ({"alpha": 2.0}, r"\[0, 1\]"),
-        ({"skip": ["nothing.*"]}, "names no linear layer; they are called like 'tower"),
-        ({"recipe": "int8-dynamic", "backend": "tensorrt-rtx"}, "tensorrt-rtx does not take int8-dynamic"),
+        ({"smoothing": 2.0}, r"\[0, 1\]"),
+        ({"exclude_layers": ("nothing.*",)}, "names no linear layer; they are called like 'tower"),
     ],
 )
-def test_bad_settings_are_refused(tiny: Path, tmp_path: Path, options: dict[str, Any], says: str) -> None:
+def test_bad_settings_are_refused(tiny: Path, tmp_path: Path, asked: dict[str, Any], says: str) -> None:
     with pytest.raises(RedipruneError, match=says):
-        calibrate(tiny, tmp_path / "int8", **options)
+        calibrate(tiny, tmp_path / "int8", CalibrationSettings(**asked))
+    assert {file.name for file in tmp_path.iterdir()} == {"tiny"}
+
+
+def test_a_backend_that_does_not_take_the_recipe_is_refused(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(RedipruneError, match="tensorrt-rtx does not take int8-dynamic"):
+        calibrate(tiny, tmp_path / "int8", "int8-dynamic", backend="tensorrt-rtx")
     assert {file.name for file in tmp_path.iterdir()} == {"tiny"}
 
 
 def test_bad_data_is_refused(tiny: Path, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
-    with pytest.raises(RedipruneError, match="holds no pictures"):
-        calibrate(tiny, tmp_path / "int8", data=photos)
+    with pytest.raises(RedipruneError, match="holds no images"):
+        calibrate(tiny, tmp_path / "int8", CalibrationSettings(data=photos))
     (photos / "a.png").write_bytes(b"no picture")
     with pytest.raises(RedipruneError, match=r"a\.png"):
-        calibrate(tiny, tmp_path / "int8", data=photos)
+        calibrate(tiny, tmp_path / "int8", CalibrationSettings(data=photos))
     with pytest.raises(RedipruneError, match="no dataset"):
-        calibrate(tiny, tmp_path / "int8", data=tmp_path / "nothing.jsonl")
+        calibrate(tiny, tmp_path / "int8", CalibrationSettings(data=tmp_path / "nothing.jsonl"))
     assert not (tmp_path / "int8").exists()
 
 
@@ -254,16 +286,9 @@ def test_a_backend_that_cannot_take_it_refuses_at_once(demo: Path, int8: Bundle)
     assert build_cpu(dynamic.folder, "ort").precision["vision"] == "int8-dynamic"
 
 
-def test_a_tower_for_videos_follows_the_one_for_images() -> None:
-    stages = ["vision", "vision_video", "select", "project", "embed", "language"]
-    assert parse_recipe("int8", stages)["vision_video"] == "int8"
-    assert "vision_video" not in parse_recipe("int8,vision_video=keep", stages)
-    assert parse_recipe("int8,language=int4", stages)["language"] == "int4"
-
-
 @pytest.mark.parametrize("family", ["video_llava", pytest.param("llava_next_video", marks=pytest.mark.slow)])
 def test_every_family_is_calibrated(family: str, bundle_of: Callable[[str], Path], tmp_path: Path) -> None:
-    made = calibrate(bundle_of(family), tmp_path / "int8", samples=2)
+    made = calibrate(bundle_of(family), tmp_path / "int8", CalibrationSettings(samples=2))
     assert all(near is not None and near.cosine > 0.9 for near in record(made).fidelity.values())
 
 
@@ -304,3 +329,12 @@ def test_command_line(tiny: Path, photo: Path, tmp_path: Path) -> None:
     document = json.loads(done.stdout)
     assert document["recipe"] == {"vision": "int8"}
     assert Bundle.open(tmp_path / "out").manifest.precision == "vision=int8"
+    made = []
+    for words in (["--alpha", "0.5"], ["--smoothing", "0.5"]):  # the former by earlier versions
+        out = ["-o", str(tmp_path / words[0])]
+        done = CliRunner().invoke(app, [*options[:2], *out, *options[4:], "--recipe", "project=int8", *words, "--json"])
+        made.append(json.loads(done.stdout))
+    assert made[0]["options"] == made[1]["options"] and "--smoothing 0.5" in " ".join(made[0]["options"])
+    refused = CliRunner().invoke(app, [*options, "--alpha", "0.5", "--smoothing", "0.6"])
+    assert isinstance(refused.exception, RedipruneError) and "old name of --smoothing" in str(refused.exception)
+    assert "--alpha" not in CliRunner().invoke(app, ["calibrate", "--help"]).stdout

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
-from rediprune.calibration.budget import fewest, parse_budget
+from rediprune.calibration.budget import parse_budget
 from rediprune.calibration.bundle_graphs import load_graph
-from rediprune.calibration.calibrate import calibrate, sensitivity
+from rediprune.calibration.calibrate import calibrate
 from rediprune.calibration.data import open_data
 from rediprune.calibration.evaluation.evaluate import evaluate, read_questions
 from rediprune.calibration.quantize.linear_layers import linear_layers
+from rediprune.calibration.sensitivity import sensitivity
+from rediprune.calibration.settings import CalibrationSettings
 from rediprune.runtime import Pipeline, RedipruneError
 from rediprune.runtime.backends.session import open_stage
 from rediprune.runtime.bundle import MANIFEST, Bundle, CalibrationSpec, file_sha256
@@ -96,7 +96,7 @@ def errors_of_vision(source: Path, made: Path, data: Path, samples: int) -> list
 
 
 def test_the_layer_with_the_outlier_is_found(source: Path, data: Path) -> None:
-    found = {one.unit: one for one in sensitivity(source, "vision=int8", data=data, samples=4, alpha=None)}
+    found = {one.unit: one for one in sensitivity(source, CalibrationSettings("vision=int8", data, 4, smoothing=None))}
     worst = found.pop(OUTLIER)
     assert found
     assert worst.layers == [OUTLIER] and worst.weights == 32 * 64
@@ -107,13 +107,13 @@ def test_the_layer_with_the_outlier_is_found(source: Path, data: Path) -> None:
         assert one.kept is not None and worst.kept is not None and 0 <= worst.kept < one.kept <= 1
     assert worst.tokens < 1
     # SmoothQuant takes the outlier over into the weights.
-    smoothed = {one.unit: one for one in sensitivity(source, "vision=int8", data=data, samples=4)}
+    smoothed = {one.unit: one for one in sensitivity(source, CalibrationSettings("vision=int8", data, 4))}
     assert smoothed[OUTLIER].error < worst.error / 10
 
 
 @pytest.mark.parametrize("form", ["int8-dynamic", "int4", "fp8"])
 def test_every_form_of_single_layers_has_sensitivities(form: str, source: Path, data: Path) -> None:
-    found = sensitivity(source, f"language={form}", data=data, samples=4)
+    found = sensitivity(source, CalibrationSettings(f"language={form}", data, 4))
     layers = [layer.name for layer in linear_layers(load_graph(Bundle.open(source), "language"))]
     assert [layer for one in found for layer in one.layers] == layers
     assert any(len(one.layers) == 3 and "q_proj+k_proj+v_proj" in one.unit for one in found)
@@ -123,9 +123,11 @@ def test_every_form_of_single_layers_has_sensitivities(form: str, source: Path, 
 
 
 def test_a_budget_leaves_the_one_layer_and_is_met(source: Path, data: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"data": data, "samples": 4, "alpha": None}
-    plain = calibrate(source, tmp_path / "plain", "vision=int8", **options)
-    made = calibrate(source, tmp_path / "made", "vision=int8", budget="error=5%", **options)
+    options: dict[str, Any] = {"data": data, "samples": 4, "smoothing": None}
+    plain = calibrate(source, tmp_path / "plain", CalibrationSettings("vision=int8", **options))
+    made = calibrate(
+        source, tmp_path / "made", CalibrationSettings("vision=int8", budget=parse_budget("error=5%"), **options)
+    )
     assert max(errors_of_vision(source, plain.folder, data, 4)) > 0.05
     assert max(errors_of_vision(source, made.folder, data, 4)) <= 0.05
     told = record(made)
@@ -140,12 +142,16 @@ def test_a_budget_leaves_the_one_layer_and_is_met(source: Path, data: Path, tmp_
     assert "tower.encoder.layers.1.mlp.fc2.weight.int8" in names
     assert "--budget error=0.05" in made.manifest.rebuild_command(made.folder)
     stamp = (made.folder / MANIFEST).stat().st_mtime_ns
-    calibrate(source, made.folder, "vision=int8", budget="error=0.05", **options)
+    calibrate(source, made.folder, CalibrationSettings("vision=int8", budget=parse_budget("error=0.05"), **options))
     assert (made.folder / MANIFEST).stat().st_mtime_ns == stamp
 
 
 def test_a_budget_that_everything_meets_needs_no_choice(source: Path, data: Path, tmp_path: Path) -> None:
-    told = record(calibrate(source, tmp_path / "made", "project=int8", data=data, samples=4, budget="error=0.5"))
+    told = record(
+        calibrate(
+            source, tmp_path / "made", CalibrationSettings("project=int8", data, 4, budget=parse_budget("error=0.5"))
+        )
+    )
     assert told.sensitivity == [] and told.skipped == {} and told.recipe == {"project": "int8"}
     assert 0 < told.measured["project"] <= 0.5
 
@@ -153,10 +159,11 @@ def test_a_budget_that_everything_meets_needs_no_choice(source: Path, data: Path
 def test_a_stage_that_cannot_meet_it_stays_as_it_is(source: Path, data: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"data": data, "samples": 4}
     recipe = "vision=int8,project=int4"
-    near = record(calibrate(source, tmp_path / "plain", recipe, **options)).fidelity["vision"]
-    alone = min(one.error for one in sensitivity(source, "project=int4", **options))
+    near = record(calibrate(source, tmp_path / "plain", CalibrationSettings(recipe, **options))).fidelity["vision"]
+    alone = min(one.error for one in sensitivity(source, CalibrationSettings("project=int4", **options)))
     assert near is not None and near.relative_error < alone  # four bits are fewer than eight
-    made = calibrate(source, tmp_path / "made", recipe, budget=f"error={(near.relative_error + alone) / 2}", **options)
+    budget = parse_budget(f"error={(near.relative_error + alone) / 2}")
+    made = calibrate(source, tmp_path / "made", CalibrationSettings(recipe, budget=budget, **options))
     told = record(made)
     assert told.recipe == {"vision": "int8"}
     assert told.measured == {"vision": near.relative_error}
@@ -174,24 +181,29 @@ def test_a_stage_that_cannot_meet_it_stays_as_it_is(source: Path, data: Path, tm
 
 def test_a_budget_that_nothing_meets_is_said(source: Path, data: Path, tmp_path: Path) -> None:
     with pytest.raises(RedipruneError, match=r"no layer can be quantised within error=1e-07: 'vision/.*allow more"):
-        calibrate(source, tmp_path / "made", "vision=int8", data=data, samples=4, budget="error=1e-7")
+        calibrate(
+            source, tmp_path / "made", CalibrationSettings("vision=int8", data, 4, budget=parse_budget("error=1e-7"))
+        )
     assert not (tmp_path / "made").exists()
 
 
 def test_a_budget_of_accuracy_is_met(source: Path, data: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"data": data, "samples": 4, "alpha": None}
+    options: dict[str, Any] = {"data": data, "samples": 4, "smoothing": None}
     questions = read_questions(data)
 
     def right(folder: Path) -> list[int]:
         return [sum(score.right.values()) for score in evaluate(folder, questions, [1.0, 0.15])]
 
-    plain = calibrate(source, tmp_path / "plain", "vision=int8,project=int8", **options)
+    plain = calibrate(source, tmp_path / "plain", CalibrationSettings("vision=int8,project=int8", **options))
     before = right(source)
     assert before[0] == len(questions)
     allowed = 60.0  # a model of random weights says something else at the least change
     lost = [100 * (theirs - ours) / len(questions) for ours, theirs in zip(right(plain.folder), before, strict=True)]
     assert max(lost) > allowed
-    made = calibrate(source, tmp_path / "made", "vision=int8,project=int8", budget=f"accuracy={allowed:g}", **options)
+    budget = parse_budget(f"accuracy={allowed:g}")
+    made = calibrate(
+        source, tmp_path / "made", CalibrationSettings("vision=int8,project=int8", budget=budget, **options)
+    )
     lost = [100 * (theirs - ours) / len(questions) for ours, theirs in zip(right(made.folder), before, strict=True)]
     told = record(made)
     assert max(lost) <= allowed
@@ -204,11 +216,13 @@ def test_a_budget_of_accuracy_is_met(source: Path, data: Path, tmp_path: Path) -
 
 def test_accuracy_needs_answers_that_can_be_lost(source: Path, data: Path, tmp_path: Path) -> None:
     with pytest.raises(RedipruneError, match="no questions with answers"):
-        calibrate(source, tmp_path / "made", data=data.parent, budget="accuracy=1")
+        CalibrationSettings(data=data.parent, budget=parse_budget("accuracy=1"))
     wrong = data.parent / "wrong.jsonl"
     wrong.write_text("\n".join(json.dumps(json.loads(s) | {"answer": "no"}) for s in data.read_text().splitlines()))
     with pytest.raises(RedipruneError, match="answers none of 12 questions right"):
-        calibrate(source, tmp_path / "made", "project=int8", data=wrong, samples=4, budget="accuracy=1")
+        calibrate(
+            source, tmp_path / "made", CalibrationSettings("project=int8", wrong, 4, budget=parse_budget("accuracy=1"))
+        )
 
 
 def test_an_interrupted_measurement_goes_on_where_it_stopped(source: Path, data: Path, tmp_path: Path) -> None:
@@ -220,21 +234,20 @@ def test_an_interrupted_measurement_goes_on_where_it_stopped(source: Path, data:
             if len(asked) == 4:
                 raise KeyboardInterrupt
 
-    options: dict[str, Any] = {"data": data, "samples": 5, "alpha": None, "budget": "error=0.05"}
+    options: dict[str, Any] = {"data": data, "samples": 5, "smoothing": None, "budget": parse_budget("error=0.05")}
+    settings = CalibrationSettings("vision=int8", **options)
     with pytest.raises(KeyboardInterrupt):
-        calibrate(source, tmp_path / "made", "vision=int8", progress=interrupt, **options)
+        calibrate(source, tmp_path / "made", settings, progress=interrupt)
     assert not (tmp_path / "made").exists()
     told: list[str] = []
-    made = calibrate(
-        source, tmp_path / "made", "vision=int8", progress=lambda _, what, __: told.append(what), **options
-    )
+    made = calibrate(source, tmp_path / "made", settings, progress=lambda _, what, __: told.append(what))
     again = [what for what in told if "alone" in what]
     assert again[0] == asked[3] and len(again) == 8 - 3
     assert record(made).skipped == {"vision": [OUTLIER]}
 
 
 def test_bundles_of_before_read_as_ever(source: Path, data: Path, tmp_path: Path) -> None:
-    made = calibrate(source, tmp_path / "made", "project=int8", data=data, samples=4)
+    made = calibrate(source, tmp_path / "made", CalibrationSettings("project=int8", data, 4))
     path = made.folder / MANIFEST
     document = json.loads(path.read_text())
     for name in ("budget", "measured", "sensitivity"):
@@ -258,42 +271,16 @@ def test_bundles_of_before_read_as_ever(source: Path, data: Path, tmp_path: Path
     ],
 )
 def test_bad_budgets_are_refused(source: Path, tmp_path: Path, options: dict[str, Any], says: str) -> None:
+    options = dict(options)
     with pytest.raises(RedipruneError, match=says):
-        calibrate(source, tmp_path / "made", **options)
+        budget = parse_budget(options.pop("budget"))
+        calibrate(source, tmp_path / "made", CalibrationSettings(budget=budget, **options))
     assert not list(tmp_path.iterdir())
 
 
 def test_halves_have_no_sensitivities(source: Path) -> None:
     with pytest.raises(RedipruneError, match="fp16 takes the whole of stage"):
         sensitivity(source, "fp16")
-
-
-def test_budgets_are_read() -> None:
-    assert parse_budget("error=2%") == parse_budget("error=0.02")
-    assert str(parse_budget("accuracy=1")) == str(parse_budget("accuracy=1%")) == "accuracy=1"
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=40), st.floats(0, 1))
-def test_the_fewest_units_are_left(gains: list[float], most: float) -> None:
-    losses = [sum(gains[at:]) for at in range(len(gains) + 1)]  # the last is 0
-    if losses[0] <= most:
-        return
-    asked: list[int] = []
-
-    def loss(count: int) -> float:
-        asked.append(count)
-        return losses[count]
-
-    count = fewest(len(gains), loss, most)
-    assert count == next(at for at, lost in enumerate(losses) if lost <= most)
-    assert len(asked) <= len(gains).bit_length()
-
-
-@given(st.lists(st.floats(0, 1), min_size=2, max_size=40), st.floats(0, 1))
-def test_a_loss_that_jumps_is_never_taken_unmeasured(losses: list[float], most: float) -> None:
-    measured: dict[int, float] = {}
-    count = fewest(len(losses), lambda at: measured.setdefault(at, losses[at]), most)
-    assert count == len(losses) or measured[count] <= most
 
 
 def test_command_line(source: Path, data: Path, tmp_path: Path) -> None:
@@ -317,7 +304,7 @@ def test_command_line(source: Path, data: Path, tmp_path: Path) -> None:
     done = CliRunner(env={"COLUMNS": "180"}).invoke(
         app, ["calibrate", str(source), "-o", out, *common, "--budget", "error=5%"]
     )
-    assert "1 of 8 units stay in fp32" in done.stdout
+    assert "1 of 8 layer groups stay in fp32" in done.stdout
     assert "6 samples say little" in done.stdout
     done = CliRunner(env={"COLUMNS": "180"}).invoke(app, ["inspect", out])
     (line,) = [line for line in done.stdout.splitlines() if OUTLIER in line]

@@ -13,6 +13,7 @@ from rediprune.calibration.calibrate import calibrate
 from rediprune.calibration.evaluation.evaluate import evaluate, media_of, read_questions
 from rediprune.calibration.evaluation.report import FLOOR_MARGIN, find_bundles, paired_change, recommend, report
 from rediprune.calibration.evaluation.similarity import jaccard
+from rediprune.calibration.settings import CalibrationSettings
 from rediprune.calibration.tasks.media_folder import write_set
 from rediprune.export.checkpoint.reader import Checkpoint
 from rediprune.export.cli import add
@@ -36,7 +37,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the trained checkpoint's bundle and its int8 and bf16 forms."""
     folder = tmp_path_factory.mktemp("bundles")
     export_bundle(Checkpoint.open(str(DEMO)), folder / "fp32", check=False)
-    calibrate(folder / "fp32", folder / "int8", samples=16)
+    calibrate(folder / "fp32", folder / "int8", CalibrationSettings(samples=16))
     calibrate(folder / "fp32", folder / "bf16", "bf16")
     return folder
 
@@ -88,7 +89,8 @@ def test_a_report_is_what_its_parts_measure(bundles: Path, dataset: Path) -> Non
         if row.judged_by == "relative_error" and row.tolerance is not None
     }
     assert {stage: judged[stage] for stage in after.floors} == after.floors
-    assert calibrate(bundles / "fp32", bundles / "int8", samples=16).manifest.calibration == after  # nothing redone
+    # Nothing is redone.
+    assert calibrate(bundles / "fp32", bundles / "int8", CalibrationSettings(samples=16)).manifest.calibration == after
 
 
 def test_a_floor_that_is_too_low_fails_validation(bundles: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from rediprune.calibration.bundle_graphs import load_graph
-from rediprune.calibration.quantize.float16 import convert
+from rediprune.calibration.quantize.float16 import HalfPrecisionPass
 from rediprune.runtime.bundle import Bundle
 from rediprune.runtime.errors import RedipruneError
 
@@ -37,7 +37,7 @@ def run(path: Path, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
 def test_fp16_is_the_same_but_for_rounding(name: str, stage: str, bundle_of, tmp_path: Path) -> None:
     bundle = Bundle.open(bundle_of(name))
     model = load_graph(bundle, stage)
-    convert(model, ir.DataType.FLOAT16)
+    HalfPrecisionPass(ir.DataType.FLOAT16)(model)
     ir.save(model, tmp_path / "half.onnx", external_data="half.data")
     expected = run(bundle.path(bundle.manifest.stages[stage].file), feed(bundle, stage))
     for y, half in zip(expected, run(tmp_path / "half.onnx", feed(bundle, stage)), strict=True):
@@ -49,7 +49,7 @@ def test_islands_and_products(half: ir.DataType, bundle_of) -> None:
     bundle = Bundle.open(bundle_of("llava_next_video"))
     model = load_graph(bundle, "language")
     names = [value.name for value in (*model.graph.inputs, *model.graph.outputs)]
-    convert(model, half)
+    HalfPrecisionPass(half)(model)
     for node in model.graph:
         if node.op_type in ("MatMul", "Attention"):
             assert {value.dtype for value in node.inputs[:2]} == {half}
@@ -79,7 +79,7 @@ def test_a_large_residual_survives_its_norm(tmp_path: Path) -> None:
     nodes[-1].outputs[0].name, nodes[-1].outputs[0].shape = "y", typed["shape"]
     graph = ir.Graph([x], nodes[-1].outputs, nodes=nodes, initializers=[two, axis, weight], opset_imports={"": 24})
     model = ir.Model(graph, ir_version=11)
-    convert(model, ir.DataType.FLOAT16)
+    HalfPrecisionPass(ir.DataType.FLOAT16)(model)
     ir.save(model, tmp_path / "norm.onnx")
     (y,) = run(tmp_path / "norm.onnx", {"x": np.full((2, 8), 300, np.float32)})
     assert np.array_equal(y, np.ones((2, 8)))
@@ -89,7 +89,7 @@ def test_weights_beyond_fp16_are_named(tmp_path: Path, bundle_of) -> None:
     model = load_graph(Bundle.open(bundle_of("llava")), "project")
     name, value = next((n, v) for n, v in model.graph.initializers.items() if len(v.shape or ()) == 2)
     value.const_value = ir.tensor(np.full(value.const_value.shape.numpy(), 1e6, np.float32), name=name)
-    convert(model, ir.DataType.FLOAT16)
+    HalfPrecisionPass(ir.DataType.FLOAT16)(model)
     with pytest.raises(RedipruneError, match=f"'{name}' has entries beyond the range of float16"):
         ir.save(model, tmp_path / "half.onnx", external_data="half.data")
 
@@ -100,7 +100,7 @@ def test_tensorrt_rtx_builds_it(stage: str, half: ir.DataType, named: str, bundl
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx: pip install 'rediprune[tensorrt-rtx]'")
     bundle = Bundle.open(bundle_of("llava"))
     model = load_graph(bundle, stage)
-    convert(model, half)
+    HalfPrecisionPass(half)(model)
     ir.save(model, tmp_path / "half.onnx", external_data="half.data")
     sizes = {"batch": [1, 1, 1], "tokens": [1, 8, 64], "cache": [64, 64, 64], "frames": [1, 2, 4]}
     profile = {}

@@ -7,8 +7,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from rediprune.calibration.bundle_graphs import load_graph
-from rediprune.calibration.quantize import int4
-from rediprune.calibration.quantize.linear_layers import linear_layers
+from rediprune.calibration.quantize.int4 import Int4WeightPass
 from rediprune.export.build.nbits_layout import pack, to_nbits
 from rediprune.runtime.bundle import Bundle
 
@@ -23,7 +22,7 @@ def test_both_layouts_of_a_decoder_agree_to_the_bit(name: str, bundle_of, tmp_pa
     bundle = Bundle.open(bundle_of(name))
     spec = bundle.manifest.stages["language"]
     model = load_graph(bundle, "language")
-    int4.quantize(model, linear_layers(model))
+    Int4WeightPass()(model)
     ir.save(model, tmp_path / "qdq.onnx", external_data="qdq.data")
     model = ir.load(tmp_path / "qdq.onnx")
     to_nbits(model)
