@@ -3,13 +3,37 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 
 from ..errors import RedipruneError
-from .arguments import BACKEND_HELP, BundleArgument, JsonOption, check_picture_path, hide_torch
+from .arguments import BundleArgument, JsonOption, check_picture_path, hide_torch
+from .run_options import (
+    Alpha,
+    Backend,
+    Chat,
+    Count,
+    Eager,
+    Frames,
+    FrameTolerance,
+    Image,
+    Keep,
+    MaxNewTokens,
+    Prompts,
+    PruneTiles,
+    RepetitionPenalty,
+    Seed,
+    Show,
+    Stop,
+    Tau,
+    Temperature,
+    Threads,
+    TopK,
+    TopP,
+    Video,
+)
 
 if TYPE_CHECKING:
     from ..answer import Answer
@@ -31,84 +55,28 @@ def add(app: typer.Typer) -> None:
 
 def run(
     bundle: BundleArgument,
-    prompt: Annotated[
-        list[str], typer.Option(help="The question. Repeat the option to ask further turns of one dialogue.")
-    ],
-    image: Annotated[list[Path] | None, typer.Option(help="An image file. Repeat the option to give several.")] = None,
-    video: Annotated[list[Path] | None, typer.Option(help="A video file. Repeat the option to give several.")] = None,
-    keep: Annotated[
-        float | None,
-        typer.Option(
-            help="The ratio of visual tokens to keep in each frame, in (0, 1]. 1 keeps all of them. Default: the bundle's."
-        ),
-    ] = None,
-    count: Annotated[
-        int | None, typer.Option(help="The number of visual tokens to keep in each frame, in place of --keep.")
-    ] = None,
-    alpha: Annotated[
-        float | None,
-        typer.Option(help="The weight of relevance to the question against diversity; 0 selects by diversity alone."),
-    ] = None,
-    tau: Annotated[
-        float | None,
-        typer.Option(help="Filter the candidates by their relevance to the question first; 0 turns the filter off."),
-    ] = None,
-    frames: Annotated[
-        int | None,
-        typer.Option(
-            help="The number of frames to sample from each video, at even distances. Default: the checkpoint's, or 8."
-        ),
-    ] = None,
-    frame_tolerance: Annotated[
-        float | None,
-        typer.Option(
-            help="Reuse the features of an earlier, similar frame where no region differs by more than this many colour "
-            "levels (of 255). Default: encode every frame."
-        ),
-    ] = None,
-    prune_tiles: Annotated[
-        bool,
-        typer.Option(
-            "--prune-tiles",
-            help="Prune images that the model sees in tiles (LLaVA-NeXT); by default they are not pruned.",
-        ),
-    ] = False,
-    max_new_tokens: Annotated[int, typer.Option(help="The greatest number of tokens that the answer may have.")] = 128,
-    temperature: Annotated[
-        float | None, typer.Option(help="The sampling temperature; 0 decodes greedily. Default: the checkpoint's.")
-    ] = None,
-    top_k: Annotated[int | None, typer.Option(help="Sample among this many of the most likely tokens.")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Sample among the most likely tokens whose probabilities add up to this.")
-    ] = None,
-    repetition_penalty: Annotated[
-        float | None,
-        typer.Option(help="Penalise tokens that have occurred already; 1 is off, larger values repeat less."),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(help="The seed of the random numbers that sampling uses; given alone, it turns sampling on."),
-    ] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="A string that ends the answer. Repeat the option to give several.")
-    ] = None,
-    show: Annotated[
-        Path | None, typer.Option(help="Write a picture of the kept patches to this file (.png, .jpg or .webp).")
-    ] = None,
-    backend: Annotated[str, typer.Option(help=BACKEND_HELP)] = "ort",
-    eager: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Run this stage in eager PyTorch, to find one that drifts. Repeat the option to name several."
-        ),
-    ] = None,
-    threads: Annotated[int, typer.Option(help="The number of threads of each stage; 0 leaves it to the backend.")] = 0,
-    chat: Annotated[
-        bool,
-        typer.Option(
-            "--chat/--raw", help="Put the prompt into the checkpoint's chat template, or pass it to the model as it is."
-        ),
-    ] = True,
+    prompt: Prompts,
+    image: Image = None,
+    video: Video = None,
+    keep: Keep = None,
+    count: Count = None,
+    alpha: Alpha = None,
+    tau: Tau = None,
+    frames: Frames = None,
+    frame_tolerance: FrameTolerance = None,
+    prune_tiles: PruneTiles = False,
+    max_new_tokens: MaxNewTokens = 128,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    repetition_penalty: RepetitionPenalty = None,
+    seed: Seed = None,
+    stop: Stop = None,
+    show: Show = None,
+    backend: Backend = "ort",
+    eager: Eager = None,
+    threads: Threads = 0,
+    chat: Chat = True,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question about images or videos, and report the kept tokens, the time and the memory.

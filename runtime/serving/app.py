@@ -3,21 +3,22 @@
 import asyncio
 import hmac
 import json
-import logging
 import time
 import uuid
 from base64 import b64decode
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from pydantic import ValidationError
 
 from .api_error import ApiError, refuse
+from .log import log
 from .metrics import Metrics
 from .protocol import ChatRequest
 from .responses import chunk, completion
@@ -26,108 +27,139 @@ from .served_model import ServedModel
 from .settings import ServeSettings
 from .translate import Translated, fetch_media, translate
 
-log = logging.getLogger("rediprune.serve")
-
 LISTED_KEEPS = ("1", "0.5", "0.25", "0.15")  # aliases in /v1/models; any other ratio works too
 
 
-def create_app(
-    models: Mapping[str, ServedModel], settings: ServeSettings, metrics: Metrics, defaults: Mapping[str, Any]
-) -> FastAPI:
-    """The ASGI application.
+@dataclass(frozen=True)
+class Serving:
+    """What the routes work with.
 
-    Args:
+    Attributes:
         models: by name.
         settings: of the server.
         metrics: that the models write to.
         defaults: selection settings where a request says nothing.
     """
 
+    models: Mapping[str, ServedModel]
+    settings: ServeSettings
+    metrics: Metrics
+    defaults: Mapping[str, Any]
+
+
+def create_app(serving: Serving) -> FastAPI:
+    """The ASGI application."""
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await asyncio.gather(*(asyncio.to_thread(model.close) for model in models.values()))
+        await asyncio.gather(*(asyncio.to_thread(model.close) for model in serving.models.values()))
 
     app = FastAPI(title="ReDiPrune", version=version("rediprune"), lifespan=lifespan, docs_url=None, redoc_url=None)
-    page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-
-    @app.middleware("http")
-    async def guard(request: Request, forward: Callable[[Request], Awaitable[Response]]) -> Response:
-        began, identity = time.perf_counter(), request.headers.get("x-request-id", "")[:100] or uuid.uuid4().hex
-        request.state.id = identity
-        try:
-            _check_host(request, settings)
-            _check_key(request, settings)
-            response = await forward(request)
-        except ApiError as error:
-            response = _error(error)
-        response.headers["x-request-id"] = identity
-        log.info(
-            "%s %s %d",
-            request.method,
-            request.url.path,
-            response.status_code,
-            extra={"request_id": identity, "seconds": time.perf_counter() - began},
-        )
-        return response
-
-    @app.exception_handler(ApiError)
-    async def answer_error(_: Request, error: ApiError) -> JSONResponse:
-        metrics.failure.labels("", str(error.status)).inc()
-        return _error(error)
-
-    @app.exception_handler(Exception)
-    async def answer_fault(request: Request, error: Exception) -> JSONResponse:
-        log.exception("fault in %s", request.url.path, exc_info=error)
-        return _error(ApiError(500, "a fault of the server; its log says more"))
-
-    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    async def show_page() -> HTMLResponse:
-        policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
-        policy += "img-src data: blob:; media-src blob:; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
-        return HTMLResponse(page, headers={"Content-Security-Policy": policy})
-
-    @app.get("/health")
-    async def health() -> Response:
-        return Response()
-
-    @app.get("/ping", include_in_schema=False)
-    async def ping() -> Response:
-        return Response()
-
-    @app.get("/version")
-    async def show_version() -> dict[str, str]:
-        return {"version": version("rediprune")}
-
-    @app.get("/metrics")
-    async def show_metrics() -> Response:
-        for model in models.values():
-            model.sample()
-        return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    @app.get("/v1/models")
-    async def list_models() -> dict[str, Any]:
-        return {"object": "list", "data": [_card(name, model) for model in models.values() for name in _names(model)]}
-
-    @app.get("/v1/models/{name}")
-    async def show_model(name: str) -> dict[str, Any]:
-        model, _ = _find(models, name)
-        return _card(name, model)
-
-    @app.post("/v1/chat/completions", response_model=None)
-    async def chat(request: Request) -> Response:
-        body = await _body(request, settings.max_body_bytes)
-        model, alias = _find(models, body.model)
-        asked = translate(body, settings.limits, {**defaults, **alias})
-        identity = {"id": f"chatcmpl-{request.state.id}", "created": int(time.time()), "model": body.model}
-        deadline = asyncio.get_running_loop().time() + settings.timeout
-        answering = await _unless_gone(request, _begin(model, asked, settings), deadline)
-        if asked.stream:
-            events = _events(model, answering, identity, deadline)
-            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        return JSONResponse(await _unless_gone(request, _whole(model, answering, identity), deadline))
-
+    app.state.serving = serving
+    app.middleware("http")(_guard)
+    app.add_exception_handler(ApiError, _answer_error)
+    app.add_exception_handler(Exception, _answer_fault)
+    app.include_router(router)
     return app
+
+
+router = APIRouter()
+
+
+@router.get("/", response_class=HTMLResponse, include_in_schema=False)
+async def show_page() -> HTMLResponse:
+    """The page to try the models on; it loads nothing from elsewhere."""
+    policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
+    policy += "img-src data: blob:; media-src blob:; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
+    page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    return HTMLResponse(page, headers={"Content-Security-Policy": policy})
+
+
+@router.get("/health")
+async def health() -> Response:
+    """200 once every model is loaded."""
+    return Response()
+
+
+@router.get("/ping", include_in_schema=False)
+async def ping() -> Response:
+    """The same under SageMaker's name."""
+    return Response()
+
+
+@router.get("/version")
+async def show_version() -> dict[str, str]:
+    """The tool's version."""
+    return {"version": version("rediprune")}
+
+
+@router.get("/metrics")
+async def show_metrics(request: Request) -> Response:
+    """Metrics in Prometheus' text format."""
+    serving: Serving = request.app.state.serving
+    for model in serving.models.values():
+        model.sample()
+    return Response(serving.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@router.get("/v1/models")
+async def list_models(request: Request) -> dict[str, Any]:
+    """The models, and an alias for some keep ratios of each."""
+    models = request.app.state.serving.models.values()
+    return {"object": "list", "data": [_card(name, model) for model in models for name in _names(model)]}
+
+
+@router.get("/v1/models/{name}")
+async def show_model(request: Request, name: str) -> dict[str, Any]:
+    """One model, or an alias."""
+    model, _ = _find(request.app.state.serving.models, name)
+    return _card(name, model)
+
+
+@router.post("/v1/chat/completions", response_model=None)
+async def chat(request: Request) -> Response:
+    """An answer, whole or as server-sent events."""
+    serving: Serving = request.app.state.serving
+    settings = serving.settings
+    body = await _body(request, settings.max_body_bytes)
+    model, alias = _find(serving.models, body.model)
+    asked = translate(body, settings.limits, {**serving.defaults, **alias})
+    identity = {"id": f"chatcmpl-{request.state.id}", "created": int(time.time()), "model": body.model}
+    deadline = asyncio.get_running_loop().time() + settings.timeout
+    answering = await _unless_gone(request, _begin(model, asked, settings), deadline)
+    if asked.stream:
+        events = _events(model, answering, identity, deadline)
+        return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+    return JSONResponse(await _unless_gone(request, _whole(model, answering, identity), deadline))
+
+
+async def _guard(request: Request, forward: Callable[[Request], Awaitable[Response]]) -> Response:
+    """Check host and key, give the request an id, and log it."""
+    settings: ServeSettings = request.app.state.serving.settings
+    began, identity = time.perf_counter(), request.headers.get("x-request-id", "")[:100] or uuid.uuid4().hex
+    request.state.id = identity
+    try:
+        _check_host(request, settings)
+        _check_key(request, settings)
+        response = await forward(request)
+    except ApiError as error:
+        response = _error(error)
+    response.headers["x-request-id"] = identity
+    told = {"request_id": identity, "seconds": time.perf_counter() - began}
+    log.info("%s %s %d", request.method, request.url.path, response.status_code, extra=told)
+    return response
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    request.app.state.serving.metrics.failure.labels("", str(error.status)).inc()
+    return _error(error)
+
+
+async def _answer_fault(request: Request, error: Exception) -> Response:
+    log.exception("fault in %s", request.url.path, exc_info=error)
+    return _error(ApiError(500, "a fault of the server; its log says more"))
 
 
 async def _begin(model: ServedModel, asked: Translated, settings: ServeSettings) -> Answering:

@@ -4,6 +4,8 @@ import json
 import logging
 from typing import Any
 
+log = logging.getLogger("rediprune.serve")
+
 _FIELDS = ("request_id", "seconds")
 
 

@@ -13,7 +13,7 @@ import openai
 import pytest
 import uvicorn
 from rediprune.runtime import Pipeline
-from rediprune.runtime.serving.app import create_app
+from rediprune.runtime.serving.app import Serving, create_app
 from rediprune.runtime.serving.metrics import Metrics
 from rediprune.runtime.serving.served_model import ServedModel
 from rediprune.runtime.serving.settings import ServeSettings
@@ -46,7 +46,7 @@ def running(
     models = {
         name: ServedModel(name, Pipeline.load(folder, threads=1), settings, metrics) for name, folder in bundles.items()
     }
-    app = create_app(models, settings, metrics, defaults or {})
+    app = create_app(Serving(models, settings, metrics, defaults or {}))
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -1,0 +1,85 @@
+"""The options of `rediprune run`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .arguments import BACKEND_HELP
+
+Prompts = Annotated[
+    list[str], typer.Option(help="The question. Repeat the option to ask further turns of one dialogue.")
+]
+Image = Annotated[list[Path] | None, typer.Option(help="An image file. Repeat the option to give several.")]
+Video = Annotated[list[Path] | None, typer.Option(help="A video file. Repeat the option to give several.")]
+Keep = Annotated[
+    float | None,
+    typer.Option(
+        help="The ratio of visual tokens to keep in each frame, in (0, 1]. 1 keeps all of them. Default: the bundle's."
+    ),
+]
+Count = Annotated[
+    int | None, typer.Option(help="The number of visual tokens to keep in each frame, in place of --keep.")
+]
+Alpha = Annotated[
+    float | None,
+    typer.Option(help="The weight of relevance to the question against diversity; 0 selects by diversity alone."),
+]
+Tau = Annotated[
+    float | None,
+    typer.Option(help="Filter the candidates by their relevance to the question first; 0 turns the filter off."),
+]
+Frames = Annotated[
+    int | None,
+    typer.Option(
+        help="The number of frames to sample from each video, at even distances. Default: the checkpoint's, or 8."
+    ),
+]
+FrameTolerance = Annotated[
+    float | None,
+    typer.Option(
+        help="Reuse the features of an earlier, similar frame where no region differs by more than this many colour "
+        "levels (of 255). Default: encode every frame."
+    ),
+]
+PruneTiles = Annotated[
+    bool,
+    typer.Option(
+        "--prune-tiles",
+        help="Prune images that the model sees in tiles (LLaVA-NeXT); by default they are not pruned.",
+    ),
+]
+MaxNewTokens = Annotated[int, typer.Option(help="The greatest number of tokens that the answer may have.")]
+Temperature = Annotated[
+    float | None, typer.Option(help="The sampling temperature; 0 decodes greedily. Default: the checkpoint's.")
+]
+TopK = Annotated[int | None, typer.Option(help="Sample among this many of the most likely tokens.")]
+TopP = Annotated[
+    float | None, typer.Option(help="Sample among the most likely tokens whose probabilities add up to this.")
+]
+RepetitionPenalty = Annotated[
+    float | None,
+    typer.Option(help="Penalise tokens that have occurred already; 1 is off, larger values repeat less."),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(help="The seed of the random numbers that sampling uses; given alone, it turns sampling on."),
+]
+Stop = Annotated[
+    list[str] | None, typer.Option(help="A string that ends the answer. Repeat the option to give several.")
+]
+Show = Annotated[
+    Path | None, typer.Option(help="Write a picture of the kept patches to this file (.png, .jpg or .webp).")
+]
+Backend = Annotated[str, typer.Option(help=BACKEND_HELP)]
+Eager = Annotated[
+    list[str] | None,
+    typer.Option(help="Run this stage in eager PyTorch, to find one that drifts. Repeat the option to name several."),
+]
+Threads = Annotated[int, typer.Option(help="The number of threads of each stage; 0 leaves it to the backend.")]
+Chat = Annotated[
+    bool,
+    typer.Option(
+        "--chat/--raw", help="Put the prompt into the checkpoint's chat template, or pass it to the model as it is."
+    ),
+]

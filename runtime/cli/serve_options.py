@@ -1,0 +1,52 @@
+"""The options of `rediprune serve`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .arguments import BACKEND_HELP
+
+Bundle = Annotated[
+    list[str], typer.Argument(help="Bundles, each a folder or NAME=FOLDER; a folder is served under its own name.")
+]
+Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 takes requests from other machines.")]
+Port = Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(envvar="REDIPRUNE_API_KEY", help="Key that clients must send; it guards all but /health."),
+]
+Backend = Annotated[str, typer.Option(help=BACKEND_HELP)]
+Threads = Annotated[int, typer.Option(help="Threads for each stage; 0 leaves their number to the backend.")]
+Keep = Annotated[float | None, typer.Option(help="Ratio of visual tokens kept where a request does not say.")]
+Alpha = Annotated[float | None, typer.Option(help="Weight of relevance where a request does not say.")]
+Tau = Annotated[float | None, typer.Option(help="Candidate filter where a request does not say.")]
+Frames = Annotated[int | None, typer.Option(help="Frames of a clip where a request does not say.")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Longest answer that a request may ask for.")]
+MaxItems = Annotated[int, typer.Option(min=0, help="Most pictures and clips in one request.")]
+MaxFrames = Annotated[int, typer.Option(min=1, help="Most frames of one clip.")]
+MaxBodyMb = Annotated[int, typer.Option(min=1, help="Largest request body, in MiB.")]
+MaxMediaMb = Annotated[int, typer.Option(min=1, help="Largest picture or clip, encoded, in MiB.")]
+MaxBatch = Annotated[int, typer.Option(min=1, help="Most requests decoded together.")]
+CacheMemory = Annotated[str, typer.Option(help="Memory of each model's KV cache, such as 512MB or 4GB.")]
+FeatureMemory = Annotated[str, typer.Option(help="Memory for features of pictures seen before.")]
+MaxWaiting = Annotated[int, typer.Option(min=1, help="Most requests that wait; one more is answered 429.")]
+PrefillChunk = Annotated[
+    int, typer.Option(min=1, help="Prompt tokens computed before the other answers get their next token.")
+]
+Timeout = Annotated[float, typer.Option(help="Seconds that a request may take.")]
+AllowedMediaDomains = Annotated[
+    list[str] | None,
+    typer.Option(help="Host that http(s) media may come from, .example.org with all below; repeat."),
+]
+AllowedLocalMediaPath = Annotated[Path | None, typer.Option(help="Folder that file:// media may come from.")]
+AllowPrivateMedia = Annotated[
+    bool, typer.Option("--allow-private-media", help="Let allowed media hosts have private addresses.")
+]
+AllowedHost = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Name in the Host header that is answered; repeat. Default: loopback's names on loopback, else all."
+    ),
+]
+LogFormat = Annotated[str, typer.Option(help="Form of the log: text or json.")]

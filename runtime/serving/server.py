@@ -1,0 +1,87 @@
+"""A server over bundles: loaded, announced, run until it is told to stop."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from ..pipeline import Pipeline
+from .app import Serving, create_app
+from .log import log, log_config
+from .metrics import Metrics
+from .served_model import ServedModel
+from .settings import ServeSettings
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How bundles are loaded.
+
+    Attributes:
+        backend: what runs their stages.
+        threads: for every stage; 0 leaves it to the backend.
+        feature_memory: bytes of each bundle's feature cache.
+    """
+
+    backend: str = "ort"
+    threads: int = 0
+    feature_memory: int = 1 << 30
+
+
+def load_models(
+    bundles: Mapping[str, Path], loading: Loading, settings: ServeSettings, metrics: Metrics
+) -> dict[str, ServedModel]:
+    """Bundles by name, ready to answer.
+
+    Raises:
+        RedipruneError: a bundle or backend cannot be used.
+    """
+    models = {}
+    for name, folder in bundles.items():
+        pipeline = Pipeline.load(folder, loading.backend, threads=loading.threads, cache_bytes=loading.feature_memory)
+        models[name] = ServedModel(name, pipeline, settings, metrics)
+        if not models[name].batches:
+            log.warning("%s on %s decodes one request at a time; ort decodes many together", name, loading.backend)
+    return models
+
+
+def run(
+    bundles: Mapping[str, Path],
+    loading: Loading,
+    settings: ServeSettings,
+    defaults: Mapping[str, Any],
+    address: tuple[str, int],
+    log_format: str,
+) -> bool:
+    """Serve until SIGTERM or Ctrl-C, then finish what runs.
+
+    Args:
+        bundles: folders by the name that clients use.
+        loading: how they are loaded.
+        settings: of the server.
+        defaults: selection settings where a request says nothing.
+        address: host and port to listen on.
+        log_format: "text" or "json".
+
+    Returns:
+        Whether it could listen; if not, the log says why.
+
+    Raises:
+        RedipruneError: a bundle or backend cannot be used.
+    """
+    config = uvicorn.Config(
+        "",
+        host=address[0],
+        port=address[1],
+        log_config=log_config(log_format),
+        access_log=False,
+        timeout_graceful_shutdown=60,
+    )
+    metrics = Metrics()
+    models = load_models(bundles, loading, settings, metrics)
+    config.app = create_app(Serving(models, settings, metrics, defaults))
+    server = uvicorn.Server(config)
+    server.run()
+    return server.started
