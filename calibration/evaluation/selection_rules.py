@@ -75,6 +75,11 @@ def random_tokens(seed: int | Sequence[int]) -> Choose:
 def uniform_tokens(features: np.ndarray, count: int) -> np.ndarray:
     """K tokens of each frame spread evenly over its square grid, in near-equal rows: [F,K] ascending."""
     frames, patches = features.shape[:2]
+    return np.tile(uniform_grid(patches, count), (frames, 1))
+
+
+def uniform_grid(patches: int, count: int) -> np.ndarray:
+    """`count` tokens spread evenly over the square grid of `patches` tokens, in near-equal rows: [K] ascending."""
     side = int(patches**0.5)
     rows = max(1, min(side, round(count**0.5)))
     chosen = []
@@ -82,7 +87,7 @@ def uniform_tokens(features: np.ndarray, count: int) -> np.ndarray:
         wanted = count // rows + (row < count % rows)
         places = (np.arange(wanted) + 0.5) * side / wanted
         chosen += [int((row + 0.5) * side / rows) * side + int(place) for place in places]
-    return np.tile(np.sort(np.array(chosen)), (frames, 1))
+    return np.sort(np.array(chosen))
 
 
 class _PooledProject:

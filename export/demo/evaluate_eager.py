@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from ...calibration.evaluation.selection_rules import uniform_grid
 from ...calibration.tasks.drawn_task import Sample, majority, samples
 from ...graphs.selection.counts import num_kept, query_ids
 from ...graphs.selection.query_vector import match_width, pool_query
@@ -49,22 +50,21 @@ def tower(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
     return hidden[:, 1:]
 
 
-def uniform_grid(patches: int, count: int) -> Tensor:
-    """`count` indices spread evenly over the square of `patches` tokens, in near-equal rows."""
-    side = int(patches**0.5)
-    rows = max(1, min(side, round(count**0.5)))
-    per_row = [count // rows + (r < count % rows) for r in range(rows)]
-    picks = [
-        int((r + 0.5) * side / rows) * side + int((c + 0.5) * side / n) for r, n in enumerate(per_row) for c in range(n)
-    ]
-    return torch.tensor(picks)
+def select(rule: str, features: Tensor, queries: Tensor | Sequence[Tensor], keep: float, seed: int = 0) -> Tensor:
+    """Kept indices by any rule, for many requests at once; the frames of all requests are one batch.
 
+    Args:
+        rule: one of RULES; "rediprune" is `graphs.selection` itself.
+        features: [B, F, P, C].
+        queries: B query vectors [D], one for each request.
+        keep: the keep ratio.
+        seed: of "random".
 
-def select(rule: str, features: Tensor, queries: Sequence[Tensor], keep: float, seed: int = 0) -> Tensor:
-    """Kept indices by any rule, for many requests at once: features [B, F, P, C], one query [D] each → [B, F,
-    K].
+    Returns:
+        [B, F, K] int64, ascending.
 
-    `rediprune` is `graphs.selection` itself, with the frames of all requests in one batch.
+    Raises:
+        ValueError: no such rule.
     """
     batch, frames, patches, width = features.shape
     count = num_kept(patches, keep)
@@ -72,12 +72,12 @@ def select(rule: str, features: Tensor, queries: Sequence[Tensor], keep: float, 
     if count == patches:
         return torch.arange(patches, device=device).expand(batch, frames, patches)
     if rule == "uniform":
-        return uniform_grid(patches, count).to(device).expand(batch, frames, count)
+        return torch.from_numpy(uniform_grid(patches, count)).to(device).expand(batch, frames, count)
     if rule == "random":
         draw = torch.rand(batch, frames, patches, generator=torch.Generator().manual_seed(seed)).to(device)
         return draw.topk(count, dim=-1).indices.sort(dim=-1).values
-    scores = [score_tokens(f, match_width(q.float(), width)) for f, q in zip(features, queries, strict=True)]
-    relevance, similarity = (torch.cat(parts) for parts in zip(*scores, strict=True))  # [B·F, P], [B·F, P, P]
+    vectors = match_width(torch.stack(list(queries)).float(), width).repeat_interleave(frames, dim=0)  # [B·F, C]
+    relevance, similarity = score_tokens(features.flatten(0, 1), vectors)  # [B·F, P], [B·F, P, P]
     if rule == "relevance":
         picked = relevance.topk(count, dim=-1).indices.sort(dim=-1).values
     elif rule in ("rediprune", "diversity"):

@@ -26,9 +26,8 @@ from transformers import LlavaForConditionalGeneration
 
 from ...calibration.tasks.clips import FRAMES
 from ...calibration.tasks.scenes import SIDE
-from ...graphs.selection.counts import num_kept
-from ...graphs.selection.reference import max_min_select
-from .evaluate_eager import ALPHA, constant, print_table, report, select, vision_features
+from ...graphs.selection.query_vector import pool_queries
+from .evaluate_eager import constant, print_table, report, select, vision_features
 from .model import BOS, VOCABULARY, WIDTH, new_model, save
 from .packing import KINDS, NOTHING, PATCH_CLASSES, ROWS, Chunk, Chunks, chunk, encode
 
@@ -159,19 +158,13 @@ def right_answers(logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 QUERY = 24  # no question of the task is longer, in tokens
 
 
-def pool_queries(model: LlavaForConditionalGeneration, rows: Tensor) -> Tensor:
-    """`pool_query` of the marked question of each packed row, all at once: [B, 6, T] → [B, D] float32."""
+def marked_queries(model: LlavaForConditionalGeneration, rows: Tensor) -> Tensor:
+    """The query vectors of the marked questions of packed rows: [B, 6, T] → [B, D] float32."""
     marked = rows[:, 5]
     first, length = marked.argmax(dim=1), marked.sum(dim=1)
     offset = torch.arange(QUERY, device=rows.device)
-    real = offset < length[:, None]  # [B, L]
-    ids = rows[:, 0].gather(1, (first[:, None] + offset).clamp_max(rows.shape[-1] - 1))
-    embeds = model.get_input_embeddings()(ids).float()  # [B, L, D]
-    unit = F.normalize(embeds, dim=-1, eps=1e-12)
-    alike = (unit @ unit.transpose(1, 2)).masked_fill(~real[:, None, :], float("-inf"))
-    mixed = alike.softmax(dim=-1) @ embeds
-    weight = torch.exp(3.0 * offset / (length[:, None] - 1)) * real
-    return (mixed * (weight / weight.sum(dim=1, keepdim=True))[:, :, None]).sum(dim=1)
+    ids = rows[:, 0].gather(1, (first[:, None] + offset).clamp_max(rows.shape[-1] - 1))  # [B, L]
+    return pool_queries(model.get_input_embeddings()(ids), length)
 
 
 @torch.no_grad()
@@ -180,15 +173,7 @@ def select_marked(
 ) -> Tensor:
     """What a rule keeps for each row's marked question: [B, F, P, C] and rows [B, 6, T] → [B, F, K]."""
     with torch.autocast(features.device.type, enabled=False):
-        queries = pool_queries(model, rows)
-        if rule != "rediprune":
-            return select(rule, features, list(queries), keep)
-        batch, frames, patches, _ = features.shape
-        unit = F.normalize(features.float(), dim=-1, eps=1e-12)
-        relevance = (unit * F.normalize(queries, dim=-1)[:, None, None]).sum(dim=-1).flatten(0, 1)  # [B·F, P]
-        unit = unit.flatten(0, 1)
-        picked = max_min_select(unit @ unit.transpose(1, 2), relevance, num_kept(patches, keep), ALPHA)
-        return picked.view(batch, frames, -1)
+        return select(rule, features, marked_queries(model, rows), keep)
 
 
 def take(features: Tensor, picked: Tensor) -> Tensor:

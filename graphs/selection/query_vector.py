@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _EPS = 1e-12
+_STEEPNESS = 3.0  # the last token weighs e³ times as much as the first
 
 
 def pool_query(embeds: Tensor) -> Tensor:
@@ -19,29 +20,58 @@ def pool_query(embeds: Tensor) -> Tensor:
     Returns:
         [D] float32. L = 1 gives that row, L = 0 the zero vector.
 
+    Raises:
+        ValueError: embeds is not [L, D].
+
     Source: the release's `extract_question_embedding` (llava_arch.py).
     """
     if embeds.ndim != 2:
         raise ValueError(f"embeds must be [L, D], not {list(embeds.shape)}")
+    return pool_queries(embeds[None], torch.full((1,), embeds.shape[0], device=embeds.device))[0]
+
+
+def pool_queries(embeds: Tensor, lengths: Tensor) -> Tensor:
+    """`pool_query` of many questions at once.
+
+    Args:
+        embeds: [B, L, D], the questions' embeddings, padded at the end with any finite numbers.
+        lengths: [B] int64, the number of tokens of each question.
+
+    Returns:
+        [B, D] float32.
+    """
     embeds = embeds.float()
-    length = embeds.shape[0]
+    steps = torch.arange(embeds.shape[1], device=embeds.device)  # [L]
+    real = steps < lengths[:, None]  # [B, L]
     unit = F.normalize(embeds, dim=-1, eps=_EPS)
-    mixed = torch.softmax(unit @ unit.T, dim=-1) @ embeds  # [L, D]
-    position = torch.arange(length, device=embeds.device, dtype=torch.float32) / max(length - 1, 1)
-    weights = torch.exp(3.0 * position)  # [L]
-    return (mixed * (weights / weights.sum())[:, None]).sum(dim=0)
+    alike = (unit @ unit.transpose(1, 2)).masked_fill(~real[:, None], float("-inf"))  # [B, L, L]
+    mixed = (torch.softmax(alike, dim=-1) @ embeds).masked_fill(~real[:, :, None], 0.0)  # [B, L, D]
+    position = (steps / (lengths[:, None] - 1).clamp_min(1)).clamp_max(1.0)  # [B, L], 0 … 1
+    weights = torch.exp(_STEEPNESS * position) * real
+    weights = weights / weights.sum(dim=1, keepdim=True).clamp_min(
+        1.0
+    )  # the first is 1: no sum but an empty one is less
+    return (mixed * weights[:, :, None]).sum(dim=1)
 
 
 def match_width(query: Tensor, width: int) -> Tensor:
-    """Bring the query [D] to the tower's width C: as is, group mean, adaptive average pooling, or tile and cut.
+    """Bring the query to the tower's width: as is, group mean, adaptive average pooling, or tile and cut.
+
+    Args:
+        query: [D], or [B, D] for many at once.
+        width: C, the width of the tower's features.
+
+    Returns:
+        [C] or [B, C].
 
     Source: the release's `_select_text_cond`.
     """
-    depth = query.shape[0]
+    depth = query.shape[-1]
     if depth == width:
         return query
     if depth < width:
-        return query.repeat(-(-width // depth))[:width]
+        copies = -(-width // depth)
+        return torch.cat([query] * copies, dim=-1)[..., :width]
     if depth % width == 0:
-        return query.view(width, depth // width).mean(dim=1)
-    return F.adaptive_avg_pool1d(query[None], width)[0]
+        return query.unflatten(-1, (width, depth // width)).mean(dim=-1)
+    return F.adaptive_avg_pool1d(query.view(-1, depth), width).view(*query.shape[:-1], width)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rediprune.graphs.selection.counts import QUERY_TOKENS, query_ids
-from rediprune.graphs.selection.query_vector import pool_query
+from rediprune.graphs.selection.query_vector import match_width, pool_queries, pool_query
 
 IMAGE, VIDEO = 1000, 1001
 
@@ -86,6 +86,25 @@ def test_equal_rows_give_that_row():
 def test_half_precision_equals_float32_of_the_same_values(dtype):
     embeds = torch.randn(12, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
     assert torch.equal(pool_query(embeds), pool_query(embeds.float()))
+
+
+def test_many_questions_at_once_are_each_its_own():
+    random = torch.Generator().manual_seed(3)
+    lengths = [1, 2, 7, 0, 128, 40]
+    embeds = torch.randn(len(lengths), 128, 24, generator=random) * 50  # what lies past a question's end is not read
+    queries = pool_queries(embeds, torch.tensor(lengths))
+    for query, rows, length in zip(queries, embeds, lengths, strict=True):
+        torch.testing.assert_close(query, pool_query(rows[:length]), rtol=1e-5, atol=1e-4)
+    assert torch.equal(queries[0], embeds[0, 0]) and not queries[3].any()
+
+
+@pytest.mark.parametrize("width", [24, 8, 7, 50])
+def test_many_queries_are_brought_to_a_width_at_once(width):
+    queries = torch.randn(5, 24, generator=torch.Generator().manual_seed(width))
+    matched = match_width(queries, width)
+    assert matched.shape == (5, width)
+    for one, query in zip(matched, queries, strict=True):
+        assert torch.equal(one, match_width(query, width))
 
 
 @pytest.mark.parametrize("shape", [(4,), (1, 2, 3), ()])

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from rediprune.graphs.selection import numpy_selection
 from rediprune.graphs.selection.counts import num_kept
 from rediprune.graphs.selection.query_vector import match_width
-from rediprune.graphs.selection.reference import max_min_select, select_tokens
+from rediprune.graphs.selection.reference import max_min_select, score_tokens, select_tokens
 
 # Scores closer than TIED are one score (the literal method runs in float64); the winner of a pick that is decided by
 # less than DECIDED is left to float32 rounding. Cases with such a pick prove nothing and are not compared.
@@ -373,6 +373,16 @@ def test_keeping_more_keeps_what_was_kept(features, query, alpha):
         now = set(select_tokens(torch.tensor(features[0]), torch.tensor(query), count, alpha).tolist())
         assert before < now
         before = now
+
+
+def test_a_query_for_each_frame():
+    generator = torch.Generator().manual_seed(10)
+    features, queries = torch.randn(3, 20, 8, generator=generator), torch.randn(3, 8, generator=generator)
+    relevance, similarity = score_tokens(features, queries)
+    for frame in range(3):
+        alone = score_tokens(features[frame : frame + 1], queries[frame])
+        torch.testing.assert_close(relevance[frame], alone[0][0], rtol=0, atol=1e-6)
+        torch.testing.assert_close(similarity[frame], alone[1][0], rtol=0, atol=1e-6)
 
 
 def test_max_min_select_never_takes_a_marked_token():
