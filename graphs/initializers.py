@@ -1,4 +1,4 @@
-"""Constants that rewriting adds to a graph."""
+"""Initialisers that a rewrite adds to a graph."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,15 @@ import onnx_ir as ir
 
 
 def add_constant(model: ir.Model, tensor: ir.TensorProtocol) -> ir.Value:
-    """Register a tensor, named, as an initialiser of the graph."""
+    """Add a named tensor to a graph as an initialiser.
+
+    Args:
+        model: changed in place.
+        tensor: its name is the initialiser's, and must not be taken in the graph.
+
+    Returns:
+        The value to use as a node's input.
+    """
     shape = ir.Shape(list(tensor.shape.numpy()))
     value = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
     model.graph.register_initializer(value)
@@ -16,5 +24,15 @@ def add_constant(model: ir.Model, tensor: ir.TensorProtocol) -> ir.Value:
 def lazy_constant(
     model: ir.Model, name: str, dtype: ir.DataType, shape: tuple[int, ...], compute: Callable[[], ir.TensorProtocol]
 ) -> ir.Value:
-    """An initialiser computed only when the model is saved, so that one at a time is in memory."""
+    """Add an initialiser that is computed only when the model is saved, so that one at a time is in memory.
+
+    Args:
+        model: changed in place.
+        name: of the initialiser, not taken in the graph.
+        dtype, shape: of what `compute` gives.
+        compute: called at every use; its result is not kept.
+
+    Returns:
+        The value to use as a node's input.
+    """
     return add_constant(model, ir.LazyTensor(compute, dtype=dtype, shape=ir.Shape(shape), name=name))

@@ -1,9 +1,9 @@
 """The decoder as a stage: embeddings in, logits and KV cache out, the cache updated in place.
 
 The cache is one tensor [B, KV heads, T, head width] per layer and kind. New keys and values are written at
-`write_index`; a boolean mask lets position p attend to 0 … p. Bound to the same buffer on both sides, the ONNX
-operator that writes (TensorScatter, opset 24) copies nothing, in ONNX Runtime and as KV_CACHE_UPDATE in TensorRT.
-T is as long as the request needs in ONNX Runtime, and fixed when a TensorRT engine is built.
+`write_index`; a boolean mask lets position p attend to 0 … p. Where one buffer is bound to a cache's input and output,
+the ONNX operator that writes (TensorScatter, opset 24) copies nothing, in ONNX Runtime and as KV_CACHE_UPDATE in
+TensorRT. T is as long as the request needs in ONNX Runtime, and fixed when a TensorRT engine is built.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,16 @@ ATTENTION = "rediprune"
 
 @torch.library.custom_op("rediprune::write_cache", mutates_args=())
 def write_cache(cache: Tensor, update: Tensor, write_index: Tensor) -> Tensor:
-    """cache [B,H,T,W] with update [B,H,S,W] at positions write_index [B] … write_index + S − 1."""
+    """A copy of a cache with new entries written into it; in ONNX the operator TensorScatter.
+
+    Args:
+        cache: [B, H, T, W].
+        update: [B, H, S, W].
+        write_index: [B] int64; row b is written at positions write_index[b] … write_index[b] + S − 1.
+
+    Returns:
+        [B, H, T, W].
+    """
     out = cache.clone()
     for row, start in enumerate(write_index.tolist()):
         out[row, :, start : start + update.shape[2]] = update[row]
@@ -35,8 +44,20 @@ def _(cache: Tensor, update: Tensor, write_index: Tensor) -> Tensor:
 def grouped_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Attention without repeating the key and value heads, so that the ONNX graph has native grouped-query attention."""
-    # [batch, heads, tokens, head width]
+    """Attention without repeating the key and value heads, so that the ONNX graph has native grouped-query attention.
+
+    An attention function of transformers (`AttentionInterface`).
+
+    Args:
+        module: the attention layer; unused.
+        query: [B, heads, S, W].
+        key, value: [B, KV heads, T, W].
+        attention_mask: [B, 1, S, T] bool, True where a position is attended to.
+        kwargs: of these only `scaling`, the factor of the scores.
+
+    Returns:
+        [B, S, heads, W], and None for the attention weights.
+    """
     grouped = query.shape[1] != key.shape[1]
     out = F.scaled_dot_product_attention(
         query, key, value, attn_mask=attention_mask, scale=kwargs.get("scaling"), enable_gqa=grouped
@@ -47,8 +68,8 @@ def grouped_attention(
 AttentionInterface.register(ATTENTION, grouped_attention)
 
 
-class _WrittenCache:
-    """The part of transformers' `Cache` that a decoder calls, over plain tensors."""
+class _TensorCache:
+    """The part of transformers' `Cache` that a decoder calls, over the stage's own tensors."""
 
     is_compileable = False
 
@@ -66,10 +87,10 @@ class _WrittenCache:
 
 
 class LanguageStage(nn.Module):
-    """inputs_embeds [B,S,D], write_index [B], cache → logits [B,1,V] of the last position, cache.
+    """The decoder and its head over a KV cache of plain tensors.
 
-    The cache is 2 · layers tensors [B,H,T,W] in the order key.0, value.0, key.1, …; entries at and after
-    write_index + S are never read.
+    Args:
+        model: a transformers model with `model.language_model` and `lm_head`.
     """
 
     def __init__(self, model: nn.Module):
@@ -78,25 +99,41 @@ class LanguageStage(nn.Module):
         self.head: Any = model.get_submodule("lm_head")
 
     def forward(self, inputs_embeds: Tensor, write_index: Tensor, *cache: Tensor) -> tuple[Tensor, ...]:
+        """One step over S tokens, of the prompt or of the answer.
+
+        Args:
+            inputs_embeds: [B, S, D].
+            write_index: [B] int64, the position of each row's first token.
+            cache: 2 · layers tensors [B, KV heads, T, W] in the order of `cache_names`; entries at and after
+                write_index + S are never read.
+
+        Returns:
+            Logits [B, 1, V] of the last position, then the updated cache.
+        """
         steps = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
         positions = write_index[:, None] + steps[None]  # [batch, tokens]
         slots = torch.arange(cache[0].shape[2], device=inputs_embeds.device)
         mask = slots[None, None, None, :] <= positions[:, None, :, None]  # [batch, 1, tokens, cache length]
-        written = _WrittenCache(cache, write_index)
+        updated = _TensorCache(cache, write_index)
         with attention_of(self.decoder, ATTENTION):
             hidden = self.decoder(
                 inputs_embeds=inputs_embeds,
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=written,
+                past_key_values=updated,
                 use_cache=True,
             ).last_hidden_state
-        return (self.head(hidden[:, -1:]), *written.tensors)
+        return (self.head(hidden[:, -1:]), *updated.tensors)
 
 
 @contextmanager
 def attention_of(decoder: Any, name: str) -> Iterator[None]:
-    """Run `decoder` with another attention implementation, then restore its own."""
+    """Run a decoder with another attention implementation within the block, then restore its own.
+
+    Args:
+        decoder: a transformers model.
+        name: of an implementation registered with `AttentionInterface`.
+    """
     before = decoder.config._attn_implementation
     decoder.config._attn_implementation = name
     try:
@@ -106,11 +143,23 @@ def attention_of(decoder: Any, name: str) -> Iterator[None]:
 
 
 def cache_names(layers: int) -> list[str]:
-    """`key.0, value.0, key.1, …`: the cache tensors, in the stage's order; inputs are `past.<name>`, outputs `present.<name>`."""
+    """Names of the cache tensors in the stage's order: `key.0, value.0, key.1, …`.
+
+    Inputs are called `past.<name>`, outputs `present.<name>`.
+    """
     return [f"{kind}.{layer}" for layer in range(layers) for kind in ("key", "value")]
 
 
 def cache_shape(text_config: Any, batch: int, length: int) -> tuple[int, int, int, int]:
-    """Shape [B, KV heads, T, head width] of one cache tensor."""
+    """Shape of one cache tensor.
+
+    Args:
+        text_config: the decoder's config.
+        batch: B.
+        length: T, positions in the cache.
+
+    Returns:
+        (B, KV heads, T, head width).
+    """
     width = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
     return batch, text_config.num_key_value_heads, length, width

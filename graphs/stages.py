@@ -1,4 +1,4 @@
-"""The stages of a model: eager modules with the names, dtypes and dynamic dimensions of what goes in and out."""
+"""The stages of a model: eager modules, with the names, dtypes and dynamic dimensions of their inputs and outputs."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,13 @@ from .selection.reference import select_tokens
 
 @dataclass(frozen=True)
 class Port:
-    """One input or output. dtype None follows the precision; a dimension is a size, or a symbol where it is dynamic."""
+    """One input or output of a stage.
+
+    Attributes:
+        name: as in the ONNX graph.
+        shape: dimensions, each a size or, where it is dynamic, a symbol.
+        dtype: None follows the precision of the stage.
+    """
 
     name: str
     shape: tuple[int | str, ...]
@@ -24,7 +30,12 @@ class Port:
 
 @dataclass(frozen=True)
 class Stack:
-    """Layers that a module runs one after the other, each on what the one before gave: the first so many at `path`."""
+    """Layers of one kind that a module runs one after the other.
+
+    Attributes:
+        path: of their ModuleList within the stage's module.
+        layers: how many of them are run, from the first on.
+    """
 
     path: str
     layers: int
@@ -32,7 +43,14 @@ class Stack:
 
 @dataclass(frozen=True)
 class Stage:
-    """An eager module and its ports. Symbols of the same name are equal within a stage."""
+    """An eager module and its inputs and outputs.
+
+    Attributes:
+        name: "vision", "select", "project", "embed" or "language"; "vision_video" where videos have their own tower.
+        module: takes the inputs in their order.
+        inputs, outputs: symbols of one name stand for one size within a stage.
+        stack: the module's layers, if it is a stack of them.
+    """
 
     name: str
     module: nn.Module
@@ -41,10 +59,21 @@ class Stage:
     stack: Stack | None = None
 
     def symbols(self) -> set[str]:
+        """Names of the dynamic dimensions of the inputs."""
         return {dim for port in self.inputs for dim in port.shape if isinstance(dim, str)}
 
     def random_inputs(self, sizes: dict[str, int], dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
-        """Inputs of the given sizes: tensors normal, scalars in (0, 1), integers 1 or 2 (ids, positions and counts)."""
+        """Random inputs of the given sizes.
+
+        Args:
+            sizes: a size for each symbol.
+            dtype: of inputs that follow the precision.
+            seed: of the generator; equal seeds give equal inputs.
+
+        Returns:
+            One tensor for each input: normal numbers, scalars in (0, 1), and integers 1 or 2, which are valid as ids,
+            positions and counts alike.
+        """
         generator = torch.Generator().manual_seed(seed)
         tensors = []
         for port in self.inputs:
@@ -60,11 +89,12 @@ class Stage:
 
 
 class SelectStage(nn.Module):
-    """features [F,P,C], text_embeds [L,D], num_keep, alpha, tau → indices [F,K], kept [F,K,C]."""
+    """The selection as a stage: `pool_query`, `select_tokens`, and the rows that they choose."""
 
     def forward(
         self, features: Tensor, text_embeds: Tensor, num_keep: Tensor, alpha: Tensor, tau: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """features [F, P, C], text_embeds [L, D] and scalars → indices [F, K] int64, kept [F, K, C]."""
         query = pool_query(text_embeds)
         indices = select_tokens(features, query, int(num_keep), float(alpha), float(tau))
         kept = features.gather(1, indices[:, :, None].expand(-1, -1, features.shape[2]))
@@ -72,36 +102,21 @@ class SelectStage(nn.Module):
 
 
 def stages_of(model: nn.Module, family: Family) -> list[Stage]:
-    """The stages of a transformers model, in the order data flows through them.
+    """The stages of a transformers model.
 
-    `vision` (and, for families with a tower of its own for videos, `vision_video`), `select`, `project`, `embed`,
-    `language`.
+    Args:
+        model: on any device, the meta device included.
+        family: of the model's config.
+
+    Returns:
+        In the order in which data flows through them: `vision` (and `vision_video`, where videos have a tower of their
+        own), `select`, `project`, `embed`, `language`.
     """
     config: Any = model.config
-    text, vision = config.text_config, config.vision_config
-    modalities = family.modalities(config)
-    layers = (
-        [config.vision_feature_layer] if isinstance(config.vision_feature_layer, int) else config.vision_feature_layer
-    )
-    channels, depth = vision.hidden_size * len(layers), text.hidden_size
-    size = vision.image_size
-
-    stages = []
-    for name, module in family.vision_stages(model).items():
-        outputs = {m.output: m.leading + m.rows * m.columns for m in modalities.values() if m.stage == name}
-        chosen = hidden_indices(module.get_submodule("tower"), config.vision_feature_layer)
-        if getattr(module, "pool", None) is not None:  # both outputs exist, whatever the modalities use
-            outputs = {key: outputs[key] for key in ("features", "pooled_features")}
-        stages.append(
-            Stage(
-                name,
-                module,
-                (Port("pixel_values", ("frames", 3, size, size)),),
-                tuple(Port(output, ("frames", patches, channels)) for output, patches in outputs.items()),
-                Stack("tower.encoder.layers", chosen[0]) if len(chosen) == 1 else None,
-            )
-        )
-    stages.append(
+    text, channels = config.text_config, _channels(config)
+    depth = text.hidden_size
+    return [
+        *_vision_stages(model, family),
         Stage(
             "select",
             SelectStage(),
@@ -113,41 +128,66 @@ def stages_of(model: nn.Module, family: Family) -> list[Stage]:
                 Port("tau", (), torch.float32),
             ),
             (Port("indices", ("frames", "kept"), torch.int64), Port("kept", ("frames", "kept", channels))),
-        )
-    )
-    stages.append(
+        ),
         Stage(
             "project",
             model.get_submodule("model.multi_modal_projector"),
             (Port("kept", ("frames", "kept", channels)),),
             (Port("visual_embeds", ("frames", "kept", depth)),),
-        )
-    )
-    stages.append(
+        ),
         Stage(
             "embed",
             model.get_submodule("model.language_model.embed_tokens"),
             (Port("input_ids", ("batch", "tokens"), torch.int64),),
             (Port("embeds", ("batch", "tokens", depth)),),
+        ),
+        _language_stage(model, text),
+    ]
+
+
+def _channels(config: Any) -> int:
+    """C, width of the features: that of the tower times the number of layers that they are taken from."""
+    layer = config.vision_feature_layer
+    return config.vision_config.hidden_size * (1 if isinstance(layer, int) else len(layer))
+
+
+def _vision_stages(model: nn.Module, family: Family) -> list[Stage]:
+    """One stage for each tower, with an output for each kind of input that the family encodes by it."""
+    config: Any = model.config
+    modalities, size = family.modalities(config), config.vision_config.image_size
+    stages = []
+    for name, module in family.vision_stages(model).items():
+        outputs = {m.output: m.leading + m.rows * m.columns for m in modalities.values() if m.stage == name}
+        if getattr(module, "pool", None) is not None:  # both outputs exist, in this order
+            outputs = {key: outputs[key] for key in ("features", "pooled_features")}
+        chosen = hidden_indices(module.get_submodule("tower"), config.vision_feature_layer)
+        stages.append(
+            Stage(
+                name,
+                module,
+                (Port("pixel_values", ("frames", 3, size, size)),),
+                tuple(Port(output, ("frames", patches, _channels(config))) for output, patches in outputs.items()),
+                Stack("tower.encoder.layers", chosen[0]) if len(chosen) == 1 else None,
+            )
         )
-    )
-    _, heads, _, width = cache_shape(text, 1, 1)
-    names = cache_names(text.num_hidden_layers)
-    cache = ("batch", heads, "cache", width)
-    stages.append(
-        Stage(
-            "language",
-            LanguageStage(model),
-            (
-                Port("inputs_embeds", ("batch", "tokens", depth)),
-                Port("write_index", ("batch",), torch.int64),
-                *(Port(f"past.{name}", cache) for name in names),
-            ),
-            (
-                Port("logits", ("batch", 1, text.vocab_size)),
-                *(Port(f"present.{name}", cache) for name in names),
-            ),
-            Stack("decoder.layers", text.num_hidden_layers),
-        )
-    )
     return stages
+
+
+def _language_stage(model: nn.Module, text_config: Any) -> Stage:
+    """The decoder with its KV cache as inputs `past.…` and outputs `present.…`."""
+    _, heads, _, width = cache_shape(text_config, 1, 1)
+    names, cache = cache_names(text_config.num_hidden_layers), ("batch", heads, "cache", width)
+    return Stage(
+        "language",
+        LanguageStage(model),
+        (
+            Port("inputs_embeds", ("batch", "tokens", text_config.hidden_size)),
+            Port("write_index", ("batch",), torch.int64),
+            *(Port(f"past.{name}", cache) for name in names),
+        ),
+        (
+            Port("logits", ("batch", 1, text_config.vocab_size)),
+            *(Port(f"present.{name}", cache) for name in names),
+        ),
+        Stack("decoder.layers", text_config.num_hidden_layers),
+    )

@@ -1,6 +1,6 @@
-"""Model families: which modules of a Hugging Face model are the stages, and what the visual tokens look like.
+"""Model families: which modules of a Hugging Face model make the vision stage, and how its visual tokens are laid out.
 
-Supporting another family means one more file here and its line in `FAMILIES`.
+Supporting another family takes one more module here, with the members of `Family`, and its name in `_MODULES`.
 """
 
 from typing import Any, Protocol
@@ -8,26 +8,47 @@ from typing import Any, Protocol
 from torch import nn
 
 from . import llava, llava_next_video, video_llava
-from .base import Modality, UnsupportedModelError, check_decoder, check_strategy, check_tower
+from .base import Modality, UnsupportedModelError, check_decoder, check_tower, drops_class_token
 
 __all__ = ["FAMILIES", "Family", "Modality", "UnsupportedModelError", "family_of"]
 
 
 class Family(Protocol):
-    """What a family's module offers."""
+    """The members of a family's module."""
 
     @property
-    def MODEL_TYPE(self) -> str: ...
+    def MODEL_TYPE(self) -> str:
+        """`model_type` of the family's config.json."""
+        ...
 
     @property
-    def NAME(self) -> str: ...
+    def NAME(self) -> str:
+        """The family's name for messages and pages."""
+        ...
 
     def modalities(self, config: Any) -> dict[str, Modality]:
-        """`image` and, where the family has them, `video`: the stage that encodes it and the layout of its tokens."""
+        """How images and videos become visual tokens.
+
+        Args:
+            config: the checkpoint's config.
+
+        Returns:
+            `image` and, where the family has them, `video`: the stage that encodes it and the layout of its tokens.
+
+        Raises:
+            UnsupportedModelError: the config's settings of the tower do not fit the family.
+        """
         ...
 
     def vision_stages(self, model: nn.Module) -> dict[str, nn.Module]:
-        """Encoders by stage name; each takes pixel_values [F,3,H,W]."""
+        """The encoders of a transformers model.
+
+        Args:
+            model: the model, on any device.
+
+        Returns:
+            Modules by stage name, in the order of the stages; each takes pixel_values [F, 3, H, W].
+        """
         ...
 
 
@@ -37,6 +58,12 @@ FAMILIES = {family.MODEL_TYPE: family for family in _MODULES}
 
 def family_of(config: Any) -> Family:
     """The family of a checkpoint's config.
+
+    Args:
+        config: as transformers reads config.json.
+
+    Returns:
+        The family's module.
 
     Raises:
         UnsupportedModelError: the model type, its tower or its decoder is not supported, or it pools visual tokens
@@ -56,6 +83,6 @@ def family_of(config: Any) -> Family:
             hint = " (it pools video tokens after the projector, where pruned tokens no longer form a grid)"
         raise UnsupportedModelError(f"model_type '{model_type}' is not supported{hint}; supported are: {supported}")
     check_tower(config.vision_config)
-    check_strategy(config)
+    drops_class_token(config)  # raises where there is none to drop
     check_decoder(config.text_config)
     return FAMILIES[model_type]

@@ -1,4 +1,4 @@
-"""What the families share: the vision stage and the checks of tower and decoder."""
+"""What the families share: the vision stage, and the checks of vision tower and decoder."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ DECODERS = ("llama", "qwen2")
 
 
 class UnsupportedModelError(ValueError):
-    """The checkpoint is not one of the supported families; the message lists them."""
+    """The checkpoint, its tower or its decoder is not supported; the message says what is."""
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,11 @@ class Modality:
     """How an image or a video becomes visual tokens.
 
     Attributes:
-        stage: the vision stage that encodes it.
-        output: that stage's output holding the features [F, P, C].
-        rows, columns: the grid of patches of one frame; P = leading + rows · columns.
-        leading: tokens before the grid (a kept class token).
-        tiled: an image is cut into tiles (anyres), which the decoder sees as one grid with newline tokens.
+        stage: name of the vision stage that encodes it.
+        output: name of that stage's output with the features [F, P, C].
+        rows, columns: size of the patch grid of one frame; P = leading + rows · columns.
+        leading: number of tokens before the grid: 1 where the class token is kept.
+        tiled: whether an image is cut into tiles (anyres), which the decoder sees as one grid with newline tokens.
     """
 
     stage: str
@@ -35,10 +35,16 @@ class Modality:
 
 
 class VisionStage(nn.Module):
-    """pixel_values [F,3,H,W] → features [F,P,C]: the chosen hidden layer(s) without the class token, then the pool.
+    """The vision tower up to the chosen hidden layers, without the class token, then the pool.
 
-    Layers above the highest chosen one are never run. With a pool there are two outputs, features and
-    pooled_features [F,P',C], so that one engine serves images and videos.
+    Layers above the highest chosen one are never run. With a pool there are two outputs, so that one engine serves
+    images and videos.
+
+    Args:
+        tower: a CLIP or SigLIP vision model of transformers.
+        layer: the config's vision_feature_layer; the features of several layers are concatenated.
+        drop_class: whether the first token, the class token, is dropped.
+        pool: of the features of video frames; None where the family has no pool.
     """
 
     def __init__(self, tower: nn.Module, layer: int | list[int], drop_class: bool, pool: nn.Module | None = None):
@@ -49,7 +55,8 @@ class VisionStage(nn.Module):
         self.chosen = hidden_indices(tower, layer)
 
     def forward(self, pixel_values: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        hidden = self.tower.embeddings(pixel_values)
+        """Normalised pixels [F, 3, H, W] → features [F, P, C], and with a pool also pooled features [F, P', C]."""
+        hidden = self.tower.embeddings(pixel_values)  # [frames, tokens, channels]
         if hasattr(self.tower, "pre_layrnorm"):  # CLIP; SigLIP has none
             hidden = self.tower.pre_layrnorm(hidden)
         states = [hidden]
@@ -62,28 +69,47 @@ class VisionStage(nn.Module):
 
 
 def hidden_indices(tower: Any, layer: int | list[int]) -> list[int]:
-    """Non-negative indices into the tower's hidden states (0 is the embedding) of a config's vision_feature_layer."""
+    """Indices of the hidden states that a config's vision_feature_layer names.
+
+    Args:
+        tower: the vision tower, for its number of layers.
+        layer: one index or several; negative ones count from the last layer.
+
+    Returns:
+        Non-negative indices; 0 is the embedding, n the output of layer n.
+    """
     count = len(tower.encoder.layers) + 1
     return [index % count for index in ([layer] if isinstance(layer, int) else layer)]
 
 
 def grid_side(vision_config: Any) -> int:
+    """Number of patches along one side of an image."""
     return vision_config.image_size // vision_config.patch_size
 
 
 def has_class_token(vision_config: Any) -> bool:
+    """Whether the tower puts a class token before the patches: CLIP does, SigLIP does not."""
     return vision_config.model_type == "clip_vision_model"
 
 
 def check_tower(vision_config: Any) -> None:
+    """Refuse a vision tower that `VisionStage` does not know.
+
+    Raises:
+        UnsupportedModelError: the tower is not one of `TOWERS`.
+    """
     if vision_config.model_type not in TOWERS:
         raise UnsupportedModelError(
             f"vision tower '{vision_config.model_type}' is not supported; supported are: {', '.join(TOWERS)}"
         )
 
 
-def check_strategy(config: Any) -> bool:
-    """Whether the class token is dropped; refuses a strategy the tower cannot follow."""
+def drops_class_token(config: Any) -> bool:
+    """Whether the config's vision_feature_select_strategy drops the class token.
+
+    Raises:
+        UnsupportedModelError: it does, and the tower has none.
+    """
     drop = config.vision_feature_select_strategy == "default"
     if drop and not has_class_token(config.vision_config):
         raise UnsupportedModelError(
@@ -94,6 +120,12 @@ def check_strategy(config: Any) -> bool:
 
 
 def check_decoder(text_config: Any) -> None:
+    """Refuse a decoder that cannot be traced with a KV cache of any length.
+
+    Raises:
+        UnsupportedModelError: the decoder is not one of `DECODERS`, has sliding-window attention, or rotary embeddings
+            that change with the prompt's length.
+    """
     if text_config.model_type not in DECODERS:
         raise UnsupportedModelError(
             f"language model '{text_config.model_type}' is not supported; supported are: {', '.join(DECODERS)}"

@@ -8,26 +8,28 @@ from typing import Any
 
 from torch import nn
 
-from .base import Modality, VisionStage, check_strategy, grid_side, has_class_token
+from .base import Modality, VisionStage, drops_class_token, grid_side, has_class_token
 
 MODEL_TYPE = "video_llava"
 NAME = "Video-LLaVA"
 
 
 def modalities(config: Any) -> dict[str, Modality]:
+    """Layout of the visual tokens by kind of input, see `Family.modalities`."""
     side = grid_side(config.vision_config)
     has_class = has_class_token(config.vision_config)
     return {
-        "image": Modality("vision", "features", side, side, int(not check_strategy(config) and has_class)),
+        "image": Modality("vision", "features", side, side, int(not drops_class_token(config) and has_class)),
         "video": Modality("vision_video", "features", side, side, int(has_class)),
     }
 
 
 def vision_stages(model: nn.Module) -> dict[str, nn.Module]:
+    """Vision stages by name, see `Family.vision_stages`."""
     config: Any = model.config
     image_tower: Any = model.get_submodule("model.image_tower")
     video_tower: Any = model.get_submodule("model.video_tower")
     return {
-        "vision": VisionStage(image_tower, config.vision_feature_layer, check_strategy(config)),
+        "vision": VisionStage(image_tower, config.vision_feature_layer, drops_class_token(config)),
         "vision_video": VisionStage(video_tower, config.vision_feature_layer, drop_class=False),
     }
