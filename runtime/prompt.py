@@ -9,7 +9,7 @@ from .media.preprocess import LITERAL, Processor
 
 Prompt = str | Sequence[Message]
 
-_ENCODING = Lock()  # a tokenizer's first call changes its settings, which fails while another thread is in it
+_ENCODING = Lock()  # a call sets the tokenizer for itself (special tokens, truncation), and for whoever calls meanwhile
 
 
 def prompt_ids(processor: Processor, prompt: Prompt, images: int, videos: int, chat: bool) -> list[int]:

@@ -35,7 +35,11 @@ class KernelSelect:
             raise RedipruneError(" ".join(str(error).split())) from error
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, DeviceArray]:
-        feed, stream = fit_inputs(self.spec, inputs), self.stream
+        with self.stream.lock:  # a stream takes one thread's work at a time
+            return self._run(fit_inputs(self.spec, inputs))
+
+    def _run(self, feed: Mapping[str, Array]) -> dict[str, DeviceArray]:
+        stream = self.stream
         features = stream.place(feed["features"])
         frames, patches, channels = features.shape
         count, tau = min(int(np.asarray(feed["num_keep"])), patches), float(np.asarray(feed["tau"]))

@@ -3,12 +3,16 @@
 Every GPU backend enqueues on the process's one stream, where work runs in order: what one stage writes the next may
 read, and memory may be freed while work on it is still queued. Memory comes from CUDA's own stream-ordered pool, which
 gives out again what was freed, so that every array has memory of its own and still nothing is allocated anew.
+
+Threads take turns: whoever has `Stream.lock` puts work on the stream. A CUDA graph that is being captured would take in what
+another thread puts there, and a wait would let go of what another thread's copies still read.
 """
 
 import weakref
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -23,7 +27,7 @@ class Memory:
 
     def __init__(self, stream: "Stream", size: int):
         self.address = int(stream.call("cudaMallocAsync", max(size, 1), stream.handle))
-        weakref.finalize(self, stream.cuda.cudaFreeAsync, self.address, stream.handle)
+        weakref.finalize(self, stream.free, self.address)
 
 
 class DeviceArray:
@@ -74,10 +78,15 @@ class DeviceArray:
 
 
 class Stream:
-    """A stream of the first GPU. Get it with `open_stream`."""
+    """A stream of the first GPU. Get it with `open_stream`.
+
+    Attributes:
+        lock: held by a thread for as long as its work must not be mixed with another's. Every method takes it.
+    """
 
     def __init__(self, cuda: Any, driver: Any):
         self.cuda = cuda
+        self.lock = RLock()
         self.call("cudaSetDevice", 0)
         pool = self.call("cudaDeviceGetDefaultMemPool", 0)
         # By default the pool gives everything back to the system whenever the host waits, which is after every stage.
@@ -85,6 +94,8 @@ class Stream:
         self.call("cudaMemPoolSetAttribute", pool, threshold, driver.cuuint64_t(2**64 - 1))
         self.handle = int(self.call("cudaStreamCreateWithFlags", cuda.cudaStreamNonBlocking))
         self.held: list[np.ndarray] = []  # what queued copies read on the host
+        self.capturing = False
+        self.freed: list[int] = []  # memory that was dropped meanwhile
         weakref.finalize(self, cuda.cudaStreamDestroy, self.handle)
 
     def empty(self, shape: Sequence[int], dtype: Any) -> DeviceArray:
@@ -106,17 +117,20 @@ class Stream:
             address, kind = source.address, self.cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         else:
             address, kind = source.ctypes.data, self.cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
-            self.held.append(source)
-        if source.nbytes:
-            self.call("cudaMemcpyAsync", target.address, address, source.nbytes, kind, self.handle)
+        with self.lock:
+            if not isinstance(source, DeviceArray):
+                self.held.append(source)
+            if source.nbytes:
+                self.call("cudaMemcpyAsync", target.address, address, source.nbytes, kind, self.handle)
 
     def download(self, source: DeviceArray) -> np.ndarray:
         """The array on the host, once everything before is done."""
         array = np.empty(source.shape, source.dtype)
         kind = self.cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        if array.nbytes:
-            self.call("cudaMemcpyAsync", array.ctypes.data, source.address, array.nbytes, kind, self.handle)
-        self.synchronize()
+        with self.lock:
+            if array.nbytes:
+                self.call("cudaMemcpyAsync", array.ctypes.data, source.address, array.nbytes, kind, self.handle)
+            self.synchronize()
         return array
 
     def clear(self, array: DeviceArray) -> None:
@@ -124,18 +138,33 @@ class Stream:
 
     def synchronize(self) -> None:
         """Wait until everything is done."""
-        self.call("cudaStreamSynchronize", self.handle)
-        self.held.clear()
+        with self.lock:
+            self.call("cudaStreamSynchronize", self.handle)
+            self.held.clear()
+
+    def free(self, address: int) -> None:
+        """Give memory back to the pool, once the work queued by now is done."""
+        with self.lock:
+            if self.capturing:  # it is no part of the graph; the garbage collector comes when it likes
+                self.freed.append(address)
+            else:
+                self.cuda.cudaFreeAsync(address, self.handle)
 
     def capture(self, enqueue: Callable[[], None]) -> Callable[[], None]:
         """What `enqueue` puts on the stream as a CUDA graph; calling the result enqueues the graph."""
-        self.call(
-            "cudaStreamBeginCapture", self.handle, self.cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        )
-        try:
-            enqueue()
-        finally:
-            graph = self.call("cudaStreamEndCapture", self.handle)
+        mode = self.cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        with self.lock:
+            self.call("cudaStreamBeginCapture", self.handle, mode)
+            self.capturing = True
+            try:
+                enqueue()
+            finally:
+                try:
+                    graph = self.call("cudaStreamEndCapture", self.handle)
+                finally:
+                    self.capturing = False
+                    while self.freed:
+                        self.free(self.freed.pop())
         executable = self.call("cudaGraphInstantiate", graph, 0)
         self.call("cudaGraphDestroy", graph)
 
@@ -151,7 +180,8 @@ class Stream:
         Raises:
             RedipruneError: it gives an error.
         """
-        status, *values = getattr(self.cuda, function)(*arguments)
+        with self.lock:
+            status, *values = getattr(self.cuda, function)(*arguments)
         if status != self.cuda.cudaError_t.cudaSuccess:
             reason = self.cuda.cudaGetErrorString(status)[1].decode()
             errors = self.cuda.cudaError_t

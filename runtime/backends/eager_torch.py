@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from ..bundle import Bundle, file_sha256
 from ..errors import RedipruneError
 from ..memory import check_memory
 from .arrays import Array
+
+# One thread at a time: transformers' modules note what they pass on in themselves while they run.
+_MODEL = RLock()
 
 
 class EagerStage:
@@ -31,7 +35,7 @@ class EagerStage:
         import torch
 
         values = [_tensor(inputs[port.name]) for port in self.spec.inputs]
-        with torch.inference_mode():
+        with _MODEL, torch.inference_mode():
             outputs = self.stage.module(*values)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         return {p.name: o.numpy().astype(p.dtype) for p, o in zip(self.spec.outputs, outputs, strict=True)}
@@ -57,7 +61,7 @@ class EagerDecoding:
     def step(self, embeds: Array) -> np.ndarray:
         import torch
 
-        with torch.inference_mode():
+        with _MODEL, torch.inference_mode():
             hidden = self.model.model.language_model(
                 inputs_embeds=_tensor(embeds), past_key_values=self.cache, use_cache=True
             ).last_hidden_state
@@ -87,7 +91,8 @@ def eager_model(bundle: Bundle, threads: int = 0) -> Any:
     if threads:
         torch.set_num_threads(threads)
     stages = bundle.manifest.stages.values()
-    return _load(folder, sum(s.weight_bytes * (2 if s.precision == "fp16" else 1) for s in stages))
+    with _MODEL:  # which is loaded once
+        return _load(folder, sum(s.weight_bytes * (2 if s.precision == "fp16" else 1) for s in stages))
 
 
 def checkpoint_of(bundle: Bundle) -> Path:

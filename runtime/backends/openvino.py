@@ -3,6 +3,7 @@
 Products are computed in float32 unless `bf16` is asked for: OpenVINO's own choice where the CPU has bfloat16.
 """
 
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,11 +11,12 @@ import numpy as np
 
 from ..bundle import Bundle
 from ..errors import RedipruneError
+from .arrays import Array
 from .session import cast_inputs
 
 
 class OpenvinoStage:
-    """A stage in OpenVINO."""
+    """A stage in OpenVINO. Called by itself a compiled model has one infer request for all threads: each run takes its own."""
 
     batch = 1  # as in ONNX Runtime: the activations of one frame stay in the cache
 
@@ -23,10 +25,19 @@ class OpenvinoStage:
         model = _read(bundle, stage, [])
         self.session = _compile(bundle, stage, model, threads, precision)
         self.outputs = [port.name for port in self.spec.outputs]
+        self.idle: deque[Any] = deque()  # infer requests that no thread uses; an append or pop is atomic
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        values = self.session(cast_inputs(self.spec, inputs), share_inputs=True)
-        return {name: np.asarray(values[name]) for name in self.outputs}
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, np.ndarray]:
+        """Outputs by name, in memory of their own."""
+        feed = cast_inputs(self.spec, inputs)
+        try:
+            request = self.idle.pop()
+        except IndexError:
+            request = self.session.create_infer_request()
+        values = request.infer(feed, share_inputs=True)
+        outputs = {name: np.asarray(values[name]) for name in self.outputs}
+        self.idle.append(request)
+        return outputs
 
 
 class OpenvinoLanguage:
@@ -53,7 +64,7 @@ class OpenvinoDecoding:
         self.dtype, self.length, self.position = language.dtype, length, 0
         self.request = language.session.create_infer_request()
 
-    def step(self, embeds: np.ndarray) -> np.ndarray:
+    def step(self, embeds: Array) -> np.ndarray:
         tokens = embeds.shape[1]
         if self.position + tokens > self.length:
             raise RedipruneError(

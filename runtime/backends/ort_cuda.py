@@ -28,7 +28,11 @@ class OrtCudaStage:
         self.stream = open_stream(BACKEND)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, DeviceArray]:
-        feed = fit_inputs(self.spec, inputs)
+        """Outputs by name, on the GPU."""
+        with self.stream.lock:
+            return self._run(fit_inputs(self.spec, inputs))
+
+    def _run(self, feed: Mapping[str, Array]) -> dict[str, DeviceArray]:
         shapes = output_shapes(self.spec, feed)
         binding = self.session.io_binding()
         placed = {name: self.stream.place(array) for name, array in feed.items() if array.shape}
@@ -49,7 +53,8 @@ class OrtCudaLanguage(OrtLanguage):
     """The language stage in ONNX Runtime CUDA."""
 
     def start(self, length: int) -> "OrtCudaDecoding":
-        return OrtCudaDecoding(self, length)
+        with open_stream(BACKEND).lock:
+            return OrtCudaDecoding(self, length)
 
 
 class OrtCudaDecoding(OrtDecoding):
@@ -62,6 +67,10 @@ class OrtCudaDecoding(OrtDecoding):
         _bind(self.binding.bind_input, f"past.{name}", cache)
         _bind(self.binding.bind_output, f"present.{name}", cache)
         return cache
+
+    def step(self, embeds: Array) -> np.ndarray:
+        with open_stream(BACKEND).lock:
+            return super().step(embeds)
 
     def bind(self, name: str, array: Array) -> None:
         if isinstance(array, DeviceArray) and array.dtype == self.dtype:

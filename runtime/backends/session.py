@@ -48,7 +48,7 @@ BACKENDS = {
 
 
 class StageSession(Protocol):
-    """A loaded stage."""
+    """A loaded stage. Several threads may run it at once: what a library does not allow, its session guards."""
 
     batch: int  # frames per run that are fastest here
 
@@ -58,7 +58,7 @@ class StageSession(Protocol):
 
 
 class Decoding(Protocol):
-    """One request's KV cache, filled from position 0."""
+    """One request's KV cache, filled from position 0 by one thread; others fill theirs meanwhile."""
 
     def step(self, embeds: Array) -> np.ndarray:
         """Append embeds [1,S,D] to the cache; logits [V] float32 of the last position."""
@@ -66,7 +66,7 @@ class Decoding(Protocol):
 
 
 class LanguageSession(Protocol):
-    """The loaded language stage."""
+    """The loaded language stage. Several threads may start and fill caches at once."""
 
     def start(self, length: int) -> Decoding:
         """An empty cache with room for `length` positions."""

@@ -1,7 +1,7 @@
 """TensorRT and TensorRT-RTX: a bundle's engines on the first GPU.
 
 Arrays stay on the GPU between stages. The KV cache lies there too, written in place and reused by the next request; a
-decoding step is a CUDA graph.
+decoding step is a CUDA graph. An engine has one execution context, so threads take turns by the stream's lock.
 """
 
 import mmap
@@ -30,8 +30,14 @@ class EngineStage:
         self.batch = self.engine.profile[self.spec.inputs[0].name][1][0]  # frames the engine was tuned for
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, DeviceArray]:
-        engine, feed = self.engine, fit_inputs(self.spec, inputs)
-        engine.check(feed)
+        """Outputs by name, on the GPU."""
+        feed = fit_inputs(self.spec, inputs)
+        self.engine.check(feed)
+        with self.engine.stream.lock:
+            return self._run(feed)
+
+    def _run(self, feed: Mapping[str, Array]) -> dict[str, DeviceArray]:
+        engine = self.engine
         placed = {name: engine.bind_input(name, array) for name, array in feed.items()}
         shapes = output_shapes(self.spec, feed)
         outputs = {port.name: engine.stream.empty(shapes[port.name], port.dtype) for port in self.spec.outputs}
@@ -68,7 +74,8 @@ class EngineLanguage:
                 f"the request takes {length} positions and the engine's KV cache has {room}; lower keep, frames or "
                 f"max_new_tokens, or build a longer one with: {self.engine.rebuild} --profile cache={length}"
             )
-        return EngineDecoding(self, self.idle.pop() if self.idle else self._allocate(), length)
+        with self.engine.stream.lock:
+            return EngineDecoding(self, self.idle.pop() if self.idle else self._allocate(), length)
 
     def _allocate(self) -> list[DeviceArray]:
         return [self.engine.stream.empty(self.cache_shape, self.dtype) for _ in self.cache_names]
@@ -96,9 +103,10 @@ class EngineDecoding:
         if not isinstance(embeds, DeviceArray) or embeds.dtype != language.dtype:
             embeds = np.ascontiguousarray(embeds, language.dtype)
         rows, most = embeds.reshape(tokens, language.decoder.width), language.embeds.shape[0]
-        for at in range(0, tokens, most):  # a prompt longer than the profile goes in piece by piece
-            self._run(rows[at : at + most])
-        return np.asarray(language.logits)[0, 0].astype(np.float32)
+        with language.engine.stream.lock:  # held until the logits, which all requests share, are read
+            for at in range(0, tokens, most):  # a prompt longer than the profile goes in piece by piece
+                self._run(rows[at : at + most])
+            return np.asarray(language.logits)[0, 0].astype(np.float32)
 
     def _run(self, rows: Array) -> None:
         """Append rows [S,D] to the cache."""

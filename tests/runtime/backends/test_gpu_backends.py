@@ -2,6 +2,7 @@
 
 import importlib
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -288,6 +289,40 @@ def test_features_are_remembered_on_the_gpu_within_the_bound(bundle, gpu, backen
         gpu.cudaStreamSynchronize(7)
         used.append(sum(gpu.blocks.values()))
     assert pipeline.cache.size == features and len(set(used)) == 1
+
+
+@pytest.mark.parametrize("backend", GPU_STAGES, ids=str)
+def test_threads_take_turns_on_the_gpu(bundle, gpu, backend):
+    """Copies, captures and frees of several requests at once; the stand-in asserts that no capture takes in another's."""
+    pictures = [PICTURE, PICTURE.with_name("chelsea.jpg")]
+    asked = [(question, [picture]) for question in (QUESTION, "Why?", "What colour is it?") for picture in pictures]
+    reference = Pipeline.load(bundle, "ort")
+    expected = [reference.generate(*each, max_new_tokens=6, temperature=0) for each in asked]
+    pipeline = Pipeline.load(bundle, backend, cache_bytes=20_000)  # one picture's: features are freed all the time
+
+    def work(number):
+        for at in np.random.default_rng(number).permutation(len(asked)):
+            assert same(pipeline.generate(*asked[at], max_new_tokens=6, temperature=0), expected[at])
+        return number
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(work, range(4))) == [0, 1, 2, 3]
+
+
+def test_memory_dropped_during_a_capture_is_freed_after_it(bundle, gpu):
+    stream = device.open_stream("tensorrt")
+    dropped = [stream.empty((100,), np.float32)]
+    kept = stream.empty((100,), np.float32)
+    before = len(gpu.blocks)
+
+    def enqueue():
+        dropped.clear()  # as the garbage collector may
+        stream.clear(kept)
+
+    stream.capture(enqueue)
+    stream.synchronize()
+    assert len(gpu.blocks) == before - 1
+    assert [len(graph) for graph in gpu.graphs] == [1]
 
 
 @pytest.mark.parametrize("tau", [0.0, 0.2])
