@@ -12,7 +12,7 @@ from .renamed import install as _install_old_names
 
 if TYPE_CHECKING:
     # The folder is mapped beside this one (pyproject), where a checker that reads files does not look.
-    from .runtime import Answer, Pipeline, RedipruneError  # pyright: ignore[reportMissingImports]
+    from .runtime import Answer, GenerateOptions, Pipeline, RedipruneError, SelectOptions, Stream  # pyright: ignore[reportMissingImports]
 
 try:
     __version__ = version("rediprune")
@@ -21,7 +21,7 @@ except PackageNotFoundError:  # run from a folder that was never installed
 
 _install_old_names()
 
-__all__ = ["Answer", "Pipeline", "RedipruneError", "__version__"]
+__all__ = ["Answer", "GenerateOptions", "Pipeline", "RedipruneError", "SelectOptions", "Stream", "__version__"]
 
 
 def __getattr__(name: str) -> object:

@@ -2,8 +2,8 @@
 
 import json
 import re
-import subprocess
-import sys
+import runpy
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
@@ -14,14 +14,18 @@ from PIL import Image
 from ..docs.conftest import ROOT, code_blocks
 
 
-def run(script: Path, *arguments: str) -> str:
-    command = [sys.executable, str(script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run an example as from a command line, in this process; what it prints."""
+
+    def main(script: Path, *arguments: str) -> str:
+        runpy.run_path(str(script))["main"](*arguments)
+        return capsys.readouterr().out
+
+    return main
 
 
-def test_a_folder_of_pictures(clone: Path) -> None:
+def test_a_folder_of_pictures(clone: Path, run: Callable[..., str]) -> None:
     Image.new("RGB", (64, 64), "white").save(clone / "docs" / "demo" / "white.jpg")
     (clone / "docs" / "demo" / "broken.png").write_text("no picture")
     (clone / "docs" / "demo" / "notes.txt").write_text("not looked at")
@@ -31,6 +35,14 @@ def test_a_folder_of_pictures(clone: Path) -> None:
     assert sorted(documents) == ["broken.png", "scene.png", "white.jpg"]
     assert "is not a picture" in documents["broken.png"]["error"]
     assert documents["scene.png"]["answer"] == "purple cross" and documents["scene.png"]["kept"] == 29
+
+
+def test_a_rule_of_ones_own(clone: Path, run: Callable[..., str]) -> None:
+    lines = run(clone / "examples" / "custom_rule.py", "engines/demo-fp32", "docs/demo/scene.png").splitlines()
+    assert lines[0].split() == ["ReDiPrune:", "purple", "cross"]
+    assert lines[1].startswith("stands out: ")
+    both = int(lines[2].split()[0])
+    assert 0 < both < 29 and lines[2] == f"{both} of 29 kept tokens are the same"
 
 
 def test_the_notebook_runs_and_is_committed_without_outputs(clone: Path) -> None:
