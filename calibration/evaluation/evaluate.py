@@ -330,7 +330,7 @@ def _runs(rules: Sequence[str], keeps: Sequence[float]) -> list[tuple[str, float
 
 
 def _prefill_macs(bundle: Bundle) -> Callable[[int], float]:
-    """Multiply-adds of a prefill of n tokens: per layer projections, attention and a gated FFN (algorithm.md)."""
+    """Multiply-adds of a prefill of n tokens: per layer projections, attention and a gated FFN."""
     text = json.loads(bundle.path("processor/config.json").read_text(encoding="utf-8"))["text_config"]
     decoder = bundle.manifest.decoder
     width, ffn = decoder.width, text.get("intermediate_size", 11008)
