@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .errors import RedipruneError
+    from .media.limits import MediaLimits
     from .options import GenerateOptions, SelectOptions
     from .pipeline import Answer, Pipeline, Stream
 
 _MODULES = {
     "Answer": ".answer",
     "GenerateOptions": ".options",
+    "MediaLimits": ".media.limits",
     "Pipeline": ".pipeline",
     "RedipruneError": ".errors",
     "SelectOptions": ".options",
     "Stream": ".answer",
 }
-__all__ = ["Answer", "GenerateOptions", "Pipeline", "RedipruneError", "SelectOptions", "Stream"]
+__all__ = ["Answer", "GenerateOptions", "MediaLimits", "Pipeline", "RedipruneError", "SelectOptions", "Stream"]
 
 
 def __getattr__(name: str) -> object:

@@ -26,6 +26,8 @@ class Answer:
         encoded_frames: pictures, tiles and frames that went through the vision tower; others were known.
         finish_reason: "stop" (stop token or string) or "length".
         peak_memory: bytes, the process's largest resident size so far.
+        warnings: what a reader of the answer must know, a line each: what of a video is damaged, and which form prompts
+            take where the checkpoint has no chat template.
         visuals: the images and videos with their features, where `return_visuals` asked for them; they may lie on the
             GPU and live as long as the answer.
     """
@@ -40,6 +42,7 @@ class Answer:
     encoded_frames: int = 0
     finish_reason: str = "length"
     peak_memory: int = 0
+    warnings: list[str] = field(default_factory=list)
     visuals: list[Visual] = field(default_factory=list, repr=False)
 
     @property

@@ -23,6 +23,7 @@ from .detokenize import AnswerText, Detokenizer
 from .errors import RedipruneError
 from .feature_cache import FeatureCache
 from .generate import Sampling, Stopping
+from .media.limits import MediaLimits
 from .media.preprocess import Processor
 from .memory import check_memory
 from .options import AnswerKeywords, GenerateOptions, SelectKeywords, SelectOptions, merge_keywords
@@ -62,6 +63,7 @@ class Pipeline:
         threads: for every stage; 0 leaves it to the backend.
         processor: tokenizer, chat template and picture settings.
         cache: features of pictures seen before.
+        limits: what an image or video may be at most.
     """
 
     def __init__(
@@ -71,10 +73,12 @@ class Pipeline:
         threads: int,
         cache_bytes: int,
         prefetch: Sequence[str] = (),
+        limits: MediaLimits | None = None,
     ):
         self.bundle = bundle
         self.backends = backends
         self.threads = threads
+        self.limits = limits or MediaLimits.read()
         self.cache = FeatureCache(cache_bytes)
         self._replacements: tuple[_Replacement, ...] = ()
         self._lock = Lock()  # guards the replacements
@@ -97,6 +101,7 @@ class Pipeline:
         cache_bytes: int = 1 << 30,
         verify: bool = True,
         lazy: bool = False,
+        limits: MediaLimits | None = None,
     ) -> "Pipeline":
         """Open a bundle.
 
@@ -111,6 +116,8 @@ class Pipeline:
             cache_bytes: bound of the feature cache.
             verify: compare the bundle's files with their hashes.
             lazy: load no stage sooner than it is needed, for one who may not need them all.
+            limits: what an image or video may be at most; None is `MediaLimits.read()`, the defaults or what the
+                environment's REDIPRUNE_MEDIA_LIMITS says.
 
         Raises:
             RedipruneError: the bundle or backend cannot be used.
@@ -124,7 +131,7 @@ class Pipeline:
             sum(spec.weight_bytes for name, spec in manifest.stages.items() if backends[name] == "ort"),
             "quantise the bundle (rediprune calibrate --help)",
         )
-        return cls(opened, backends, threads, cache_bytes, () if lazy else _prefetched(opened, backends))
+        return cls(opened, backends, threads, cache_bytes, () if lazy else _prefetched(opened, backends), limits)
 
     @overload
     def stage(  # pyright: ignore[reportOverlappingOverload]  # a str may be "language": then it is the first
@@ -276,6 +283,7 @@ class Pipeline:
             visual_tokens=sum(visual.total for visual in embedded.visuals),
             kept_tokens=embedded.kept_tokens,
             encoded_frames=sum(visual.encoded for visual in embedded.visuals),
+            warnings=embedded.warnings,
             visuals=embedded.visuals if return_visuals else [],
         )
         text = AnswerText(Detokenizer.of(self.processor), stopping)
@@ -309,7 +317,9 @@ class Pipeline:
 
     def _encoder(self, sessions: RequestSessions, options: SelectOptions, clock: StageClock) -> PromptEncoder:
         selection = options.resolved(self.bundle.manifest.defaults, self.processor.frames)
-        return PromptEncoder(self.bundle.manifest, self.processor, sessions, self.newline, selection, clock)
+        return PromptEncoder(
+            self.bundle.manifest, self.processor, sessions, self.newline, selection, self.limits, clock
+        )
 
     def _check_length(self, length: int, max_new_tokens: int) -> None:
         limit = self.bundle.manifest.decoder.max_positions

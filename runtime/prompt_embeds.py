@@ -14,6 +14,7 @@ from ..graphs.selection.counts import num_kept, query_ids
 from .backends.arrays import Array, concatenate, take
 from .bundle import Manifest
 from .errors import RedipruneError
+from .media.limits import MediaLimits
 from .media.preprocess import Processor, image_key, load_image, load_video
 from .media.video import stand_ins
 from .options import Selection
@@ -32,12 +33,14 @@ class PromptEmbeds:
         ids: [S] token ids of the text, one placeholder for each image or video.
         visuals: the images and videos in the order of the prompt.
         kept_tokens: visual tokens in `embeds`.
+        warnings: what must be known of them (see `Answer.warnings`).
     """
 
     embeds: Array
     ids: list[int]
     visuals: list[Visual]
     kept_tokens: int
+    warnings: list[str]
 
 
 class PromptEncoder:
@@ -49,6 +52,7 @@ class PromptEncoder:
         sessions: of its stages.
         newline: [D] or None, the embedding that ends a row of tiles.
         selection: which visual tokens are kept.
+        limits: what an image or video may be at most.
         clock: adds up what each stage takes.
     """
 
@@ -59,11 +63,13 @@ class PromptEncoder:
         sessions: RequestSessions,
         newline: np.ndarray | None,
         selection: Selection,
+        limits: MediaLimits,
         clock: StageClock,
     ):
         self.modalities, self.family = manifest.modalities, manifest.family_name
         self.processor, self.sessions, self.newline = processor, sessions, newline
-        self.selection, self.clock = selection, clock
+        self.selection, self.limits, self.clock = selection, limits, clock
+        self.warnings: list[str] = []
 
     def encode(
         self,
@@ -84,6 +90,8 @@ class PromptEncoder:
             RedipruneError: a bad image, video or prompt.
         """
         self._check_kinds(images, videos)
+        if chat and self.processor.chat_template.warning is not None:
+            self.warnings.append(self.processor.chat_template.warning)
         with self.clock("preprocess"):
             ids = prompt_ids(self.processor, prompt, len(images), len(videos), chat)
             pictures = self._read_pictures(ids, images, videos)
@@ -95,7 +103,8 @@ class PromptEncoder:
             visual, kept = self._select(visual, steering)
             pruned.append(visual)
             spliced.append((visual.spec.placeholder, self._project(visual, kept)))
-        return PromptEmbeds(splice(ids, embeds, spliced), ids, pruned, sum(t.shape[0] for _, t in spliced))
+        kept_tokens = sum(tokens.shape[0] for _, tokens in spliced)
+        return PromptEmbeds(splice(ids, embeds, spliced), ids, pruned, kept_tokens, self.warnings)
 
     def _check_kinds(self, images: Sequence[Any], videos: Sequence[Any]) -> None:
         for kind, given in (("image", images), ("video", videos)):
@@ -114,7 +123,10 @@ class PromptEncoder:
         pictures = []
         for kind in (kinds[token] for token in ids if token in kinds):
             source = next(sources[kind])
-            frames = load_video(source, self.selection.frames) if kind == "video" else [load_image(source)]
+            if kind == "video":
+                frames = load_video(source, self.selection.frames, self.limits, self.warnings.append)
+            else:
+                frames = [load_image(source, self.limits)]
             pictures.append((kind, frames))
         return pictures
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import RedipruneError
+from ..media.limits import VARIABLE, describe_limits
 
 BundleArgument = Annotated[
     Path, typer.Argument(help="The bundle: a folder that `rediprune export` or `rediprune calibrate` made.")
@@ -19,6 +20,14 @@ BACKEND_HELP = (
     "ort-cuda, tensorrt, tensorrt-rtx, or eager (PyTorch, the reference)."
 )
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document in place of text.")]
+LimitOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--limit",
+        help="Change what an image or video may be at most, as NAME=VALUE. Repeat the option to change several. The limits "
+        f"and their defaults: {describe_limits()}. The environment variable {VARIABLE} changes them for every command.",
+    ),
+]
 Out = Annotated[Path, typer.Option("-o", "--out", help="The folder of the bundle to make.")]
 _EXPORT_EXTRA = ("torch", "accelerate", "onnx", "onnx_ir", "onnxscript", "polygraphy", "safetensors")
 
@@ -31,6 +40,11 @@ def needs_extra(command: Callable[..., None]) -> Callable[..., None]:
         missing = [name for name in _EXPORT_EXTRA if find_spec(name) is None]
         if missing:
             raise RedipruneError(f"this needs {', '.join(missing)}; install it with: pip install 'rediprune[export]'")
+        if sys.flags.optimize > 1:
+            raise RedipruneError(
+                "PYTHONOPTIMIZE=2 (python -OO) strips the docstrings that transformers and Polygraphy read; set it to 1, or "
+                "unset it"
+            )
         command(*args, **kwargs)
 
     return run

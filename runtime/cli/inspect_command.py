@@ -1,5 +1,6 @@
 """`rediprune inspect`: what a bundle holds."""
 
+import json
 from typing import Any
 
 import typer
@@ -22,7 +23,7 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     opened = Bundle.open(bundle, remember=False)
     manifest = opened.manifest
     if as_json:
-        print(manifest.model_dump_json(indent=2))
+        print(json.dumps(manifest.model_dump(mode="json"), indent=2))
         return
     console = Console()
     console.print(f"[bold]{manifest.family_name}[/bold] bundle, {manifest.precision}, tool {manifest.tool_version}")

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from ..errors import RedipruneError
-from .arguments import BundleArgument, JsonOption, check_picture_path, hide_torch
+from .arguments import BundleArgument, JsonOption, LimitOption, check_picture_path, hide_torch
 from .run_options import (
     Alpha,
     Backend,
@@ -34,6 +34,7 @@ from .run_options import (
     TopP,
     Video,
 )
+from .terminal import say
 
 if TYPE_CHECKING:
     from ..answer import Answer
@@ -75,6 +76,7 @@ def run(
     show: Show = None,
     backend: Backend = "ort",
     eager: Eager = None,
+    limit: LimitOption = None,
     threads: Threads = 0,
     chat: Chat = True,
     as_json: JsonOption = False,
@@ -85,6 +87,7 @@ def run(
     """
     if backend != "eager" and not eager:
         hide_torch()
+    from ..media.limits import MediaLimits
     from ..options import GenerateOptions, SelectOptions
     from ..pipeline import Pipeline
 
@@ -107,7 +110,7 @@ def run(
         stop=stop or (),
         chat=chat,
     )
-    pipeline = Pipeline.load(bundle, backend, eager=eager or (), threads=threads)
+    pipeline = Pipeline.load(bundle, backend, eager=eager or (), threads=threads, limits=MediaLimits.read(limit or ()))
     media = (list(image or ()), list(video or ()))
     answers = []
     for given in _turns(pipeline, prompt, *media, answers):
@@ -119,7 +122,9 @@ def run(
                 print(piece, end="", flush=True)
         answers.append(stream.answer)
         if not as_json:
-            print()
+            print(flush=True)
+            for warning in dict.fromkeys(stream.answer.warnings):
+                say("warning", warning, "yellow")
             Console(stderr=True, soft_wrap=True).print(_summary(stream.answer), style="dim", highlight=False)
     if show is not None:
         from ..media.visualize import draw_answer
@@ -191,4 +196,5 @@ def _document(answer: "Answer") -> dict[str, Any]:
         "seconds": answer.timings,
         "tokens_per_second": answer.tokens_per_second,
         "peak_memory_bytes": answer.peak_memory,
+        "warnings": answer.warnings,
     }
