@@ -1,5 +1,5 @@
 # make engine   everything: environment, checkpoint, export, build, one question, the check against eager PyTorch
-# make test     lint, types and tests
+# make test     lint, the fast tests and one of each slow kind; make test-all: every test, types, the documentation
 #
 # Variables: MODEL (folder or hub id), BUNDLE, BACKEND, KEEP, PRECISION, IMAGE, VIDEO, PROMPT, DATA (to calibrate with;
 # default: built in); COPY=1 exports copies of the weights, converted, instead of references to MODEL's own files: bf16
@@ -28,7 +28,7 @@ RUN_BACKEND := $(if $(GPU),$(BACKEND),$(if $(filter tensorrt%,$(BACKEND)),ort,$(
 
 MEDIA := $(addprefix --image ,$(IMAGE)) $(addprefix --video ,$(VIDEO))
 
-.PHONY: engine run validate test test-slow bench bench-peers bench-7b gpu-measurements evaluate report plugin demo-checkpoint docs lint setup clean
+.PHONY: engine run validate test test-slow test-all bench bench-peers bench-7b gpu-measurements evaluate report plugin demo-checkpoint docs lint types setup clean
 
 # Quantised bundles are made of the fp32 one beside them.
 RECIPES := int8 int8-dynamic int4 fp8
@@ -54,11 +54,19 @@ validate: $(READY)
 	$(NO_GPU)
 	$(BIN)/rediprune validate $(BUNDLE) --backend $(RUN_BACKEND) $(MEDIA)
 
-test: lint
-	$(BIN)/python -m pytest
+# Tests run in parallel, one worker a core; what is traced and exported for them is kept in .pytest_cache. The kinds of
+# slow tests are those of pyproject.toml: `smoke` marks the one of each that `make test` runs.
+PYTEST = $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+SLOW := slow or trace or rtx or calibration or demo or process
 
-test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+test: lint
+	$(PYTEST) -m "smoke or not ($(SLOW))"
+
+# What `make test` leaves out.
+test-slow: types
+	$(PYTEST) -m "($(SLOW)) and not smoke"
+
+test-all: test test-slow
 
 # Accuracy against kept tokens, on the built-in task: the tables of docs/evaluation.md, in $(BUNDLE)-accuracy.md.
 # Interrupted, it goes on where it stopped.
@@ -118,6 +126,8 @@ docs: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+
+types: $(READY)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 setup: $(READY)

@@ -37,6 +37,22 @@ BUNDLES = {
 # What a bundle depends on: also what `validate` keeps beside it, which is eager PyTorch's answers.
 PACKAGES = ("graphs", "runtime", "calibration", "export")
 
+# Who asks for one of these is slow, and of this kind (the marks of pyproject.toml).
+_KINDS = {
+    "demo_bundle": "demo",
+    "fresh_traces": "trace",
+    "rediprune_process": "process",
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by the fixtures that they use, before those of some marks are chosen."""
+    for item in items:
+        for fixture, kind in _KINDS.items():
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(kind)
+
 
 @pytest.fixture(scope="session")
 def kept(pytestconfig: pytest.Config) -> ContentCache:

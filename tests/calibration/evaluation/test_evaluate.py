@@ -1,11 +1,13 @@
 """Evaluation: datasets checked, rules that do what they say, scores that resume, and a model that really sees."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from rediprune.calibration.evaluation.evaluate import (
     Reply,
     Score,
@@ -17,21 +19,12 @@ from rediprune.calibration.evaluation.evaluate import (
     wilson,
 )
 from rediprune.calibration.evaluation.evaluation_page import write_page
-from rediprune.calibration.evaluation.evaluation_plot import plot_scores
+from rediprune.calibration.evaluation.evaluation_plot import LABELS, plot_scores
 from rediprune.calibration.evaluation.selection_rules import uniform_tokens, using_rule
 from rediprune.calibration.tasks.media_folder import write_set
-from rediprune.export.checkpoint.reader import Checkpoint
-from rediprune.export.exporter import export_bundle
 from rediprune.export.validate.eager_reference import Reference, Request
 from rediprune.runtime import Pipeline, RedipruneError
 from rediprune.runtime.backends.eager_torch import eager_model
-
-DEMO = Path(__file__).parents[3] / "export" / "demo" / "checkpoint"
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_bundle(Checkpoint.open(str(DEMO)), tmp_path_factory.mktemp("demo") / "demo").folder
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +32,12 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_set(tmp_path_factory.mktemp("data"), "test", seed=5, images=12, clips=2)
 
 
-def test_the_demo_sees_and_keeps_seeing_when_pruned(demo: Path, dataset: Path, tmp_path: Path) -> None:
+def test_the_demo_sees_and_keeps_seeing_when_pruned(
+    demo_bundle: Path, dataset: Path, tmp_path: Path, drawn: list[Any]
+) -> None:
     """The trained checkpoint, as an engine, answers held-out questions right; random tokens do worse than ours."""
     questions = read_questions(dataset)
-    scores = evaluate(demo, questions, [1.0, 0.15], ["rediprune", "random", "pool2x2"])
+    scores = evaluate(demo_bundle, questions, [1.0, 0.15], ["rediprune", "random", "pool2x2"])
     accuracy = {(score.rule, score.keep): score.accuracy for score in scores}
     assert accuracy["rediprune", 1.0] > 0.75
     assert accuracy["rediprune", 0.15] > 0.75
@@ -52,27 +47,43 @@ def test_the_demo_sees_and_keeps_seeing_when_pruned(demo: Path, dataset: Path, t
     assert pooled.visual_tokens * 4 == pooled.all_tokens
     assert pruned.prefill_macs < 0.3 * whole.prefill_macs
     plot_scores(scores, tmp_path / "plot.png", "test")
-    assert (tmp_path / "plot.png").stat().st_size > 10_000
+    assert_drawn(scores, drawn, tmp_path / "plot.png")
 
 
-def test_frames_with_stand_ins_cost_less_and_equal_ones_change_nothing(demo: Path, dataset: Path) -> None:
+def assert_drawn(scores: Sequence[Score], drawn: list[Any], path: Path) -> None:
+    """Every score stands in both panels of the one figure, which is a picture in `path`."""
+    (figure,) = drawn
+    with Image.open(path) as picture:
+        assert picture.format == "PNG" and picture.width == 1100
+    for panel, position in zip(
+        figure.axes, (lambda s: 100 * s.visual_tokens / s.all_tokens, lambda s: 1e3 * s.first_token), strict=True
+    ):
+        lines = {line.get_label(): line.lines[0] for line in panel.containers}
+        assert set(lines) == {LABELS[score.rule] for score in scores if score.keep < 1}
+        for score in scores:
+            for rule in [score.rule] if score.keep < 1 else {s.rule for s in scores} - {"pool2x2"}:
+                points = np.column_stack(lines[LABELS[rule]].get_data())
+                assert np.isclose(points, [position(score), 100 * score.accuracy]).all(axis=1).any()
+
+
+def test_frames_with_stand_ins_cost_less_and_equal_ones_change_nothing(demo_bundle: Path, dataset: Path) -> None:
     clips = [question for question in read_questions(dataset) if question.video]
     encoded, replies = [], []
     for tolerance in (None, 0, 255):
-        pipeline = Pipeline.load(demo)
+        pipeline = Pipeline.load(demo_bundle)
         images = {clip.media: media_of(clip, pipeline.bundle, 8, tolerance)[0] for clip in clips}
         encoded.append(
             sum(pipeline.generate("What?", each, max_new_tokens=1).encoded_frames for each in images.values())
         )
-        (score,) = evaluate(demo, clips, [0.15], frame_tolerance=tolerance)
+        (score,) = evaluate(demo_bundle, clips, [0.15], frame_tolerance=tolerance)
         replies.append([reply.token_ids for reply in score.replies])
     assert replies[0] == replies[1]
     assert encoded[0] >= encoded[1] > encoded[2] == len({clip.media for clip in clips})
 
 
 @pytest.mark.parametrize("keep", [1.0, 0.15])
-def test_the_demo_answers_as_in_eager_pytorch(keep: float, demo: Path, dataset: Path) -> None:
-    pipeline = Pipeline.load(demo)
+def test_the_demo_answers_as_in_eager_pytorch(keep: float, demo_bundle: Path, dataset: Path) -> None:
+    pipeline = Pipeline.load(demo_bundle)
     reference = Reference(eager_model(pipeline.bundle), pipeline.processor)
     for question in [q for q in read_questions(dataset) if not q.video][:16]:
         expected = reference.answer(Request(question.question, [question.media], keep=keep, max_new_tokens=8))
@@ -81,10 +92,10 @@ def test_the_demo_answers_as_in_eager_pytorch(keep: float, demo: Path, dataset: 
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(
-    demo: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    demo_bundle: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     questions = read_questions(dataset)[:4]
-    arguments = (demo, questions, [1.0, 0.15], ["rediprune", "random"])
+    arguments = (demo_bundle, questions, [1.0, 0.15], ["rediprune", "random"])
     whole = evaluate(*arguments)
     out = tmp_path / "replies.jsonl"
     generate = Pipeline.generate
@@ -111,36 +122,38 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert evaluate(*arguments, out=out) == scores and not asked
     with pytest.raises(KeyboardInterrupt):  # other questions are other replies
         asked += ["?"] * 10
-        evaluate(demo, questions[:2], [1.0], ["rediprune"], out=out)
+        evaluate(demo_bundle, questions[:2], [1.0], ["rediprune"], out=out)
     with pytest.raises(RedipruneError, match="another file"):
         evaluate(*arguments, out=questions[0].media)
 
 
-def test_backends_answer_alike_to_the_question(demo: Path, dataset: Path, tmp_path: Path) -> None:
+def test_backends_answer_alike_to_the_question(
+    demo_bundle: Path, dataset: Path, tmp_path: Path, drawn: list[Any]
+) -> None:
     questions = read_questions(dataset)
     chosen = [*questions[:4], *(q for q in questions if q.video)][:5]
     ours, eager = (
-        evaluate(demo, chosen, [1.0, 0.15], ["rediprune", "random"], backend, data="few")
+        evaluate(demo_bundle, chosen, [1.0, 0.15], ["rediprune", "random"], backend, data="few")
         for backend in ("ort", "eager")
     )
     for one, other in zip(ours, eager, strict=True):
         assert one.same_answers(other) == len(chosen) == len(one.replies)
         assert one.visual_tokens == other.visual_tokens and one.prefill_macs == other.prefill_macs
     page = tmp_path / "page.md"
-    write_page([*ours, *eager], page, demo, "rediprune evaluate few")
+    write_page([*ours, *eager], page, demo_bundle, "rediprune evaluate few")
     text = page.read_text()
     assert "rediprune evaluate few" in text and "![accuracy against tokens and time](page.png)" in text
     assert f"| few | eager | 3 | {3 * len(chosen)} of {3 * len(chosen)} |" in text
     assert f"**{100 * ours[0].accuracy:.1f}**" in text
-    assert (tmp_path / "page.png").stat().st_size > 10_000
+    assert_drawn(ours, drawn, tmp_path / "page.png")
 
 
-def test_the_page_says_where_pruning_hurts(demo: Path, tmp_path: Path) -> None:
+def test_the_page_says_where_pruning_hurts(demo_bundle: Path, tmp_path: Path) -> None:
     def score(keep: float, rights: str) -> Score:
         replies = [Reply("a", right == "1", 9, 10, 0.1, 1e6) for right in rights]
         return Score("few", "ort", "rediprune", keep, ["count", "count", "place", "place"], replies)
 
-    write_page([score(1.0, "1111"), score(0.5, "1111"), score(0.1, "1011")], tmp_path / "page.md", demo, "")
+    write_page([score(1.0, "1111"), score(0.5, "1111"), score(0.1, "1011")], tmp_path / "page.md", demo_bundle, "")
     text = (tmp_path / "page.md").read_text()
     assert "- keep 0.5: +0.0 points; no kind loses 5 points" in text
     assert "- keep 0.1: -25.0 points; count 100 → 50" in text

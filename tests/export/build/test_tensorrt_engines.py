@@ -40,6 +40,7 @@ def files(folder: Path) -> set[str]:
     return {file.name for file in place.iterdir()} if place.is_dir() else set()
 
 
+@pytest.mark.rtx
 def test_every_stage_is_built_and_noted(built):
     folder, build = built
     stages = Bundle.open(folder).manifest.stages
@@ -56,6 +57,7 @@ def test_every_stage_is_built_and_noted(built):
     assert all(stage.seconds > 0 and stage.peak_memory > 0 and stage.size > 0 for stage in build.stages.values())
 
 
+@pytest.mark.rtx
 def test_engines_have_the_precision_of_their_graphs(built):
     folder, _ = built
     asked = Bundle.open(folder).manifest.precision
@@ -64,6 +66,7 @@ def test_engines_have_the_precision_of_their_graphs(built):
     assert set(precision.values()) == {asked}
 
 
+@pytest.mark.rtx
 def test_kept_tokens_are_dynamic_and_the_cache_is_not(built):
     folder, _ = built
     profile = engines(folder).profile
@@ -74,6 +77,7 @@ def test_kept_tokens_are_dynamic_and_the_cache_is_not(built):
     assert [size[1] for size in profile["language"]["inputs_embeds"]] == [1, 256, 256]
 
 
+@pytest.mark.rtx
 def test_finished_engines_are_reused_until_something_changes(bundle):
     build_tensorrt(bundle, RTX, profile=SMALL)
     stamps = {name: (bundle / "engines" / RTX / name).stat().st_mtime_ns for name in files(bundle)}
@@ -121,6 +125,7 @@ def test_targets_are_those_of_the_library(bundle):
         build_tensorrt(bundle, RTX, targets=["sm_90"])
 
 
+@pytest.mark.rtx
 def test_an_interrupted_build_leaves_whole_engines_only(bundle):
     def interrupt(stage, what, fraction):
         if stage == "project" and fraction > 0:
@@ -134,6 +139,7 @@ def test_an_interrupted_build_leaves_whole_engines_only(bundle):
     assert [name for name, stage in again.stages.items() if stage.reused] == ["vision", "select"]
 
 
+@pytest.mark.rtx
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the builder's process under /proc")
 def test_a_builder_that_dies_is_one_line(bundle):
     def abort(stage, what, fraction):
@@ -148,6 +154,7 @@ def test_a_builder_that_dies_is_one_line(bundle):
     assert RTX not in Bundle.open(bundle).manifest.engines
 
 
+@pytest.mark.rtx
 def test_a_graph_that_is_refused_names_the_node(bundle):
     import onnx
 
@@ -170,6 +177,7 @@ def test_too_little_memory_is_said_before_the_build(bundle, monkeypatch):
     assert files(bundle) == set()
 
 
+@pytest.mark.rtx
 def test_engines_of_a_changed_graph_are_stale(built, tmp_path):
     folder = shutil.copytree(built[0], tmp_path / "bundle")
     opened = Bundle.open(folder)
@@ -189,6 +197,7 @@ def test_engines_of_a_changed_graph_are_stale(built, tmp_path):
     assert rebuilt == ["vision", "project", "embed", "language"]  # all read the one weights file
 
 
+@pytest.mark.rtx
 def test_a_truncated_engine_is_refused_and_harms_no_other_backend(built, tmp_path):
     folder = shutil.copytree(built[0], tmp_path / "bundle")
     engine = folder / EngineSpec.file(RTX, "select")
@@ -214,6 +223,8 @@ Name: b_0, LayerType: gemm, Inputs: [ { Name: y, Datatype: Half }], Metadata: [O
         check_precisions("s", [Asked(frozenset({"c"}), half)], built)
 
 
+@pytest.mark.rtx
+@pytest.mark.smoke
 def test_command_line(bundle, capsys):
     import typer
     from rediprune.export.cli import add

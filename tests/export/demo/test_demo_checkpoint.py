@@ -53,18 +53,22 @@ def generated(question: str, pictures: np.ndarray) -> str:
     return processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
+@pytest.mark.demo
 def test_plain_transformers_answers_questions_about_pictures() -> None:
     test = list(samples("test", 7, images=12, clips=0))
     right = [generated(s.question, s.pictures()) == s.answer for s in test]
     assert len(test) > 40 and np.mean(right) >= 0.95
 
 
+@pytest.mark.demo
 def test_plain_transformers_answers_questions_about_a_clip() -> None:
     test = list(samples("test", 7, images=0, clips=3))
     right = [generated(s.question, s.pictures()) == s.answer for s in test]
     assert len(test) >= 8 and np.mean(right) >= 0.85
 
 
+@pytest.mark.demo
+@pytest.mark.smoke
 def test_pruned_to_15_percent_it_still_answers_and_random_tokens_lose() -> None:
     model, _ = checkpoint()
     test = list(samples("test", 8, images=20, clips=0))
@@ -73,6 +77,7 @@ def test_pruned_to_15_percent_it_still_answers_and_random_tokens_lose() -> None:
     assert scores["rediprune@0.15"]["all"] >= scores["random@0.15"]["all"] + 0.15
 
 
+@pytest.mark.demo
 def test_splicing_all_tokens_is_plain_generation() -> None:
     model, _ = checkpoint()
     for sample in samples("test", 9, images=2, clips=1):
@@ -168,6 +173,7 @@ def test_the_learning_rate_warms_up_and_decays_in_each_stage() -> None:
     assert max(rates[110:]) <= recipe.pruned_rate and rates[-1] < 0.05 * recipe.pruned_rate
 
 
+@pytest.mark.demo
 def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch) -> None:
     recipe = Recipe(tower_steps=0, steps=4, pruned_steps=0, images=1, clips=1, delay=1, warmup=2, blind=True)
 
@@ -197,6 +203,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(tmp_path: Path, mon
         Trainer(Recipe(steps=5, blind=True), tmp_path / "parts", "cpu", workers=0, compiled=False)
 
 
+@pytest.mark.demo
 def test_a_frozen_tower_stays_as_it_was_also_when_interrupted(tmp_path: Path, monkeypatch) -> None:
     settings = {"tower_steps": 0, "steps": 0, "images": 1, "clips": 1, "delay": 1, "warmup": 1, "easy": 0}
     recipe = Recipe(**settings, pruned_steps=2, seed=7, start=str(CHECKPOINT), frozen=True, focus="place")

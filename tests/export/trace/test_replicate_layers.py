@@ -16,6 +16,8 @@ from rediprune.export.trace.replicate_layers import SCOPES, SHALLOW, UnlikeLayer
 from rediprune.export.trace.tracer import trace
 from rediprune.export.validate.validate import validate
 
+pytestmark = pytest.mark.trace
+
 DEEP = 5  # layers: two are made, each after the one before
 
 
@@ -87,7 +89,6 @@ def test_a_tower_whose_last_layer_gives_the_output(skeleton: Skeleton) -> None:
     assert_as_traced_whole(skeleton, "vision", trace(skeleton.shallow.stage("vision"), torch.float32))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "stage"),
     [("llava", "language"), ("llava", "vision"), ("llava_next_video", "vision"), ("video_llava", "vision_video")],

@@ -14,8 +14,9 @@ from rediprune.graphs.selection.cuda.tensors import max_min_select_cuda, select_
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc (the CUDA toolkit)")
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("arch", [pytest.param("sm_80", marks=pytest.mark.smoke), *ARCHITECTURES[1:]])
 @pytest.mark.parametrize("source", launcher.SOURCES)
 def test_nvcc_compiles_without_spills(sources: Path, tmp_path: Path, source: str, arch: str) -> None:
     flags = [f"-arch={arch}", "-cubin", "-Werror=all-warnings", "-Xptxas=-v", "-o", tmp_path / "k.cubin"]
