@@ -12,7 +12,8 @@ from typing import Any
 
 from ...runtime.bundle import Bundle
 from ...runtime.errors import RedipruneError
-from .peers.converted import FORMS, check_environment, converted, last_words
+from .bench_settings import BenchSettings
+from .peers.converted import PEER_FORMATS, check_environment, converted, last_words
 
 # Peers that can be asked for, and what they are.
 PEERS = {
@@ -28,7 +29,24 @@ PEERS = {
     "llama.cpp-q8_0": "the same, weights in int8",
     "llama.cpp-q4_0": "the same, weights in int4",
 }
-DEFAULT_PEERS = ("eager", "eager-bf16", "released")
+
+
+@dataclass(frozen=True)
+class _Eager:
+    """transformers in eager PyTorch: the name in the tables, and what it runs with."""
+
+    title: str
+    dtype: str
+    prunes: bool = False
+    compiled: bool = False
+
+
+_EAGER = {
+    "eager": _Eager("eager fp32", "float32"),
+    "eager-bf16": _Eager("eager bf16", "bfloat16"),
+    "compiled": _Eager("torch.compile fp32", "float32", compiled=True),
+    "released": _Eager("eager fp32, selection as released", "float32", prunes=True),
+}
 
 
 @dataclass
@@ -37,10 +55,11 @@ class Contender:
 
     Attributes:
         name: as the tables have it.
-        module: with `load`, as `turn` wants it.
+        module: a module with the function `load` that `turn.take_turn` calls.
         arguments: of `load`.
         keeps: keep ratios it is asked with; (1.0,) for one that cannot prune.
-        disk: bytes on disk. decoder: bytes of weights that decoding a token reads, 0 where not known.
+        disk: bytes on disk.
+        decoder: bytes of weights that decoding a token reads; 0 where not known.
         precision: of each stage; empty of one that has no stages.
         python: interpreter that it runs in.
         whole: False for one that is the decoder alone.
@@ -58,6 +77,7 @@ class Contender:
 
     @property
     def ours(self) -> bool:
+        """A bundle; all others are peers."""
         return self.module.endswith(".ours")
 
 
@@ -68,7 +88,17 @@ class TurnError(RedipruneError):
 def take_turn(
     contender: Contender, requests: Sequence[dict[str, Any]], repeats: int, limit: float, warm: bool = True
 ) -> dict[str, Any]:
-    """Run one turn in a process of its own (see `turn`).
+    """Run one turn in a process of its own (see `turn.take_turn`).
+
+    Args:
+        contender: whose turn it is.
+        requests: what it is asked.
+        repeats: how often it is asked each of them.
+        limit: seconds that the turn may take.
+        warm: whether each request is answered once before it counts.
+
+    Returns:
+        What `turn.take_turn` returns.
 
     Raises:
         TurnError: the process failed, or took longer than `limit` seconds.
@@ -96,21 +126,17 @@ def take_turn(
     return json.loads(lines[-1])
 
 
-def our_contenders(
-    bundles: Sequence[Bundle], backends: Sequence[str], keeps: Sequence[float], threads: int
-) -> list[Contender]:
+def our_contenders(bundles: Sequence[Bundle], settings: BenchSettings) -> list[Contender]:
     """Every bundle on every backend."""
     found = []
     for bundle in bundles:
         disk = _size(bundle, bundle.expected_files())
         decoder = _size(bundle, bundle.manifest.stages["language"].files)
         precision = {name: stage.precision for name, stage in bundle.manifest.stages.items()}
-        for backend in backends:
-            arguments = {"bundle": str(bundle.folder), "backend": backend, "threads": threads}
-            name = f"{bundle.folder.name} on {backend}"
-            found.append(
-                Contender(name, f"{__package__}.peers.ours", arguments, tuple(keeps), disk, decoder, precision)
-            )
+        for backend in settings.backends:
+            arguments = {"bundle": str(bundle.folder), "backend": backend, "threads": settings.cores}
+            name, module = f"{bundle.folder.name} on {backend}", f"{__package__}.peers.ours"
+            found.append(Contender(name, module, arguments, tuple(settings.keeps), disk, decoder, precision))
     return found
 
 
@@ -118,67 +144,67 @@ def _size(bundle: Bundle, files: Iterable[str]) -> int:
     return sum(bundle.path(file).stat().st_size for file in files)
 
 
-def peer_contenders(
-    names: Sequence[str],
-    checkpoint: Path,
-    keeps: Sequence[float],
-    threads: int,
-    made: Path = Path("engines/peers"),
-    python: str = sys.executable,
-) -> tuple[list[Contender], dict[str, str]]:
+def peer_contenders(settings: BenchSettings, checkpoint: Path, made: Path) -> tuple[list[Contender], dict[str, str]]:
     """The peers asked for, and why some of them cannot take part.
 
     Args:
-        names: keys of `PEERS`.
+        settings: `peers` and what they are asked with. The peer that prunes has the keep ratios below 1; decoders alone
+            have all of them, and are given prompts as long as ours then are.
         checkpoint: the bundles' source.
-        keeps: for the one peer that prunes, and for decoders alone, which are given prompts as long as ours.
-        threads: of every contender.
         made: folder for this checkpoint in the forms that peers want, made there once.
-        python: interpreter of the peers that have an environment of their own.
 
     Raises:
         RedipruneError: a name that is not a peer's, or the interpreter lacks what a peer needs.
     """
-    unknown = [name for name in names if name not in PEERS]
+    unknown = [name for name in settings.peers if name not in PEERS]
     if unknown:
         raise RedipruneError(f"peer '{unknown[0]}' is not known; choose among {', '.join(PEERS)}")
-    for name in names:
-        if name in FORMS and FORMS[name].foreign:
-            check_environment(name, python)
-    disk = sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
-    pruned = tuple(keep for keep in keeps if keep < 1)
+    for name in settings.peers:
+        if name in PEER_FORMATS and PEER_FORMATS[name].foreign:
+            check_environment(name, settings.peers_python)
     found: list[Contender] = []
     absent: dict[str, str] = {}
-
-    def eager(name: str, dtype: str, keeps: Sequence[float] = (1.0,), compiled: bool = False) -> None:
-        arguments = {"checkpoint": str(checkpoint), "dtype": dtype, "threads": threads, "compiled": compiled}
-        found.append(Contender(name, f"{__package__}.peers.eager_peer", arguments, keeps, disk))
-
-    def other(name: str) -> None:
-        form = FORMS[name]
-        interpreter = python if form.foreign else sys.executable
+    for name in settings.peers:
         try:
-            folder = converted(name, checkpoint, made, interpreter)
+            peer = (
+                _eager_peer(name, settings, checkpoint)
+                if name in _EAGER
+                else _converted_peer(name, settings, checkpoint, made)
+            )
         except RedipruneError as error:
             absent[name] = str(error)
-            return
-        ratios = (1.0,) if form.whole else tuple(keeps)
-        disk, decoder = (sum(file.stat().st_size for file in folder.glob(files)) for files in ("**/*", form.decoder))
-        arguments = {"folder": str(folder), "threads": threads}
-        module = f"{__package__}.peers.{form.module}"
-        found.append(Contender(name, module, arguments, ratios, disk, decoder, python=interpreter, whole=form.whole))
-
-    for name in names:
-        if name == "compiled" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-            absent[name] = "there is no C++ compiler"
-        elif name == "eager":
-            eager("eager fp32", "float32")
-        elif name == "eager-bf16":
-            eager("eager bf16", "bfloat16")
-        elif name == "compiled":
-            eager("torch.compile fp32", "float32", compiled=True)
-        elif name == "released" and pruned:
-            eager("eager fp32, selection as released", "float32", pruned)
-        elif name in FORMS:
-            other(name)
+        else:
+            found += [peer] if peer.keeps else []
     return found, absent
+
+
+def _eager_peer(name: str, settings: BenchSettings, checkpoint: Path) -> Contender:
+    peer = _EAGER[name]
+    if peer.compiled and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
+        raise RedipruneError("there is no C++ compiler")
+    arguments = {
+        "checkpoint": str(checkpoint),
+        "dtype": peer.dtype,
+        "threads": settings.cores,
+        "compiled": peer.compiled,
+    }
+    keeps = tuple(keep for keep in settings.keeps if keep < 1) if peer.prunes else (1.0,)
+    disk = sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
+    return Contender(peer.title, f"{__package__}.peers.eager_peer", arguments, keeps, disk)
+
+
+def _converted_peer(name: str, settings: BenchSettings, checkpoint: Path, made: Path) -> Contender:
+    form = PEER_FORMATS[name]
+    interpreter = settings.peers_python if form.foreign else sys.executable
+    folder = converted(name, checkpoint, made, interpreter)
+    disk, decoder = (sum(file.stat().st_size for file in folder.glob(files)) for files in ("**/*", form.decoder))
+    return Contender(
+        name,
+        f"{__package__}.peers.{form.module}",
+        {"folder": str(folder), "threads": settings.cores},
+        (1.0,) if form.whole else tuple(settings.keeps),
+        disk,
+        decoder,
+        python=interpreter,
+        whole=form.whole,
+    )

@@ -18,12 +18,19 @@ _INT8 = (
 )
 
 
-def ceilings(threads: int, repeats: int = 5) -> dict[str, float]:
-    """The best of some runs: `fp32_gflops`, `int8_gops`, `uint8_gops` (ONNX Runtime), `torch_fp32_gflops`,
-    `read_gb_per_second`.
+def measure_roofline(threads: int, repeats: int = 5) -> dict[str, float]:
+    """What the machine reaches, the best of some runs; a multiply-add is two operations.
 
-    A multiply-add is two operations. int8 is unsigned by signed, the pair that CPUs have instructions for; uint8 is
-    unsigned by unsigned, which our sessions run where there is no VNNI, for its precision (`runtime/backends/ort.py`).
+    Args:
+        threads: of ONNX Runtime and torch.
+        repeats: of every measurement.
+
+    Returns:
+        fp32_gflops, torch_fp32_gflops: float32 products in ONNX Runtime and in torch.
+        int8_gops: unsigned by signed int8 products, the pair that CPUs have instructions for.
+        uint8_gops: unsigned by unsigned, which our sessions run where there is no VNNI, for its precision
+            (`runtime/backends/ort.py`).
+        read_gb_per_second: reading memory.
     """
     torch.set_num_threads(threads)
     random = np.random.default_rng(0)

@@ -1,10 +1,11 @@
-"""How cost grows: with frames, with kept tokens, with the prompt's length."""
+"""How time grows: with frames, with kept tokens, with the prompt's length."""
 
 from typing import Any
 
 from ...graphs.selection.counts import num_kept
 from ...runtime.bundle import Bundle
 from ...runtime.media.preprocess import Processor
+from .bench_settings import BenchSettings
 from .contenders import Contender, take_turn
 
 FRAMES = (64, 32, 16, 8, 4, 2, 1)
@@ -15,22 +16,31 @@ _REST = 64  # more than chat template and question take
 Curve = dict[str, dict[str, float]]  # size → seconds by stage
 
 
-def growth(
-    contender: Contender, bundle: Bundle, request: dict[str, Any], kind: str, limit: float
+def scaling_sweep(
+    contender: Contender, bundle: Bundle, request: dict[str, Any], settings: BenchSettings
 ) -> dict[str, Curve | list[str]]:
     """Seconds by stage over each of the three, each measured once in a process that was warmed with the smallest.
 
+    Args:
+        contender: who is measured.
+        bundle: one of its checkpoint.
+        request: as `turn.take_turn` has it, without a keep ratio.
+        settings: of the bench; `limit` holds for each of the three sweeps.
+
     Returns:
         frames, keep and prompt, and `left_out`: sizes that the model has no positions for.
+
+    Raises:
+        TurnError: a sweep failed, or took too long.
     """
     base = request | {"keep": 0.15, "new_tokens": 1}
     medium = (request["images"] or request["videos"])[0]
-    patches, positions = bundle.manifest.modalities[kind].patches, bundle.manifest.decoder.max_positions
+    patches, positions = bundle.manifest.modalities[settings.kind].patches, bundle.manifest.decoder.max_positions
     each = len(Processor.load(bundle.path("processor")).encode("word " * 100)) / 100  # tokens
-    count = request["frames"] if kind == "video" else 1
+    count = settings.pictures
 
     def frames(number: int) -> dict[str, Any]:
-        if kind == "video":
+        if settings.kind == "video":
             return base | {"frames": number}
         return base | {"images": [medium] * number}
 
@@ -45,6 +55,6 @@ def growth(
     for name, sizes in asked.items():
         fits = {size: one for size, (one, tokens) in sizes.items() if tokens + _REST <= positions}
         found["left_out"] += [f"{name} {size:g}" for size in sizes if size not in fits]
-        turn = take_turn(contender, list(fits.values()), 1, limit, warm=False)
+        turn = take_turn(contender, list(fits.values()), 1, settings.limit, warm=False)
         found[name] = {f"{size:g}": taken[0] for size, taken in zip(fits, turn["answers"], strict=True)}
     return found

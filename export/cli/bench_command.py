@@ -30,32 +30,50 @@ def add(app: typer.Typer) -> None:
 
 
 def bench(
-    bundle: Annotated[list[Path], typer.Argument(help="Bundles of one checkpoint, e.g. in several precisions.")],
-    image: Annotated[Path | None, typer.Option(help="Ask about this image.")] = None,
-    video: Annotated[Path | None, typer.Option(help="Ask about this video instead.")] = None,
-    frames: Annotated[int, typer.Option(min=1, help="Frames of the video.")] = 8,
-    runs: Annotated[int, typer.Option(min=1, help="Turns of every contender, each a fresh process.")] = 3,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of every contender; 0 is all cores.")] = 0,
-    keeps: Annotated[str, typer.Option(help="Keep ratios, comma separated.")] = "1,0.25,0.15,0.1",
-    backends: Annotated[str, typer.Option(help="Backends of every bundle, comma separated.")] = "ort",
+    bundle: Annotated[
+        list[Path], typer.Argument(help="Bundles of one checkpoint, for instance in several precisions.")
+    ],
+    image: Annotated[Path | None, typer.Option(help="Ask about this image. Default: a made one.")] = None,
+    video: Annotated[Path | None, typer.Option(help="Ask about this video instead of an image.")] = None,
+    frames: Annotated[int, typer.Option(min=1, help="The number of frames to sample from the video.")] = 8,
+    runs: Annotated[
+        int, typer.Option(min=1, help="The number of turns of each contender. Each turn is a fresh process.")
+    ] = 3,
+    threads: Annotated[
+        int, typer.Option(min=0, help="The number of threads of each contender; 0 is one for each core.")
+    ] = 0,
+    keeps: Annotated[
+        str, typer.Option(help="The keep ratios to measure, each in (0, 1], comma separated.")
+    ] = "1,0.25,0.15,0.1",
+    backends: Annotated[str, typer.Option(help="The backends to run every bundle on, comma separated.")] = "ort",
     peers: Annotated[
         str,
         typer.Option(
-            help="Comma separated: eager, eager-bf16, compiled (torch.compile), released, exported (transformers' ONNX); "
-            "with --peers-python openvino-genai (-int8, -int4) and llama.cpp (-q8_0, -q4_0); or none."
+            help="The other tools to measure, comma separated: eager, eager-bf16, compiled (torch.compile), released, "
+            "exported (transformers' ONNX); with --peers-python also openvino-genai (-int8, -int4) and llama.cpp (-q8_0, "
+            "-q4_0). `none` measures the bundles alone."
         ),
     ] = "eager,eager-bf16,released",
     peers_python: Annotated[
         str | None,
-        typer.Option(help="Python that has openvino-genai and llama.cpp (make bench-peers); otherwise this one."),
+        typer.Option(
+            help="The Python interpreter that has openvino-genai and llama.cpp (`make bench-peers`). Default: this one."
+        ),
     ] = None,
-    limit: Annotated[float, typer.Option(help="Seconds a turn may take; a peer that takes longer is left out.")] = 600,
-    grow: Annotated[bool, typer.Option("--grow", help="Measure growth with frames, keep and prompt too.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Write the JSON document here too.")] = None,
-    page: Annotated[Path | None, typer.Option(help="Write a page in Markdown with plots here.")] = None,
+    limit: Annotated[
+        float, typer.Option(help="The seconds that a turn may take. A contender that takes longer is left out.")
+    ] = 600,
+    grow: Annotated[
+        bool, typer.Option("--grow", help="Also measure how time grows with frames, kept tokens and prompt.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Also write the JSON document to this file.")] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="Write a page in Markdown to this file, with its plots beside it.")
+    ] = None,
 ) -> None:
-    """Time bundles beside what a user would take instead. The last line is one JSON document."""
+    """Time bundles beside other tools with the same checkpoint. The last line printed is one JSON document."""
     from ..bench.bench import bench as run
+    from ..bench.bench_settings import BenchSettings
     from ..bench.bench_table import print_table
 
     ratios = keep_ratios(keeps, "--keeps")
@@ -64,8 +82,7 @@ def bench(
     for path, option in ((out, "--out"), (page, "--page")):
         if path is not None:
             check_output_file(path, option)
-    document = run(
-        bundle,
+    settings = BenchSettings(
         image=image,
         video=video,
         frames=frames,
@@ -78,6 +95,7 @@ def bench(
         grow=grow,
         peers_python=peers_python or sys.executable,
     )
+    document = run(bundle, settings)
     print_table(Console(), document)
     if out is not None:
         out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -32,18 +32,25 @@ def add(app: typer.Typer) -> None:
 def build(
     bundle: BundleArgument,
     backend: Annotated[
-        str, typer.Option(help="ort, openvino, tensorrt (for the GPU here) or tensorrt-rtx (needs none).")
+        str,
+        typer.Option(
+            help="The backend to build for: ort, openvino, tensorrt (for the GPU that is here) or tensorrt-rtx (needs none)."
+        ),
     ] = "ort",
     target: Annotated[
-        list[str] | None, typer.Option(help="GPUs to build for, e.g. sm_80,sm_89,sm_120; tensorrt-rtx only.")
+        list[str] | None,
+        typer.Option(help="The GPUs to build for, such as sm_80,sm_89,sm_120; for tensorrt-rtx only. May be repeated."),
     ] = None,
     profile: Annotated[
-        list[str] | None, typer.Option(help="Sizes an engine takes, e.g. kept=1:64:576 or cache=2048; repeat.")
+        list[str] | None,
+        typer.Option(
+            help="The least, usual and greatest size of a dimension that an engine takes, such as kept=1:64:576, or its only size, such as cache=2048. May be repeated."
+        ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Build finished engines again.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Build engines again that are up to date.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Build a bundle's stages for a backend, and note in the manifest what they were built with."""
+    """Build a bundle's stages for a backend, and record in its manifest what they were built with."""
     if backend in ("ort", "openvino"):
         _build_cpu(bundle, backend, bool(target or profile), as_json)
         return

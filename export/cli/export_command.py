@@ -27,23 +27,32 @@ def add(app: typer.Typer) -> None:
 
 
 def export(
-    checkpoint: Annotated[str, typer.Argument(help="A folder with config.json and safetensors, or a hub id.")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            help="The checkpoint: a folder with config.json and safetensors, or a hub id such as llava-hf/llava-1.5-7b-hf."
+        ),
+    ],
     out: Out,
-    precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
-    revision: Annotated[str | None, typer.Option(help="Revision of a hub id.")] = None,
+    precision: Annotated[
+        str, typer.Option(help="The precision of weights and activations: fp32 or fp16. Selection is always fp32.")
+    ] = "fp32",
+    revision: Annotated[
+        str | None, typer.Option(help="The revision of the hub id: a branch, a tag or a commit.")
+    ] = None,
     copy: Annotated[
         bool,
         typer.Option(
             "--copy",
-            help="Write converted weights instead of referring to the checkpoint's own files: more disk, and a bfloat16 "
-            "checkpoint then needs no conversion at every start on a CPU.",
+            help="Write converted weights instead of referring to the checkpoint's own files. The bundle takes more disk, and "
+            "a bfloat16 checkpoint needs no conversion at each start on a CPU.",
         ),
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Redo finished stages too.")] = False,
-    check: Annotated[bool, typer.Option("--check/--no-check", help="Run each graph beside PyTorch.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Export stages again that are up to date.")] = False,
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Compare each graph with PyTorch.")] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Trace a checkpoint's five stages into a bundle. A finished stage is not redone."""
+    """Trace a checkpoint's five stages into a bundle. A stage that is up to date is not exported again."""
     from ..checkpoint.reader import Checkpoint
     from ..exporter import export_bundle
 
@@ -60,7 +69,7 @@ def export(
         return
     console = Console()
     if not shared and not copy:
-        console.print("the weights were copied: this place cannot have hard links to the checkpoint's files")
+        console.print("the weights were copied: this file system cannot have hard links to the checkpoint's files")
     if uncompared:
         console.print(
             f"not compared with PyTorch, too large: {', '.join(uncompared)} (every graph is valid ONNX)", soft_wrap=True

@@ -22,14 +22,17 @@ def add(app: typer.Typer) -> None:
 
 
 def new_checkpoint(
-    folder: Annotated[Path, typer.Argument(help="Where to.")],
-    family: Annotated[str, typer.Option(help="llava, llava_next_video or video_llava.")] = "llava",
-    tower: Annotated[str, typer.Option(help="clip or siglip.")] = "clip",
-    decoder: Annotated[str, typer.Option(help="llama or qwen2.")] = "llama",
-    size: Annotated[str, typer.Option(help="tiny, real (CLIP-L/336 + 0.5 B or 1.1 B) or 7b.")] = "tiny",
-    seed: Annotated[int, typer.Option(help="Of the weights.")] = 0,
+    folder: Annotated[Path, typer.Argument(help="The folder to write the checkpoint to.")],
+    family: Annotated[str, typer.Option(help="The model family: llava, llava_next_video or video_llava.")] = "llava",
+    tower: Annotated[str, typer.Option(help="The vision tower: clip or siglip.")] = "clip",
+    decoder: Annotated[str, typer.Option(help="The language model: llama or qwen2.")] = "llama",
+    size: Annotated[
+        str,
+        typer.Option(help="The size: tiny, real (CLIP-L/336 with 0.5 or 1.1 billion parameters of the decoder) or 7b."),
+    ] = "tiny",
+    seed: Annotated[int, typer.Option(help="The seed of the random weights.")] = 0,
 ) -> None:
-    """Make a checkpoint with random weights in the real layout, to try and to measure with."""
+    """Make a checkpoint with random weights in the layout of real ones, to try things and to measure with."""
     from ..checkpoint.maker import make_checkpoint
 
     try:

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from ...calibration.cli.question_sets import question_sets
 from ...runtime.cli.arguments import (
+    BACKEND_HELP,
     JsonOption,
     check_outputs,
     keep_ratios,
@@ -37,34 +38,59 @@ def add(app: typer.Typer) -> None:
 
 
 def report(
-    bundle: Annotated[list[Path], typer.Argument(help="A bundle, and those made of it; alone: all beside it.")],
+    bundle: Annotated[
+        list[Path],
+        typer.Argument(help="A bundle, and those that were calibrated from it. Given alone, those that lie beside it."),
+    ],
     data: Annotated[
-        Path | None, typer.Option(help="JSONL of {image or video, question, answer, kind}; default: the built-in task.")
+        Path | None,
+        typer.Option(help="A JSONL file of {image or video, question, answer, kind}. Default: the built-in task."),
     ] = None,
-    images: Annotated[int, typer.Option(min=0, help="Pictures of the built-in task, about four questions each.")] = 100,
-    clips: Annotated[int, typer.Option(min=0, help="Clips of the built-in task, likewise.")] = 40,
-    keep: Annotated[str, typer.Option(help="Keep ratios of answers and times, comma separated.")] = "1,0.15",
-    kept: Annotated[str, typer.Option(help="Keep ratios at which kept sets are compared.")] = "0.5,0.25,0.15,0.1",
-    samples: Annotated[int, typer.Option(min=1, help="Questions on which stages and kept sets are compared.")] = 32,
-    backend: Annotated[str, typer.Option(help="What runs the stages.")] = "ort",
-    frames: Annotated[int, typer.Option(min=1, help="Frames of a video.")] = 8,
-    threads: Annotated[int, typer.Option(min=0, help="Threads per stage; 0 leaves it to the backend.")] = 0,
-    seed: Annotated[int, typer.Option(min=0, help="Of the choice of samples.")] = 0,
-    runs: Annotated[int, typer.Option(min=0, help="Turns of the bench; 0 leaves times and memory out.")] = 3,
-    limit: Annotated[float, typer.Option(help="Seconds that one of these may take.")] = 600,
-    tolerance: Annotated[float, typer.Option(min=0, help="Points of accuracy that may be lost.")] = 1.0,
-    out: Annotated[Path | None, typer.Option(help="Keep every reply here (JSONL); a rerun goes on from it.")] = None,
-    page: Annotated[Path | None, typer.Option(help="Write the report here (Markdown), its picture beside it.")] = None,
+    images: Annotated[
+        int, typer.Option(min=0, help="The number of pictures of the built-in task, with about four questions each.")
+    ] = 100,
+    clips: Annotated[
+        int, typer.Option(min=0, help="The number of clips of the built-in task, with about four questions each.")
+    ] = 40,
+    keep: Annotated[
+        str, typer.Option(help="The keep ratios at which answers and times are measured, comma separated.")
+    ] = "1,0.15",
+    kept: Annotated[
+        str, typer.Option(help="The keep ratios at which kept sets are compared, comma separated.")
+    ] = "0.5,0.25,0.15,0.1",
+    samples: Annotated[
+        int, typer.Option(min=1, help="The number of questions on which stages and kept sets are compared.")
+    ] = 32,
+    backend: Annotated[str, typer.Option(help=BACKEND_HELP)] = "ort",
+    frames: Annotated[int, typer.Option(min=1, help="The number of frames to sample from a video.")] = 8,
+    threads: Annotated[
+        int, typer.Option(min=0, help="The number of threads of each stage; 0 leaves it to the backend.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The seed of the choice of samples.")] = 0,
+    runs: Annotated[
+        int, typer.Option(min=0, help="The number of turns of the bench; 0 leaves times and memory out.")
+    ] = 3,
+    limit: Annotated[float, typer.Option(help="The seconds that a turn may take.")] = 600,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="The points of accuracy that the recommended bundle may lose.")
+    ] = 1.0,
+    out: Annotated[
+        Path | None, typer.Option(help="Keep every reply in this JSONL file. The same command goes on from it.")
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="Write the report to this Markdown file, with its picture beside it.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Calibrated bundles beside their source: size, times, nearness, kept sets, answers; and which one to take.
+    """Compare calibrated bundles with their source in size, times, errors, kept sets and answers, and recommend one.
 
-    How far the stages were off is noted in the calibrated bundles: `rediprune validate` holds them to it.
+    The errors of the stages are recorded in the calibrated bundles, and `rediprune validate` holds them to these.
     """
     from ...calibration.evaluation.report import find_bundles
     from ...calibration.evaluation.report import report as run
     from ...calibration.evaluation.report_page import figures, write_page
     from ..bench.bench import bench
+    from ..bench.bench_settings import BenchSettings
 
     keeps, ratios = keep_ratios(keep, "--keep"), keep_ratios(kept, "--kept")
     if page is not None and find_spec("matplotlib") is None:
@@ -75,7 +101,8 @@ def report(
     bundles = find_bundles(bundle)
 
     def time_bundles(folders: Sequence[Path]) -> dict[str, Any]:
-        return bench(folders, keeps=keeps, backends=(backend,), runs=runs, threads=threads, limit=limit)
+        settings = BenchSettings(keeps=keeps, backends=(backend,), runs=runs, threads=threads, limit=limit)
+        return bench(folders, settings)
 
     with TemporaryDirectory() as made, one_bar(as_json) as say:
         document = run(

@@ -36,14 +36,14 @@ def validate(
     bundle: BundleArgument,
     backend: Annotated[str, typer.Option(help=BACKEND_HELP)] = "ort",
     stage: Annotated[
-        list[str] | None, typer.Option(help="Compare only this stage, and no whole answers; may be repeated.")
+        list[str] | None, typer.Option(help="Compare only this stage, and no whole answers. May be repeated.")
     ] = None,
     eager: Annotated[
-        list[str] | None, typer.Option(help="Run this stage in eager PyTorch end to end; may be repeated.")
+        list[str] | None, typer.Option(help="Run this stage in eager PyTorch end to end. May be repeated.")
     ] = None,
     image: Annotated[Path | None, typer.Option(help="Ask about this image instead of a made one.")] = None,
     video: Annotated[Path | None, typer.Option(help="Ask about this video instead of a made one.")] = None,
-    threads: Annotated[int, typer.Option(help="Threads of each stage; 0 leaves the number to the backend.")] = 0,
+    threads: Annotated[int, typer.Option(help="The number of threads of each stage; 0 leaves it to the backend.")] = 0,
     refresh: Annotated[
         bool, typer.Option("--refresh", help="Run eager PyTorch again, instead of reading what it gave before.")
     ] = False,

@@ -1,4 +1,4 @@
-"""What the contenders that answer in torch share: the clock of an answer's stages, and the splice of visual tokens."""
+"""What the peers that answer in torch share: the timer of an answer's stages, and the splice of visual tokens."""
 
 import time
 from collections.abc import Collection, Sequence
@@ -6,29 +6,37 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
+from ....runtime.timing import StageClock
 
-class Laps:
-    """Seconds of one answer: what passed since the last lap is added to the stage that is named."""
+
+class AnswerTimer(StageClock):
+    """Seconds of one answer, from the making of the timer on: by stage, to the first token, per token and in all."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._begin = self._last = time.perf_counter()
-
-    def __call__(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
-        self._last = now
+        super().__init__()
+        self._begin = self._first = time.perf_counter()
 
     def first_token(self) -> None:
-        """The prefill ends here."""
-        self("prefill")
-        self.seconds["time_to_first_token"] = time.perf_counter() - self._begin
+        """The first token is known."""
+        self._first = time.perf_counter()
 
-    def end(self, tokens: int) -> dict[str, float]:
-        """The answer ends here, with so many tokens; what `turn.take_turn` wants of it."""
-        self("decode")
-        decoded = self.seconds["decode"] / max(tokens - 1, 1)  # the first token comes from the prefill
-        return self.seconds | {"decode_token": decoded, "total": time.perf_counter() - self._begin, "tokens": tokens}
+    def finish(self, tokens: int) -> dict[str, float]:
+        """The answer is complete.
+
+        Args:
+            tokens: how many it has.
+
+        Returns:
+            Seconds by stage, and what else `turn.take_turn` wants of an answer.
+        """
+        end = time.perf_counter()
+        return self.seconds | {
+            "time_to_first_token": self._first - self._begin,
+            "decode": end - self._first,
+            "decode_token": (end - self._first) / max(tokens - 1, 1),  # the first token comes from the prefill
+            "total": end - self._begin,
+            "tokens": tokens,
+        }
 
 
 def splice(ids: Sequence[int], embeds: Tensor, visual: Sequence[Tensor], placeholders: Collection[int]) -> Tensor:

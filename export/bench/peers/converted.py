@@ -11,14 +11,14 @@ _RECIPE = "make their environment with `make bench-peers` and give --peers-pytho
 
 
 @dataclass(frozen=True)
-class Form:
-    """What a peer reads.
+class PeerFormat:
+    """The form of a checkpoint that a peer reads.
 
     Attributes:
-        module: of this package: run with checkpoint, folder and precision it makes the form, its `load` takes turns.
-        precision: of the weights.
-        decoder: pattern of the files that hold the decoder's.
-        packages: that it needs.
+        module: of this package; run with checkpoint, folder and precision it makes the form, and its `load` takes turns.
+        precision: of the weights, as the module names it.
+        decoder: pattern of the files that hold the decoder's weights.
+        packages: what it needs installed.
         foreign: whether it needs an environment of its own.
         whole: False for one that is the decoder alone.
     """
@@ -31,16 +31,16 @@ class Form:
     whole: bool = True
 
 
-def _genai(precision: str) -> Form:
-    return Form("genai_peer", precision, "openvino_language_model.bin", ("openvino_genai", "optimum.intel"))
+def _genai(precision: str) -> PeerFormat:
+    return PeerFormat("genai_peer", precision, "openvino_language_model.bin", ("openvino_genai", "optimum.intel"))
 
 
-def _llama(precision: str) -> Form:
-    return Form("llama_peer", precision, "*.gguf", ("llama_cpp", "gguf", "safetensors"), whole=False)
+def _llama(precision: str) -> PeerFormat:
+    return PeerFormat("llama_peer", precision, "*.gguf", ("llama_cpp", "gguf", "safetensors"), whole=False)
 
 
-FORMS = {
-    "exported": Form("exported_peer", "fp32", "language/*", ("onnxscript",), foreign=False),
+PEER_FORMATS = {
+    "exported": PeerFormat("exported_peer", "fp32", "language/*", ("onnxscript",), foreign=False),
     "openvino-genai": _genai("fp32"),
     "openvino-genai-int8": _genai("int8"),
     "openvino-genai-int4": _genai("int4"),
@@ -54,12 +54,13 @@ def check_environment(name: str, python: str) -> None:
     """Make sure that an interpreter has what a peer needs.
 
     Args:
-        name: a key of `FORMS`. python: the interpreter.
+        name: a key of `PEER_FORMATS`.
+        python: the interpreter.
 
     Raises:
         RedipruneError: there is no such interpreter, or it lacks a package; the message says how to make one.
     """
-    packages = FORMS[name].packages
+    packages = PEER_FORMATS[name].packages
     look = "import sys, importlib.util as u; sys.exit(not all(map(u.find_spec, sys.argv[1:])))"
     try:
         done = subprocess.run([python, "-c", look, "rediprune", *packages], capture_output=True)
@@ -73,7 +74,8 @@ def converted(name: str, checkpoint: Path, made: Path, python: str) -> Path:
     """Folder of a peer's form of the checkpoint, made unless it is there.
 
     Args:
-        name: a key of `FORMS`.
+        name: a key of `PEER_FORMATS`.
+        checkpoint: the folder to convert.
         made: where this checkpoint's forms are kept.
         python: the peer's interpreter.
 
@@ -85,7 +87,7 @@ def converted(name: str, checkpoint: Path, made: Path, python: str) -> Path:
         return folder
     made.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(fresh, ignore_errors=True)
-    form = FORMS[name]
+    form = PEER_FORMATS[name]
     job = [python, "-m", f"{__package__}.{form.module}", str(checkpoint.resolve()), str(fresh), form.precision]
     try:
         done = subprocess.run(job, capture_output=True, text=True)
@@ -98,6 +100,6 @@ def converted(name: str, checkpoint: Path, made: Path, python: str) -> Path:
 
 
 def last_words(done: subprocess.CompletedProcess[str]) -> str:
-    """What a process that failed said last."""
+    """The last line on stderr of a process that failed."""
     lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
     return lines[-1].removeprefix(f"{RedipruneError.__module__}.RedipruneError: ")[:300]

@@ -14,12 +14,13 @@ from ....graphs.selection.query_vector import match_width, pool_query
 from ....runtime.media.preprocess import Processor, load_image, load_video
 from ....runtime.prompt import render_prompt
 from ...validate.eager_reference import Reference
-from .answering import Laps, splice
+from .answering import AnswerTimer, splice
 
 Timings = dict[str, float]
 
 
 def load(checkpoint: str, dtype: str, threads: int, compiled: bool = False) -> Callable[[dict[str, Any]], Timings]:
+    """See `turn.take_turn`."""
     torch.set_num_threads(threads)
     return Eager(checkpoint, dtype, compiled=compiled).ask
 
@@ -45,35 +46,45 @@ class Eager:
 
     @torch.inference_mode()
     def ask(self, request: dict[str, Any]) -> Timings:
-        model, lap = self.model, Laps()
+        """Answer a request as `turn.take_turn` has it; the answer's tokens are then in `token_ids`."""
+        model, timer = self.model, AnswerTimer()
+        with timer("preprocess"):
+            ids, pixels = self._read(request)
+        placeholders = self.reference.placeholders
+        with timer("embed"):
+            query = pool_query(self._embed(query_ids(ids, placeholders)))  # [D]
+        visual = []
+        for kind, values in pixels:
+            with timer("vision"):
+                features = self.reference.features(values, kind)  # [frames, patches, channels]
+            if request["keep"] < 1:
+                with timer("select"):
+                    features = self._pruned(features, query, request["keep"])
+            with timer("project"):
+                visual.append(model.model.multi_modal_projector(features).flatten(0, 1))
+        with timer("embed"):
+            embeds = splice(ids, self._embed(ids), visual, placeholders)
+        cache = DynamicCache(config=model.config.text_config)
+        with timer("prefill"):
+            self.token_ids = [self._step(embeds, cache)]
+        timer.first_token()
+        for _ in range(request["new_tokens"] - 1):
+            self.token_ids.append(self._step(self._embed(self.token_ids[-1:])[None], cache))
+        return timer.finish(request["new_tokens"])
+
+    def _read(self, request: dict[str, Any]) -> tuple[list[int], list[tuple[str, Tensor]]]:
+        """The prompt's ids, and of each picture and video its kind and pixels [F, 3, H, W]."""
         images, videos = request["images"], request["videos"]
         ids = self.processor.encode(render_prompt(self.processor, request["question"], len(images), len(videos)))
         frames = [("image", [load_image(image)]) for image in images]
         frames += [("video", load_video(video, request["frames"])) for video in videos]
-        pixels = [(kind, self.reference.pixels(pictures, kind)) for kind, pictures in frames]
-        lap("preprocess")
-        placeholders = self.reference.placeholders
-        query = pool_query(self._embed(query_ids(ids, placeholders)))
-        lap("embed")
-        visual = []
-        for kind, values in pixels:
-            features = self.reference.features(values, kind)  # [frames, patches, channels]
-            lap("vision")
-            if request["keep"] < 1:
-                count = num_kept(features.shape[1], request["keep"])
-                chosen = release_select(features, match_width(query, features.shape[2]).to(model.dtype), count)
-                features = torch.stack([frame[kept] for frame, kept in zip(features, chosen, strict=True)])
-                lap("select")
-            visual.append(model.model.multi_modal_projector(features).flatten(0, 1))
-            lap("project")
-        embeds = splice(ids, self._embed(ids), visual, placeholders)
-        lap("embed")
-        cache = DynamicCache(config=model.config.text_config)
-        self.token_ids = [self._step(embeds, cache)]
-        lap.first_token()
-        for _ in range(request["new_tokens"] - 1):
-            self.token_ids.append(self._step(self._embed(self.token_ids[-1:])[None], cache))
-        return lap.end(request["new_tokens"])
+        return ids, [(kind, self.reference.pixels(pictures, kind)) for kind, pictures in frames]
+
+    def _pruned(self, features: Tensor, query: Tensor, keep: float) -> Tensor:
+        """[F, P, C] → [F, K, C] by the release's own loop."""
+        count = num_kept(features.shape[1], keep)
+        chosen = release_select(features, match_width(query, features.shape[2]).to(self.model.dtype), count)
+        return torch.stack([frame[kept] for frame, kept in zip(features, chosen, strict=True)])
 
     def _embed(self, ids: list[int]) -> Tensor:
         """[S] → [S, D]"""

@@ -20,10 +20,11 @@ import torch
 from ....runtime.errors import RedipruneError
 from ....runtime.media.preprocess import Processor, load_image
 from ....runtime.prompt import render_prompt
-from .answering import Laps, splice
+from .answering import AnswerTimer, splice
 
 
 def load(folder: str, threads: int) -> Callable[[dict[str, Any]], dict[str, float]]:
+    """See `turn.take_turn`."""
     import onnxruntime
     from transformers import AutoConfig, DynamicCache
     from transformers.exporters.base import ExportedModel
@@ -45,22 +46,22 @@ def load(folder: str, threads: int) -> Callable[[dict[str, Any]], dict[str, floa
     def ask(request: dict[str, Any]) -> dict[str, float]:
         if request["videos"]:
             raise RedipruneError("it is asked about images only")
-        lap = Laps()
-        images = [load_image(image) for image in request["images"]]
-        ids = processor.encode(render_prompt(processor, request["question"], len(images), 0))
-        pixels = [torch.from_numpy(processor.pixel_values([image], False)) for image in images]
-        lap("preprocess")
-        texts = embed(input=torch.tensor([ids]))  # [1, S, D]
-        lap("embed")
+        timer = AnswerTimer()
+        with timer("preprocess"):
+            images = [load_image(image) for image in request["images"]]
+            ids = processor.encode(render_prompt(processor, request["question"], len(images), 0))
+            pixels = [torch.from_numpy(processor.pixel_values([image], False)) for image in images]
+        with timer("embed"):
+            texts = embed(input=torch.tensor([ids]))  # [1, S, D]
         visual = []
         for values in pixels:
-            states = vision(pixel_values=values).hidden_states[config.vision_feature_layer]  # [1, P or P + 1, C]
-            features = states[:, 1:] if config.vision_feature_select_strategy == "default" else states
-            lap("vision")
-            visual.append(project(image_features=features).flatten(0, 1))
-            lap("project")
-        embeds = splice(ids, texts[0], visual, {placeholder})
-        lap("embed")
+            with timer("vision"):
+                states = vision(pixel_values=values).hidden_states[config.vision_feature_layer]  # [1, P or P + 1, C]
+                features = states[:, 1:] if config.vision_feature_select_strategy == "default" else states
+            with timer("project"):
+                visual.append(project(image_features=features).flatten(0, 1))
+        with timer("embed"):
+            embeds = splice(ids, texts[0], visual, {placeholder})
         cache: Any = DynamicCache(config=text)
         for layer in range(text.num_hidden_layers):  # the graph takes no cache that holds nothing, but empty tensors
             cache.update(empty, empty, layer)
@@ -73,11 +74,12 @@ def load(folder: str, threads: int) -> Callable[[dict[str, Any]], dict[str, floa
             cache, length = answer.past_key_values, length + embeds.shape[1]
             return int(head(input=answer.last_hidden_state[:, -1:])[0, -1].argmax())
 
-        token = step(embeds)
-        lap.first_token()
+        with timer("prefill"):
+            token = step(embeds)
+        timer.first_token()
         for _ in range(request["new_tokens"] - 1):
             token = step(embed(input=torch.tensor([[token]])))
-        return lap.end(request["new_tokens"])
+        return timer.finish(request["new_tokens"])
 
     return ask
 

@@ -31,6 +31,7 @@ _WEIGHTS = {
 
 
 def load(folder: str, threads: int) -> Callable[[dict[str, Any]], dict[str, float]]:
+    """See `turn.take_turn`."""
     import numpy
     import openvino
     import openvino_genai

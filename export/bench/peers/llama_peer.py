@@ -19,6 +19,7 @@ _FILE = "decoder.gguf"
 
 
 def load(folder: str, threads: int) -> Callable[[dict[str, Any]], dict[str, float]]:
+    """See `turn.take_turn`."""
     import llama_cpp as llama
     import numpy as np
 

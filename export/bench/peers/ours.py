@@ -5,6 +5,7 @@ from typing import Any
 
 
 def load(bundle: str, backend: str, threads: int) -> Callable[[dict[str, Any]], dict[str, float]]:
+    """See `turn.take_turn`."""
     from ....runtime.cli.arguments import hide_torch
 
     hide_torch()  # as `rediprune run` does

@@ -13,6 +13,7 @@ import torch
 from rediprune.export.bench import contenders
 from rediprune.export.bench.bench import bench
 from rediprune.export.bench.bench_page import write_page
+from rediprune.export.bench.bench_settings import BenchSettings
 from rediprune.export.bench.bench_table import print_table
 from rediprune.export.bench.multiply_adds import multiply_adds
 from rediprune.export.bench.peers import converted
@@ -29,7 +30,7 @@ from rich.console import Console
 
 
 @pytest.fixture(autouse=True)
-def small_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_roofline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rediprune.export.bench.roofline._SIDE", 64)
     monkeypatch.setattr("rediprune.export.bench.roofline._MEMORY", 1 << 16)
 
@@ -40,7 +41,8 @@ def test_a_bench_tells_everything_and_writes_its_page(
 ) -> None:
     keeps = (1.0, 0.15)
     peers = ("eager", "released", "exported")
-    document = bench([bundle_of("llava")], image=photo, keeps=keeps, peers=peers, runs=1, threads=2)
+    settings = BenchSettings(image=photo, keeps=keeps, peers=peers, runs=1, threads=2)
+    document = bench([bundle_of("llava")], settings)
     rows = {(row["contender"], row["keep"]): row for row in document["rows"]}
     released = "eager fp32, selection as released"
     ours = {("llava on ort", 1.0), ("llava on ort", 0.15)}
@@ -70,10 +72,12 @@ def test_a_bench_tells_everything_and_writes_its_page(
 
 
 def test_a_peer_that_fails_or_takes_too_long_is_left_out_with_its_reason(
-    bundle_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    bundle_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = Path(Bundle.open(bundle_of("llava")).manifest.source.name)
-    listed, _ = contenders.peer_contenders(["eager"], checkpoint, (1.0,), 1)
+    listed, _ = contenders.peer_contenders(
+        BenchSettings(peers=["eager"], keeps=(1.0,), threads=1), checkpoint, tmp_path
+    )
     request = {"question": "?", "images": [], "videos": [], "frames": 1, "keep": 1.0, "new_tokens": 1}
     with pytest.raises(contenders.TurnError, match=r"took longer than 0 s"):
         contenders.take_turn(listed[0], [request], 1, 0.01)
@@ -85,9 +89,8 @@ def test_a_peer_that_fails_or_takes_too_long_is_left_out_with_its_reason(
         return listed, {"compiled": "there is no C++ compiler"}
 
     monkeypatch.setattr("rediprune.export.bench.bench.peer_contenders", all_peers)
-    document = bench(
-        [bundle_of("llava")], keeps=(0.5,), peers=("eager",), runs=1, threads=1, backends=("ort", "kernel")
-    )
+    settings = BenchSettings(keeps=(0.5,), peers=("eager",), runs=1, threads=1, backends=("ort", "kernel"))
+    document = bench([bundle_of("llava")], settings)
     assert set(document["absent"]) == {"compiled", "eager fp32", "llava on kernel"}
     assert "float31" in document["absent"]["eager fp32"]
     assert document["absent"]["llava on kernel"].startswith("backend 'kernel' runs the stage 'select' only")
@@ -96,16 +99,16 @@ def test_a_peer_that_fails_or_takes_too_long_is_left_out_with_its_reason(
 
 def test_where_no_bundle_runs_it_is_an_error(bundle_of: Callable[[str], Path]) -> None:
     with pytest.raises(RedipruneError, match=r"no bundle runs on kernel: .*'select' only"):
-        bench([bundle_of("llava")], keeps=(0.5,), runs=1, threads=1, backends=("kernel",))
+        bench([bundle_of("llava")], BenchSettings(keeps=(0.5,), runs=1, threads=1, backends=("kernel",)))
 
 
 def test_bad_requests_are_refused(bundle_of: Callable[[str], Path], clip: Path) -> None:
     with pytest.raises(RedipruneError, match="peer 'abacus' is not known"):
-        bench([bundle_of("llava")], peers=("abacus",))
+        bench([bundle_of("llava")], BenchSettings(peers=("abacus",)))
     with pytest.raises(RedipruneError, match="not of one checkpoint"):
         bench([bundle_of("llava"), bundle_of("llava_siglip")])
     with pytest.raises(RedipruneError, match="images only"):
-        bench([bundle_of("llava")], video=clip)
+        bench([bundle_of("llava")], BenchSettings(video=clip))
     with pytest.raises(RedipruneError, match="tiles"):
         bench([bundle_of("llava_next_video")])
 
@@ -157,7 +160,7 @@ def test_a_decoder_alone_is_asked_for_as_many_positions_as_the_prompt_takes(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     alone = contenders.Contender("alone", "alone", {"pace": 0.5}, (1.0, 0.5), 8, 4, whole=False)
     monkeypatch.setattr("rediprune.export.bench.bench.peer_contenders", lambda *_: ([alone], {}))
-    document = bench([bundle_of("llava")], keeps=(0.5,), peers=("alone",), runs=1, threads=1)
+    document = bench([bundle_of("llava")], BenchSettings(keeps=(0.5,), peers=("alone",), runs=1, threads=1))
     assert [row["contender"] for row in document["rows"]] == ["llava on ort"]
     assert all(not ratios for ratios in document["speed_up"].values())
     patches, prompt = document["model"]["visual_tokens"], document["model"]["prompt_tokens"]
@@ -181,8 +184,8 @@ def test_a_peer_without_its_environment_is_refused_with_the_recipe(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    form = replace(converted.FORMS["llama.cpp"], packages=("no_such_package",))
-    monkeypatch.setitem(converted.FORMS, "llama.cpp", form)
+    form = replace(converted.PEER_FORMATS["llama.cpp"], packages=("no_such_package",))
+    monkeypatch.setitem(converted.PEER_FORMATS, "llama.cpp", form)
     command = ["bench", str(bundle_of("llava")), "--peers", "llama.cpp"]
     if lacking == "python":
         command += ["--peers-python", str(tmp_path / "python")]
