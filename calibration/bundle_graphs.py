@@ -1,5 +1,6 @@
 """Graphs of bundles as they are rewritten: loaded without their weights, which are read one at a time."""
 
+import os
 from pathlib import Path
 
 import onnx_ir as ir
@@ -12,18 +13,20 @@ from ..runtime.bundle import Bundle
 def load_graph(bundle: Bundle, stage: str) -> ir.Model:
     """A stage's graph, its weights readable.
 
-    They may lie in hard links to the checkpoint's files, which onnx_ir refuses to read as a possible attack
-    (`ExternalTensor._check_path_containment`, "Check 3", onnx_ir/_core.py) unless the path comes from the program: it
-    does here, and the bundle's hashes were compared.
+    onnx_ir keeps reads of weights within the graph's folder, and refuses files of more than one name as a possible attack
+    (`ExternalTensor._check_path_containment`, "Check 3", onnx_ir/_core.py). The checkpoint's weight files are such, hard
+    links; so these alone are read by their own path, each of them listed in the manifest and compared with its hash.
+
+    Raises:
+        RedipruneError: the graph has weights in a file that the manifest does not list with it.
     """
     model = ir.load(bundle.path(bundle.manifest.stages[stage].file))
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor):
-            where = Path(tensor.path).absolute()
-            value.const_value = ir.ExternalTensor(
-                where, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=str(tensor.name)
-            )
+            path = bundle.path(_data_file(bundle, stage, tensor))
+            if path.stat().st_nlink > 1:
+                value.const_value = _with_location(tensor, Path(os.path.abspath(path)))
     return model
 
 
@@ -31,22 +34,37 @@ def open_graph(bundle: Bundle, stage: str, model: ir.Model, threads: int = 0) ->
     """A stage's graph, rewritten in memory, in ONNX Runtime on the CPU: the weights it still has are the bundle's files.
 
     ONNX Runtime refuses absolute paths of weights: those of `load_graph` are made relative again in `model`.
+
+    Raises:
+        RedipruneError: the graph has weights in a file that the manifest does not list with it.
     """
     folder = bundle.path(bundle.manifest.stages[stage].file).parent
     for value in model.graph.initializers.values():
         tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor) and Path(tensor.location).is_absolute():
-            where = Path(tensor.location).relative_to(folder.absolute())
-            value.const_value = ir.ExternalTensor(
-                where,
-                tensor.offset,
-                tensor.length,
-                tensor.dtype,
-                shape=tensor.shape,
-                name=str(tensor.name),
-                base_dir=folder,
-            )
+        if isinstance(tensor, ir.ExternalTensor):
+            if os.path.isabs(tensor.location):
+                tensor = _with_location(tensor, Path(tensor.location).relative_to(os.path.abspath(folder)), folder)
+                value.const_value = tensor
+            _data_file(bundle, stage, tensor)
     options = session_options(threads)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     graph = ir.to_proto(model).SerializeToString()
     return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def _data_file(bundle: Bundle, stage: str, tensor: ir.ExternalTensor) -> str:
+    spec, location = bundle.manifest.stages[stage], tensor.location
+    location = location.as_posix() if isinstance(location, Path) else str(location)  # a graph's own is text, as written
+    return bundle.data_file(spec.file, location, spec.files)
+
+
+def _with_location(tensor: ir.ExternalTensor, location: Path, base: Path | str = "") -> ir.ExternalTensor:
+    return ir.ExternalTensor(
+        location,
+        tensor.offset,
+        tensor.length,
+        tensor.dtype,
+        shape=tensor.shape,
+        name=str(tensor.name),
+        base_dir=base,
+    )

@@ -3,12 +3,13 @@
 import hashlib
 import json
 import shlex
-from pathlib import Path, PurePosixPath
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from .calibration_record import CalibrationSpec
+from .paths import inside
 from .strict_model import StrictModel
 
 SCHEMA_VERSION = 1
@@ -18,14 +19,7 @@ WEIGHTS = "onnx/weights"
 PRECISIONS = ("fp32", "fp16")
 
 
-def _inside(path: str) -> str:
-    pure = PurePosixPath(path)
-    if pure.is_absolute() or ".." in pure.parts:
-        raise ValueError(f"path '{path}' leads outside the bundle")
-    return path
-
-
-RelativePath = Annotated[str, AfterValidator(_inside)]
+RelativePath = Annotated[str, AfterValidator(inside)]
 
 
 class Source(StrictModel):
@@ -55,6 +49,12 @@ class StageSpec(StrictModel):
     outputs: list[TensorSpec]
     weight_bytes: int = 0  # of its weights in its precision; its files may hold other stages' too
     compared: bool = False  # with its eager module right after tracing
+
+    @model_validator(mode="after")
+    def _has_its_hash(self) -> Self:
+        if self.file not in self.files:
+            raise ValueError(f"graph '{self.file}' is not among the stage's files, so it has no hash")
+        return self
 
     @property
     def sha256(self) -> str:
@@ -121,7 +121,7 @@ class KeepDefaults(StrictModel):
 
 
 class Manifest(StrictModel):
-    """What a bundle says of itself. `digest` covers everything else, so that an edited manifest is noticed."""
+    """What a bundle says of itself. `digest` is its seal (`seal.py`), so that an edited manifest is noticed."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     tool_version: str
@@ -145,22 +145,21 @@ class Manifest(StrictModel):
     files: dict[RelativePath, str] = {}  # processor files and others that belong to no stage
     digest: str = ""
 
+    @model_validator(mode="after")
+    def _files_have_one_hash(self) -> Self:
+        if self.newline is not None and self.newline not in self.files:
+            raise ValueError(f"'{self.newline}' is not among the bundle's files, so it has no hash")
+        hashes: dict[str, str] = {}
+        for files in (self.files, *(stage.files for stage in self.stages.values())):
+            for name, sha in files.items():
+                if hashes.setdefault(name, sha) != sha:
+                    raise ValueError(f"'{name}' has two hashes")
+        return self
+
     @property
     def float_precision(self) -> str:
         """Precision of what is not quantised: the bundle's own, or that of the one it was calibrated from."""
         return self.precision if self.calibration is None else self.calibration.source_precision
-
-    def sealed(self) -> "Manifest":
-        return self.model_copy(update={"digest": self._digest()})
-
-    def _digest(self) -> str:
-        # Without defaults, so that a field added later does not break the seal of bundles made before.
-        body = self.model_dump(mode="json", exclude={"digest"}, exclude_defaults=True)
-        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-    @property
-    def is_sealed(self) -> bool:
-        return self.digest == self._digest()
 
     @property
     def refers(self) -> bool:

@@ -97,7 +97,9 @@ def test_a_bundle_outlives_its_checkpoint_and_can_be_copied(
 
 def test_no_hashing_again_at_the_first_load(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     export_bundle(Checkpoint.open(str(checkpoint)), tmp_path / "bundle", check=False)
-    monkeypatch.setattr("rediprune.runtime.bundle.file_sha256", lambda path: pytest.fail(f"{path} hashed again"))
+    monkeypatch.setattr(
+        "rediprune.runtime.bundle.integrity.file_sha256", lambda path: pytest.fail(f"{path} hashed again")
+    )
     Bundle.open(tmp_path / "bundle")
 
 
