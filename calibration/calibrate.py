@@ -7,7 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..runtime.bundle import Bundle, CalibrationSpec, Manifest, Sensitivity
-from ..runtime.bundle.staging import Staging, check_room, check_target, making
+from ..runtime.bundle.lock import making
+from ..runtime.bundle.staging import Staging, check_room, check_target
 from ..runtime.errors import RedipruneError
 from .budget import ERROR
 from .data import Data

@@ -31,7 +31,8 @@ from ..runtime.bundle import (
     TensorSpec,
     file_sha256,
 )
-from ..runtime.bundle.staging import Staging, check_room, check_target, making
+from ..runtime.bundle.lock import making
+from ..runtime.bundle.staging import Staging, check_room, check_target
 from ..runtime.errors import RedipruneError
 from .checkpoint.reader import Checkpoint, Skeleton
 from .checkpoint.shard_files import Hashing, can_link, link
@@ -79,17 +80,16 @@ def export_bundle(
         raise RedipruneError(f"precision '{precision}' is not one of {', '.join(PRECISIONS)}")
     report = progress or (lambda stage, what, fraction: None)
     folder = check_target(folder)
-    skeleton = checkpoint.skeleton(precision)
-    weights = skeleton.weights
-    refer = not copy and can_link(weights.files, folder)
-    with Hashing(_by_use(skeleton)) as hashing:  # beside the tracing
-        if not force and (folder / MANIFEST).is_file():
-            report("checkpoint", "hashing the weights", 0.0)
-            current = _current(folder, checkpoint, checkpoint.source(hashing.result()), precision, refer)
-            if current is not None:
-                return current
-            _refuse_another_source(folder, checkpoint.source_name)
-        with making(folder):
+    with making(folder):
+        skeleton = checkpoint.skeleton(precision)
+        refer = not copy and can_link(skeleton.weights.files, folder)
+        with Hashing(_by_use(skeleton)) as hashing:  # beside the tracing
+            if not force and (folder / MANIFEST).is_file():
+                report("checkpoint", "hashing the weights", 0.0)
+                current = _current(folder, checkpoint, checkpoint.source(hashing.result()), precision, refer)
+                if current is not None:
+                    return current
+                _refuse_another_source(folder, checkpoint.source_name)
             key = {
                 "source": checkpoint.source({}).model_dump(),
                 "weights": hashing.stamps,
@@ -99,30 +99,55 @@ def export_bundle(
                 "refer": refer,
             }
             staging = Staging(folder, key, force)
-            specs = {stage.name: staging.finished(stage.name) for stage in skeleton.stages}
-            todo = [stage for stage in skeleton.stages if specs[stage.name] is None]
-            check_room(staging.folder, 0 if refer else sum(skeleton.parameter_bytes(stage) for stage in todo))
-            stages = {}
-            for stage in skeleton.stages:
-                spec = specs[stage.name]
-                if spec is None:
-                    spec = _export_stage(stage, staging.folder, skeleton, precision, check, refer, hashing, report)
-                    staging.finish(stage.name, spec)
-                stages[stage.name] = spec
-                report(stage.name, "done", 1.0)
+            stages = _stages(staging, skeleton, precision, check, refer, hashing, report)
             manifest = _manifest(skeleton, checkpoint.source(hashing.result()), precision, stages)
-            manifest.files = _copy_processor(checkpoint.folder, staging.folder)
-            if skeleton.newline is not None:
-                newline = staging.folder / _NEWLINE
-                np.save(newline, weights.of(skeleton.newline).load().to(skeleton.dtype).numpy())
-                manifest.newline = _NEWLINE
-                manifest.files[_NEWLINE] = file_sha256(newline)
-            write_card(staging.folder, manifest)
+            _add_files(manifest, staging.folder, checkpoint.folder, skeleton)
             hashing.check_unchanged()
             staging.publish(manifest)
-    bundle = Bundle.open(folder, verify=False)
-    bundle.note_as_made()  # every hash in the manifest was just taken
+        bundle = Bundle.open(folder, verify=False)
+        bundle.note_as_made()  # every hash in the manifest was just taken, or is of a file that has not changed since
+        bundle.check_files()
     return bundle
+
+
+def _stages(
+    staging: Staging,
+    skeleton: Skeleton,
+    precision: str,
+    check: bool,
+    refer: bool,
+    hashing: Hashing,
+    report: Progress,
+) -> dict[str, StageSpec]:
+    """Every stage, those that an earlier run finished as they are."""
+    specs = {stage.name: staging.finished(stage.name) for stage in skeleton.stages}
+    todo = [stage for stage in skeleton.stages if specs[stage.name] is None]
+    check_room(staging.folder, 0 if refer else sum(skeleton.parameter_bytes(stage) for stage in todo))
+    stages = {}
+    for stage in skeleton.stages:
+        spec = specs[stage.name]
+        if spec is None:
+            spec = _export_stage(stage, staging.folder, skeleton, precision, check, refer, hashing, report)
+            staging.finish(stage.name, spec)
+        elif any(hashing.of(Path(name)) != sha for name, sha in spec.files.items() if name.startswith(f"{WEIGHTS}/")):
+            raise RedipruneError(
+                f"weight files of '{skeleton.checkpoint.folder}' changed since '{stage.name}' was exported; run the same "
+                "command again with --force"
+            )
+        stages[stage.name] = spec
+        report(stage.name, "done", 1.0)
+    return stages
+
+
+def _add_files(manifest: Manifest, folder: Path, checkpoint: Path, skeleton: Skeleton) -> None:
+    """What belongs to no stage: processor files, the newline embedding of families that have one, the model card."""
+    manifest.files = _copy_processor(checkpoint, folder)
+    if skeleton.newline is not None:
+        newline = folder / _NEWLINE
+        np.save(newline, skeleton.weights.of(skeleton.newline).load().to(skeleton.dtype).numpy())
+        manifest.newline = _NEWLINE
+        manifest.files[_NEWLINE] = file_sha256(newline)
+    write_card(folder, manifest)
 
 
 def _export_stage(

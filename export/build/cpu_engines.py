@@ -6,12 +6,13 @@ version.
 
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import onnx_ir as ir
 
 from ...runtime.backends.session import open_session, runs_on
 from ...runtime.bundle import Bundle, EngineSpec, file_sha256
-from ...runtime.bundle.staging import making
+from ...runtime.bundle.lock import changing
 from ...runtime.errors import RedipruneError
 from ..exporter import Progress
 from .fuse_decoder import fuse_decoder
@@ -27,12 +28,11 @@ def build_cpu(folder: str | Path, backend: str, progress: Progress | None = None
         RedipruneError: the bundle cannot be used, the library is not installed or refuses a graph.
     """
     report = progress or (lambda stage, what, fraction: None)
-    bundle = Bundle.open(folder)
-    made = bundle.manifest.calibration
-    if made is not None and (refusal := made.refusal(backend)) is not None:
-        raise RedipruneError(refusal)
-    stages = {name: stage for name, stage in bundle.manifest.stages.items() if runs_on(backend, name) == backend}
-    with making(bundle.folder):
+    with changing(folder) as bundle:
+        made = bundle.manifest.calibration
+        if made is not None and (refusal := made.refusal(backend)) is not None:
+            raise RedipruneError(refusal)
+        stages = {name: stage for name, stage in bundle.manifest.stages.items() if runs_on(backend, name) == backend}
         if bundle.manifest.engines.pop(backend, None) is not None:
             bundle.write_manifest()  # its files are about to change
         files = {}
@@ -59,7 +59,8 @@ def build_cpu(folder: str | Path, backend: str, progress: Progress | None = None
 def _rewrite_language(bundle: Bundle) -> dict[str, str]:
     """Write the decoder in ONNX Runtime's operators beside the portable graph, whose weights it shares; files and hashes.
 
-    int4 weights are laid out anew, and then lie in a file of their own.
+    int4 weights are laid out anew, and then lie in a file of their own. Both files are written beside their places and
+    renamed: whoever runs the ones that were there keeps them.
     """
     spec, name = bundle.manifest.stages["language"], EngineSpec.own_graph("ort", "language")
     model = ir.load(bundle.path(spec.file))
@@ -67,7 +68,11 @@ def _rewrite_language(bundle: Bundle) -> dict[str, str]:
     repacked = to_nbits(model)
     if not fused and not repacked:
         return {}
-    path = bundle.path(name)
-    data = path.with_name(path.name + ".data")
-    ir.save(model, path, external_data=data.name if repacked else None)
-    return {f"onnx/{file.name}": file_sha256(file) for file in (path, data) if file.is_file()}
+    place = bundle.path(name).parent
+    with TemporaryDirectory(prefix=".", dir=place) as scratch:
+        graph = Path(scratch, Path(name).name)
+        ir.save(model, graph, external_data=f"{graph.name}.data" if repacked else None)
+        written = sorted(Path(scratch).iterdir(), reverse=True)  # the graph last, once its weights are there
+        for file in written:
+            file.replace(place / file.name)
+    return {f"onnx/{file.name}": file_sha256(place / file.name) for file in reversed(written)}

@@ -5,13 +5,12 @@ graph, profile, targets and library are unchanged is not built again.
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +19,9 @@ from typing import Any
 from ...runtime.backends.gpu import compute_capability
 from ...runtime.backends.nvinfer import LIBRARIES, find_plugin, load_library
 from ...runtime.bundle import Bundle, EngineSpec, file_sha256
+from ...runtime.bundle.atomic_file import replacing
+from ...runtime.bundle.lock import changing
+from ...runtime.bundle.verified_files import cache_folder
 from ...runtime.errors import RedipruneError
 from ...runtime.memory import available_memory
 from ..exporter import Progress
@@ -76,15 +78,23 @@ def build_tensorrt(
             engine of other precisions than the graph's.
     """
     report = progress or (lambda stage, what, fraction: None)
-    bundle = Bundle.open(folder)
+    with changing(folder) as bundle:
+        return _build(bundle, backend, list(targets), profile, force, report)
+
+
+def _build(
+    bundle: Bundle, backend: str, targets: list[str], profile: Iterable[str], force: bool, report: Progress
+) -> EngineBuild:
     manifest = bundle.manifest
     sizes = ranges(manifest, profile)
-    targets = _targets(bundle, backend, list(targets))
+    targets = _targets(bundle, backend, targets)
     library = LIBRARIES[backend]
     version = load_library(backend).__version__
     plugin = find_plugin(backend)
     place = bundle.path(EngineSpec.file(backend, "")).parent
     place.mkdir(parents=True, exist_ok=True)
+    for leftover in place.glob(".*.new"):  # of a build that was ended
+        leftover.unlink()
 
     old = manifest.engines.get(backend)
     engines = EngineSpec(library=library.title, version=version, stages=[], compute_capability=targets)
@@ -100,25 +110,21 @@ def build_tensorrt(
     _check_memory(bundle, todo)
     for stage in todo:
         spec, file = manifest.stages[stage], EngineSpec.file(backend, stage)
-        partial = bundle.path(file + ".partial")
-        job = Job(
-            library.module,
-            stage,
-            str(bundle.path(spec.file)),
-            str(partial),
-            profiles[stage],
-            targets if backend == "tensorrt-rtx" else [],
-            plugin if stage == "select" else None,
-            str(place / "timing.cache") if backend == "tensorrt" else None,
-        )
         began = time.perf_counter()
-        try:
+        with replacing(bundle.path(file)) as engine:
+            job = Job(
+                library.module,
+                stage,
+                str(bundle.path(spec.file)),
+                str(engine),
+                profiles[stage],
+                targets if backend == "tensorrt-rtx" else [],
+                plugin if stage == "select" else None,
+                _timing_cache(version, targets) if backend == "tensorrt" else None,
+            )
             outcome = _run(job, f"{library.title} {version}", report)
             report(stage, "hashing", 0.99)
-            sha = file_sha256(partial)
-            os.replace(partial, bundle.path(file))
-        finally:
-            partial.unlink(missing_ok=True)
+            sha = file_sha256(engine)
         engines.stages.append(stage)
         engines.precision[stage] = outcome.precision or spec.precision  # a stage that only copies has no other
         engines.profile[stage] = outcome.profile
@@ -129,6 +135,16 @@ def build_tensorrt(
         bundle.write_manifest()
         report(stage, "built", 1.0)
     return build
+
+
+def _timing_cache(version: str, targets: Sequence[str]) -> str | None:
+    """Where is kept how long kernels took: with the user's caches, for a build reads it and it is no part of the bundle."""
+    path = cache_folder() / "tensorrt" / f"timing-{version}-{'-'.join(targets)}.cache"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None  # kernels are timed anew
+    return str(path)
 
 
 def _targets(bundle: Bundle, backend: str, targets: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ which have one API.
 import json
 import os
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, TextIO
 import onnx
 
 from ...runtime.backends.nvinfer import load_plugin, make_log, one_line
+from ...runtime.bundle.atomic_file import replacing
 from ...runtime.errors import RedipruneError
 from ...runtime.memory import peak_memory
 from .precisions import asked_precisions, built_precisions, check_precisions
@@ -101,9 +103,8 @@ def build_engine(job: Job, tell: Any) -> Outcome:
         os.unlink(job.engine)
         raise RedipruneError(f"the engine cannot be built: {log.reason}")
     if cache is not None:
-        beside = Path(f"{job.timing_cache}.partial")
-        beside.write_bytes(memoryview(cache.serialize()))
-        beside.replace(str(job.timing_cache))
+        with suppress(OSError), replacing(Path(str(job.timing_cache))) as beside:  # other builds use it too
+            beside.write_bytes(memoryview(cache.serialize()))
     layers = "".join(log.kept) or _inspected(trt, log, job.engine)
     precision = check_precisions(job.stage, asked, built_precisions(layers))
     return Outcome(precision, taken, peak_memory(), os.path.getsize(job.engine))

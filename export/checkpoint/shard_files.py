@@ -15,7 +15,14 @@ from ...runtime.bundle import file_sha256
 from ...runtime.errors import RedipruneError
 
 # Another file system, one without links, a file of somebody else's (Linux protects those), too many links.
-_UNLINKABLE = (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+_UNLINKABLE = (
+    errno.EXDEV,
+    errno.EPERM,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EMLINK,
+    errno.EINVAL,
+)  # the last: Windows
 
 
 class Hashing:
@@ -25,7 +32,7 @@ class Hashing:
         self.files = list(files)
         self.stamps = {file.name: _stamp(file) for file in self.files}
         self._pool = ThreadPoolExecutor(1)
-        self._hashes = {file.name: self._pool.submit(file_sha256, file) for file in self.files}
+        self._hashes = {file.name: self._pool.submit(_sha256, file) for file in self.files}
 
     def __enter__(self) -> "Hashing":
         return self
@@ -34,11 +41,15 @@ class Hashing:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def of(self, file: Path) -> str:
-        """sha256 of one file, when it is done."""
+        """sha256 of one file, when it is done.
+
+        Raises:
+            RedipruneError: it cannot be read.
+        """
         return self._hashes[file.name].result()
 
     def result(self) -> dict[str, str]:
-        """Name → sha256, when all are done."""
+        """Name → sha256, when all are done; raises as `of`."""
         return {name: future.result() for name, future in self._hashes.items()}
 
     def check_unchanged(self) -> None:
@@ -68,6 +79,16 @@ def link(files: Iterable[Path], place: Path) -> None:
             os.link(os.path.realpath(file), target)
 
 
+def _sha256(file: Path) -> str:
+    try:
+        return file_sha256(file)
+    except OSError as error:
+        raise RedipruneError(
+            f"weight file '{file}' cannot be read ({error.strerror}); check who may read it, or download it again"
+        ) from error
+
+
 def _stamp(file: Path) -> list[int]:
+    """What changes with a file's content; not its time of change, which a hard link to it changes too."""
     stat = file.stat()
-    return [stat.st_size, stat.st_mtime_ns]
+    return [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns]

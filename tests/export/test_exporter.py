@@ -2,7 +2,10 @@
 
 import errno
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +18,7 @@ from rediprune.export.checkpoint.reader import Checkpoint
 from rediprune.export.exporter import export_bundle
 from rediprune.runtime import Pipeline, RedipruneError
 from rediprune.runtime.bundle import Bundle, file_sha256
-from rediprune.runtime.bundle.staging import making
+from rediprune.runtime.bundle.lock import making
 
 
 @pytest.fixture
@@ -70,7 +73,7 @@ def test_an_up_to_date_bundle_is_left_alone(checkpoint: Path, tmp_path: Path, mo
         file.write("\n")
     export_bundle(Checkpoint.open(str(checkpoint)), tmp_path / "bundle")
     assert len(names) == 15
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "checkpoint"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".bundle.lock", "bundle", "checkpoint"]
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
@@ -96,7 +99,7 @@ def test_a_broken_off_export_leaves_no_bundle_and_resumes(
     monkeypatch.setattr(exporting.ir, "save", original)
     export_bundle(Checkpoint.open(str(checkpoint)), tmp_path / "bundle")
     assert names == ["vision", "select", "project", "embed", "embed", "language"]
-    assert not list(tmp_path.glob(".bundle*"))
+    assert [path.name for path in tmp_path.glob(".bundle*")] == [".bundle.lock"]
 
 
 def test_a_stage_whose_file_went_is_made_again(
@@ -116,7 +119,64 @@ def test_two_exports_to_one_folder_do_not_mix(checkpoint: Path, tmp_path: Path) 
     with making(tmp_path / "bundle"), pytest.raises(RedipruneError, match="another process is making"):
         export_bundle(Checkpoint.open(str(checkpoint)), tmp_path / "bundle")
     export_bundle(Checkpoint.open(str(checkpoint)), tmp_path / "bundle", check=False)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "checkpoint"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".bundle.lock", "bundle", "checkpoint"]
+
+
+def test_two_exports_by_two_processes_leave_one_bundle(checkpoint: Path, tmp_path: Path) -> None:
+    """The one that comes too late says so, or finds the bundle up to date."""
+    command = [sys.executable, "-m", "rediprune.runtime", "export", str(checkpoint), "-o", str(tmp_path / "bundle")]
+    exports = [subprocess.Popen([*command, "--no-check"], stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=300)[1] for process in exports]
+    codes = [process.returncode for process in exports]
+    assert 0 in codes and set(codes) <= {0, 2}, said
+    assert all("another process is making" in text for code, text in zip(codes, said, strict=True) if code)
+    Bundle.open(tmp_path / "bundle", remember=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".bundle.lock", "bundle", "checkpoint"]
+
+
+def test_a_weight_file_that_cannot_be_read_is_named(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(path: Path) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("rediprune.export.checkpoint.shard_files.file_sha256", closed)
+    with pytest.raises(RedipruneError, match=r"weight file '.*checkpoint/model\.safetensors' cannot be read \(Perm"):
+        export_bundle(Checkpoint.open(str(checkpoint)), tmp_path / "bundle", check=False)
+    monkeypatch.undo()
+    monkeypatch.setattr(shutil, "copyfile", lambda source, target: closed(source))
+    with pytest.raises(RedipruneError, match=r"no permission for '.*checkpoint/[\w.]+' \(Permission denied\)"):
+        export_bundle(Checkpoint.open(str(checkpoint)), tmp_path / "bundle", check=False)
+
+
+def test_an_output_that_cannot_be_written_is_refused_first(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = traced(monkeypatch)
+    (tmp_path / "file").write_text("no folder")
+    for place in ("/proc/bundle", "/sys/kernel/bundle", "/dev/null/bundle", tmp_path / "file" / "bundle"):
+        with pytest.raises(RedipruneError, match="choose another folder"):
+            export_bundle(Checkpoint.open(str(checkpoint)), place)
+    assert not names
+
+
+def test_a_weight_file_that_changed_behind_the_clock_while_a_run_was_ended(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stages that refer to it were finished before: they do not go into a bundle with hashes of two files."""
+    monkeypatch.setattr(exporting, "_copy_processor", lambda *args: (_ for _ in ()).throw(RuntimeError("broken off")))
+    with pytest.raises(RuntimeError):
+        export_bundle(Checkpoint.open(str(checkpoint)), tmp_path / "bundle", check=False)
+    monkeypatch.undo()
+    file = checkpoint / "model.safetensors"
+    stat = file.stat()
+    with open(file, "r+b") as stream:
+        stream.seek(-2, os.SEEK_END)
+        stream.write(b"\x12\x34")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(RedipruneError, match="changed since 'vision' was exported; run the same command again with"):
+        export_bundle(Checkpoint.open(str(checkpoint)), tmp_path / "bundle", check=False)
+    export_bundle(Checkpoint.open(str(checkpoint)), tmp_path / "bundle", check=False, force=True)
 
 
 def test_a_failed_export_keeps_the_bundle_there_was(
