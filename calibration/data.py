@@ -63,7 +63,9 @@ def open_data(path: Path | None, count: int, seed: int, videos: bool, folder: Pa
     if path is None:
         wanted = count + HELD_OUT
         clips = wanted // 4 if videos else 0
-        questions = read_questions(write_set(folder / f"{BUILT_IN}-{seed}", "train", seed, wanted - clips, clips))
+        # Its size is in the name: other calibrations of the same bundle may write sets of other sizes at the same time.
+        place = folder / f"{BUILT_IN}-{seed}-{wanted - clips}-{clips}"
+        questions = read_questions(write_set(place, "train", seed, wanted - clips, clips))
     elif path.is_dir():
         questions = _folder(path, videos)
     else:

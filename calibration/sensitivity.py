@@ -8,7 +8,6 @@ compares the same step.
 
 import hashlib
 import json
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +22,8 @@ import onnxruntime as ort
 from ..runtime.backends.ort import OrtLanguage
 from ..runtime.backends.session import Decoding, LanguageSession, cast_inputs
 from ..runtime.bundle import Bundle, Sensitivity
-from ..runtime.bundle.staging import making
+from ..runtime.bundle.atomic_file import replacing
+from ..runtime.bundle.lock import making
 from ..runtime.errors import RedipruneError
 from ..runtime.pipeline import Pipeline
 from .activations import FRAMES, Copying, ask
@@ -185,9 +185,9 @@ def _read(path: Path) -> dict[str, Sensitivity]:
 
 
 def _write(path: Path, measured: Mapping[str, Sensitivity]) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")  # another process may measure the same
-    temporary.write_text(json.dumps({name: one.model_dump() for name, one in measured.items()}), encoding="utf-8")
-    os.replace(temporary, path)
+    known = {**_read(path), **measured}  # with what another process measured of the same bundle in the meantime
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps({name: one.model_dump() for name, one in known.items()}), encoding="utf-8")
 
 
 @dataclass

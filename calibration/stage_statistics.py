@@ -1,12 +1,11 @@
 """What was seen of a stage on samples, and its file in the cache beside a bundle."""
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import numpy as np
 
+from ..runtime.bundle.atomic_file import replacing
 from .quantize.activation_ranges import Activation
 
 Arrays = dict[str, np.ndarray]
@@ -45,15 +44,9 @@ class StageStatistics:
         for at, case in enumerate(self.held_out):
             arrays |= {f"feed/{at}/{name}": array for name, array in case.feed.items()}
             arrays |= {f"outputs/{at}/{name}": array for name, array in case.outputs.items()}
-        # A name of its own: two calibrations of one bundle may write at the same time.
-        with NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".new", delete=False) as file:
-            try:
-                np.savez(file, allow_pickle=False, **arrays)
-                file.close()
-                os.replace(file.name, path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+        # Two calibrations of one bundle may write at the same time.
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> "StageStatistics | None":

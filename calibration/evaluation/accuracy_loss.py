@@ -28,7 +28,8 @@ def select_questions(settings: CalibrationSettings, videos: bool, folder: Path) 
     if settings.data is None:
         media = -(-count // QUESTIONS_EACH)
         clips = media // 4 if videos else 0
-        path = write_set(folder / f"{BUILT_IN}-val-{seed}", "val", seed, media - clips, clips)
+        place = folder / f"{BUILT_IN}-val-{seed}-{media - clips}-{clips}"
+        path = write_set(place, "val", seed, media - clips, clips)
         return read_questions(path, look=False)[:count]
     questions = [question for question in read_questions(settings.data) if videos or not question.video]
     order = choose(questions, len(questions), seed)

@@ -355,7 +355,8 @@ def _known(out: Path | None, key: str) -> dict[tuple[str, float, int], Reply]:
     except UnicodeDecodeError as error:
         raise RedipruneError(f"'{out}' holds no replies of an earlier call; give --out another file") from error
     if text and not text.endswith("\n"):
-        out.write_text(text + "\n", encoding="utf-8")  # what was broken off stays a line of its own
+        with open(out, "a", encoding="utf-8") as file:
+            file.write("\n")  # what was broken off stays a line of its own
     known = {}
     for line in text.splitlines():
         try:

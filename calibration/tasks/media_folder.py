@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 from PIL import Image
 
+from ...runtime.bundle.atomic_file import replacing
 from .clips import FILE_FRAMES, RATE, Clip
 from .drawn_task import samples
 from .scenes import SIDE, draw, draw_things
@@ -33,23 +34,23 @@ def write_set(folder: Path, split: str, seed: int = 0, images: int = 100, clips:
         is_clip = isinstance(sample.subject, Clip)
         name = f"{split}-{sample.number:05d}." + ("mp4" if is_clip else "png")
         if not (folder / name).exists():
-            part = folder / ("part-" + name)
-            if isinstance(sample.subject, Clip):
-                write_clip(sample.subject, part)
-            else:
-                Image.fromarray(draw(sample.subject)).save(part)
-            part.rename(folder / name)  # a file under its own name is always whole
+            with replacing(folder / name) as part:  # a file under its own name is always whole
+                if isinstance(sample.subject, Clip):
+                    write_clip(sample.subject, part)
+                else:
+                    Image.fromarray(draw(sample.subject)).save(part, "PNG")
         line = {"video" if is_clip else "image": name}
         line |= {"question": sample.question, "answer": sample.answer, "kind": sample.kind}
         lines.append(json.dumps(line))
     path = folder / "data.jsonl"
-    path.write_text("\n".join(lines) + "\n")
+    with replacing(path) as part:
+        part.write_text("\n".join(lines) + "\n")
     return path
 
 
 def write_clip(clip: Clip, path: Path) -> None:
     """Write the clip as H.264 in an mp4 file of FILE_FRAMES frames, with a key frame every four."""
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=RATE, options={"crf": "16", "threads": "1"})
         stream.width = stream.height = SIDE
         stream.pix_fmt = "yuv420p"
