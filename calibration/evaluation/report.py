@@ -1,8 +1,8 @@
 """What calibration cost and what it brought: every recipe beside the bundle it was made of.
 
 Accuracy and agreement come from questions with answers, nearness of stages and kept sets from a few of them, time and
-memory from the bench. What is measured of the stages is noted in the calibrated bundles (`floors`): `validate` holds
-them to it.
+memory from the bench. What is measured of the stages is noted in the calibrated bundles (`tolerances`, of the backend that
+ran them): `validate` holds them to it.
 """
 
 import math
@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from ...runtime.backends.session import open_stage
 from ...runtime.bundle import Bundle
+from ...runtime.bundle.lock import changing
 from ...runtime.errors import RedipruneError
 from ...runtime.machine import processor_name
 from ...runtime.pipeline import Pipeline
@@ -35,7 +36,8 @@ Progress = Callable[[str, int, int], None]  # what is being done, number, of how
 Document = dict[str, Any]
 
 SCHEMA = 1
-FLOOR_MARGIN = 1.5  # the next picture may be somewhat worse than the worst of those that were measured
+TOLERANCE_MARGIN = 1.5  # the next picture may be somewhat worse than the worst of those that were measured
+_PATIENCE = 600.0  # seconds that another process may hold a bundle, as by building engines, before its note is given up
 _TOOLS = ("rediprune", "onnxruntime", "numpy")
 
 
@@ -61,7 +63,7 @@ def find_bundles(folders: Sequence[Path]) -> list[Bundle]:
         sources = [Bundle.open(made[0].manifest.calibration.source)]
     source = sources[0]
     if not made:
-        for path in sorted(source.folder.resolve().parent.glob("*/manifest.json")):
+        for path in sorted(source.folder.resolve().parent.glob("[!.]*/manifest.json")):
             try:
                 bundle = Bundle.open(path.parent)
             except RedipruneError:
@@ -138,6 +140,9 @@ def report(
     made = [bundle for bundle in made if bundle.folder.name not in absent]
     if not made:
         raise RedipruneError(next(iter(absent.values())))
+    for bundle in made:
+        with changing(bundle.folder):  # refused now, where it cannot be noted what takes long to measure
+            pass
     scores = {}
     for bundle in (source, *made):
         scores[bundle.folder.name] = [
@@ -190,7 +195,7 @@ def report(
     }
     document["recommendation"] = recommend(document, tolerance)
     for bundle in made:
-        _note_floors(bundle, stages[bundle.folder.name])
+        _note_tolerances(bundle.folder, backend, stages[bundle.folder.name])
     return document
 
 
@@ -399,10 +404,12 @@ def recommend(document: Document, tolerance: float) -> str:
     )
 
 
-def _note_floors(bundle: Bundle, stages: Mapping[str, Mapping[str, float]]) -> None:
-    record = bundle.manifest.calibration
-    assert record is not None
-    floors = {stage: FLOOR_MARGIN * near["greatest_relative_error"] for stage, near in stages.items()}
-    calibration = record.model_copy(update={"floors": floors})
-    bundle.manifest = bundle.manifest.model_copy(update={"calibration": calibration})
-    bundle.write_manifest()
+def _note_tolerances(folder: Path, backend: str, stages: Mapping[str, Mapping[str, float]]) -> None:
+    """Note how far the stages may be off on a backend, in the manifest as it is now: it took long to measure."""
+    with changing(folder, _PATIENCE) as bundle:
+        record = bundle.manifest.calibration
+        assert record is not None
+        measured = {stage: TOLERANCE_MARGIN * near["greatest_relative_error"] for stage, near in stages.items()}
+        record = record.with_tolerances(backend, measured)
+        bundle.manifest = bundle.manifest.model_copy(update={"calibration": record})
+        bundle.write_manifest()

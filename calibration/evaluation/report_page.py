@@ -108,7 +108,7 @@ def write_page(document: Document, path: Path, command: str) -> None:
         table(*figures(document)),
         f"![accuracy, kept sets and time]({picture.name})",
         "Intervals of changes are of paired proportions, 95 %. The overlap of kept sets has a floor: what fp16 alone does "
-        "to the features (in the source's column). The greatest relative errors, times 1.5, are noted in the bundles; "
+        "to the features (in the source's column). The greatest relative errors, times 1.5 and capped, are noted in the bundles for this backend; "
         "`rediprune validate` holds them to these.",
         *(_by_kind(bundles, data) for data in bundles[0]["answers"][next(iter(bundles[0]["answers"]))]["sets"]),
     ]

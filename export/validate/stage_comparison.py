@@ -81,7 +81,7 @@ def compare_stage(
         for name in case.expected:
             row = _compare_output(stage, case, name, ours.get(name))
             if record is not None and stage in record.recipe and row.relative_error is not None:
-                row = _judge_quantized(row, record, case.input.real)
+                row = _judge_quantized(row, record, backend, case.input.real)
             rows.append(row)
     return rows
 
@@ -118,11 +118,16 @@ def _compare_output(stage: str, case: StageCase, name: str, ours: np.ndarray | N
     )
 
 
-def _judge_quantized(row: StageRow, record: CalibrationSpec, real: bool) -> StageRow:
-    """Hold a quantised stage to what was measured of it: rounding to a few bits is no fault, more than that is one."""
+def _judge_quantized(row: StageRow, record: CalibrationSpec, backend: str, real: bool) -> StageRow:
+    """Hold a quantised stage to what was measured of it: rounding to a few bits is no fault, more than that is one.
+
+    That is what `rediprune report` recorded for this backend, within its cap (`CalibrationSpec.tolerance`); without it, the
+    error of calibration.
+    """
     measured = record.fidelity.get(row.stage)
-    tolerance = None if measured is None else FIDELITY_FACTOR * measured.relative_error
-    tolerance = (record.floors or {}).get(row.stage, tolerance)
+    tolerance = record.tolerance(backend, row.stage)
+    if tolerance is None and measured is not None:
+        tolerance = FIDELITY_FACTOR * measured.relative_error
     if not real:  # ranges are taken from real inputs
         tolerance = None
     assert row.relative_error is not None

@@ -1,8 +1,16 @@
 """What the manifest says of a calibrated bundle: how it was made, and what was lost."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Self
 
 from .strict_model import StrictModel
+
+# A recorded tolerance counts up to so many times the error on the samples held out at calibration, and never beyond the
+# second. The first is from the demo: the worst of 32 samples was up to 3.7 times the worst of the 8 held out, and a report
+# leaves half as much again for the next picture (3.7 × 1.5 = 5.6). A stage that gives zeros is off by 1, one that gives
+# noise by more; so what a broken engine was measured to do does not become what is allowed.
+TOLERANCE_FACTOR = 6.0
+LARGEST_TOLERANCE = 0.5
 
 
 class Limit(StrictModel):
@@ -60,7 +68,9 @@ class CalibrationSpec(StrictModel):
         budget: how much might be lost, as `rediprune calibrate` was told: "error=0.02", "accuracy=1"; "" where it was not.
         measured: what is lost: by stage the relative error, or by keep ratio the points of accuracy.
         sensitivity: the ground of the choice of what stays in higher precision; empty where nothing had to.
-        floors: stage → the largest relative error that `validate` lets pass, measured by `rediprune report`; None before.
+        tolerances: backend → stage → the largest relative error that `validate` lets pass there, as measured by
+            `rediprune report`. Read them with `tolerance`, which caps them.
+        floors: the same, of no backend in particular; written by versions up to 0.1.0, and only read.
     """
 
     source: str
@@ -77,7 +87,28 @@ class CalibrationSpec(StrictModel):
     budget: str = ""
     measured: dict[str, float] = {}
     sensitivity: list[Sensitivity] = []
+    tolerances: dict[str, dict[str, float]] = {}
     floors: dict[str, float] | None = None
+
+    def tolerance(self, backend: str, stage: str) -> float | None:
+        """The largest relative error recorded as tolerable for a stage on a backend, capped; None where none was.
+
+        Args:
+            backend: what runs the stage.
+            stage: one of the recipe.
+        """
+        recorded = self.tolerances.get(backend, self.floors or {}).get(stage)
+        return None if recorded is None else min(recorded, self.largest_tolerance(stage))
+
+    def largest_tolerance(self, stage: str) -> float:
+        """The cap on whatever is recorded for a stage: by the error measured when it was calibrated, where that is known."""
+        near = self.fidelity.get(stage)
+        return LARGEST_TOLERANCE if near is None else min(LARGEST_TOLERANCE, TOLERANCE_FACTOR * near.relative_error)
+
+    def with_tolerances(self, backend: str, tolerances: Mapping[str, float]) -> Self:
+        """The record with what was measured on one backend in place of what was there of it, and of earlier versions."""
+        capped = {stage: min(most, self.largest_tolerance(stage)) for stage, most in tolerances.items()}
+        return self.model_copy(update={"tolerances": {**self.tolerances, backend: capped}, "floors": None})
 
     def refusal(self, backend: str, targets: Sequence[str] = ()) -> str | None:
         """Why a backend, or one of the GPUs it would build for, cannot take the bundle."""

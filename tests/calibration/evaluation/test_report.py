@@ -1,4 +1,4 @@
-"""The report: calibrated bundles beside their source, its floors used by validation."""
+"""The report: calibrated bundles beside their source, its tolerances used by validation."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rediprune.calibration.calibrate import calibrate
 from rediprune.calibration.evaluation.evaluate import evaluate, media_of, read_questions
-from rediprune.calibration.evaluation.report import FLOOR_MARGIN, find_bundles, paired_change, recommend, report
+from rediprune.calibration.evaluation.report import TOLERANCE_MARGIN, find_bundles, paired_change, recommend, report
 from rediprune.calibration.evaluation.similarity import jaccard
 from rediprune.calibration.settings import CalibrationSettings
 from rediprune.calibration.tasks.media_folder import write_set
@@ -20,7 +20,8 @@ from rediprune.export.cli import add
 from rediprune.export.exporter import export_bundle
 from rediprune.export.validate.validate import validate
 from rediprune.runtime import Pipeline, RedipruneError
-from rediprune.runtime.bundle import Bundle
+from rediprune.runtime.bundle import Bundle, file_sha256
+from rediprune.runtime.bundle.lock import making
 from typer.testing import CliRunner, Result
 
 DEMO = Path(__file__).parents[3] / "export" / "demo" / "checkpoint"
@@ -77,9 +78,11 @@ def test_a_report_is_what_its_parts_measure(bundles: Path, dataset: Path) -> Non
 
     # What was measured is noted, seal and engines intact, and validation holds the stages to it.
     after = Bundle.open(bundles / "int8").manifest.calibration
-    assert before is not None and after is not None and before.floors is None and after.floors is not None
+    assert before is not None and after is not None
+    assert before.tolerances == {} and list(after.tolerances) == ["ort"] and after.floors is None
     for stage, near in int8["stages"].items():
-        assert after.floors[stage] == FLOOR_MARGIN * near["greatest_relative_error"]
+        capped = min(TOLERANCE_MARGIN * near["greatest_relative_error"], after.largest_tolerance(stage))
+        assert after.tolerances["ort"][stage] == capped == after.tolerance("ort", stage)
         assert 0 < near["relative_error"] <= near["greatest_relative_error"] < 0.5
     held = validate(bundles / "int8", end_to_end=False)
     assert held.passed
@@ -88,19 +91,56 @@ def test_a_report_is_what_its_parts_measure(bundles: Path, dataset: Path) -> Non
         for row in held.stages
         if row.judged_by == "relative_error" and row.tolerance is not None
     }
-    assert {stage: judged[stage] for stage in after.floors} == after.floors
+    assert {stage: judged[stage] for stage in after.tolerances["ort"]} == after.tolerances["ort"]
     # Nothing is redone.
     assert calibrate(bundles / "fp32", bundles / "int8", CalibrationSettings(samples=16)).manifest.calibration == after
 
 
-def test_a_floor_that_is_too_low_fails_validation(bundles: Path, tmp_path: Path) -> None:
-    strict = Bundle.open(shutil.copytree(bundles / "int8", tmp_path / "strict"))
-    record = strict.manifest.calibration
+def noted(folder: Path, **changes: object) -> Path:
+    """The bundle with other values in its calibration record."""
+    bundle = Bundle.open(folder)
+    record = bundle.manifest.calibration
     assert record is not None
-    tight = record.model_copy(update={"floors": {"vision": 1e-6, "project": 1.0, "language": 1.0}})
-    strict.manifest = strict.manifest.model_copy(update={"calibration": tight})
-    strict.write_manifest()
-    assert validate(strict.folder, end_to_end=False).failing_stages == ["vision"]
+    bundle.manifest = bundle.manifest.model_copy(update={"calibration": record.model_copy(update=changes)})
+    bundle.write_manifest()
+    return folder
+
+
+def test_a_tolerance_that_is_too_low_fails_validation(bundles: Path, tmp_path: Path) -> None:
+    strict = {"vision": 1e-6, "project": 1.0, "language": 1.0}
+    for name, changes in (("now", {"tolerances": {"ort": strict}}), ("then", {"tolerances": {}, "floors": strict})):
+        folder = noted(shutil.copytree(bundles / "int8", tmp_path / name), **changes)
+        assert validate(folder, end_to_end=False).failing_stages == ["vision"]
+        if name == "now":  # on another backend it does not count
+            assert "vision" not in validate(folder, "openvino", ["vision"]).failing_stages
+
+
+def test_a_stage_that_is_broken_does_not_pass_because_it_was_measured(
+    bundles: Path, dataset: Path, tmp_path: Path
+) -> None:
+    """Neither by a report on the broken bundle, nor by a tolerance that an earlier version noted without a cap."""
+    folder = Path(shutil.copytree(bundles / "int8", tmp_path / "int8"))
+    bundle = Bundle.open(folder)
+    spec = bundle.manifest.stages["project"]
+    path = bundle.path(next(name for name in spec.files if name.endswith(".data")))
+    path.write_bytes(bytes(len(path.read_bytes())))  # every weight nought
+    spec.files[f"onnx/{path.name}"] = file_sha256(path)
+    bundle.write_manifest()
+    assert validate(folder, end_to_end=False).failing_stages == ["project"]
+    shutil.copytree(bundles / "fp32", tmp_path / "fp32")
+    report(
+        find_bundles([tmp_path / "fp32", folder]), {"all": read_questions(dataset)}, keeps=(0.15,), kept=(), samples=2
+    )
+    record = Bundle.open(folder).manifest.calibration
+    assert record is not None and record.tolerances["ort"]["project"] <= 0.5
+    assert validate(folder, end_to_end=False).failing_stages == ["project"]
+    noted(folder, tolerances={}, floors={"project": 1.5})
+    assert validate(folder, end_to_end=False).failing_stages == ["project"]
+
+
+def test_a_bundle_that_cannot_be_noted_in_is_refused_before_anything_is_measured(bundles: Path, dataset: Path) -> None:
+    with making(bundles / "int8"), pytest.raises(RedipruneError, match="another process is making or changing"):
+        report(find_bundles([bundles / "fp32"]), {}, progress=lambda what, at, total: pytest.fail(what))
 
 
 def test_the_command_writes_a_page_and_goes_on_from_its_replies(bundles: Path, dataset: Path, tmp_path: Path) -> None:
