@@ -5,7 +5,6 @@ as long as the model takes; left alone, it works on while C++ takes down the obj
 """
 
 import atexit
-import ctypes
 import os
 import sys
 import threading
@@ -38,13 +37,20 @@ def _at_work() -> list[threading.Thread]:
 
 @atexit.register
 def _at_exit() -> None:
-    """See to it that the process ends before C++'s objects are destroyed under a thread."""
+    """At the interpreter's end, with background work: end the process with its exit code, and nothing else.
+
+    What would go wrong otherwise: Python ends a thread that comes back to it by unwinding its stack, which C++ answers with
+    abort() (from 3.14 on it lets it hang); and the thread works on objects whose destructors run. Elsewhere than on
+    glibc the end waits for the thread.
+    """
     if not _at_work():
         return
+    import ctypes
+
     try:
         library = ctypes.CDLL(None)
-        # Called with the exit code before all handlers registered earlier, destructors of C++ objects among them.
-        library.on_exit(library._exit, None)
-    except (AttributeError, TypeError, OSError):  # glibc alone has it
+        ctypes.CDLL("libstdc++.so.6")._ZSt13set_terminatePFvvE(library.pause)  # std::set_terminate: wait, do not abort
+        library.on_exit(library._exit, None)  # gets the exit code, before all handlers registered earlier
+    except (AttributeError, TypeError, OSError):
         for thread in _at_work():
             thread.join()

@@ -7,7 +7,7 @@ pixels → features → indices → kept → projected → spliced (`prompt_embe
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -303,7 +303,7 @@ class Pipeline:
 
         Takes what `stream` takes, and raises what it raises.
         """
-        selection, _ = merge_keywords(selection, None, keywords)
+        selection = replace(selection or SelectOptions(), **keywords)
         encoder = self._encoder(self._request_sessions(), selection, StageClock())
         embedded = encoder.encode(prompt, images, videos, chat)
         return [visual.kept for visual in embedded.visuals]

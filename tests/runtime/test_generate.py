@@ -233,6 +233,20 @@ def test_from_config_overrides():
         Sampling.from_config(CONFIG, top_p=2.0)
 
 
+def test_settings_of_sampling_ask_for_it():
+    """Without a temperature top_k, top_p and seed were greedy without a word; now they are what do_sample makes of them."""
+    assert Sampling.from_config({}, top_p=0.9) == Sampling(temperature=1.0, top_k=50, top_p=0.9)
+    assert Sampling.from_config({}, top_k=3) == Sampling(temperature=1.0, top_k=3)
+    assert Sampling.from_config({}, seed=0) == Sampling(temperature=1.0, top_k=50, seed=0)
+    assert Sampling.from_config(CONFIG | {"do_sample": False}, seed=1) == Sampling(0.6, 20, 0.9, 1.05, 1)
+    logits = logits_of(3)
+    expected = distribution(logits, [], temperature=1.0, top_k=50, top_p=0.9)
+    assert np.abs(drawn_from(Sampling.from_config({}, top_p=0.9), logits) - expected).max() < 1e-6
+    # Neither a penalty nor nothing asks for it, and temperature 0 is greedy whatever else is given.
+    assert Sampling.from_config({}, repetition_penalty=1.2).temperature == 0
+    assert Sampling.from_config(CONFIG, temperature=0.0, top_p=0.5, top_k=3, seed=1).temperature == 0
+
+
 def test_from_config_has_transformers_defaults():
     default = GenerationConfig._get_default_generation_params()
     expected = Sampling(default["temperature"], default["top_k"], default["top_p"], default["repetition_penalty"])

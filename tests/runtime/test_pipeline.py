@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rediprune.export.validate.eager_reference import Reference, Request
-from rediprune.runtime import Pipeline, RedipruneError
+from rediprune.runtime import GenerateOptions, Pipeline, RedipruneError, SelectOptions
 from rediprune.runtime.backends.arrays import Array
 from rediprune.runtime.backends.eager_torch import eager_model
 from rediprune.runtime.backends.session import Decoding, LanguageSession, open_session
@@ -250,6 +250,68 @@ def test_sampling_is_reproducible_and_varies(pipeline_of: Callable[[str], Pipeli
     ]
     assert ids[0] == ids[1]
     assert len(set(ids)) > 1
+
+
+@pytest.mark.parametrize("options", [{"top_p": 1.0}, {"top_k": 40}, {"seed": 3}], ids=str)
+def test_a_setting_of_sampling_alone_samples(
+    options: dict[str, Any], pipeline_of: Callable[[str], Pipeline], photo: Path
+) -> None:
+    pipeline = pipeline_of("llava")
+    greedy = pipeline.generate(QUESTION, [photo], max_new_tokens=16, temperature=0.0, **options).token_ids
+    assert greedy == pipeline.generate(QUESTION, [photo], max_new_tokens=16).token_ids
+    assert pipeline.generate(QUESTION, [photo], max_new_tokens=16, **options).token_ids != greedy
+
+
+def test_objects_and_keywords_ask_for_the_same(pipeline_of: Callable[[str], Pipeline], photo: Path) -> None:
+    pipeline = pipeline_of("llava")
+    selection = SelectOptions(keep=7, alpha=0.2)
+    generation = GenerateOptions(max_new_tokens=6, temperature=1.2, seed=4)
+    objects = pipeline.generate(QUESTION, [photo], selection=selection, generation=generation)
+    keywords = pipeline.generate(QUESTION, [photo], keep=7, alpha=0.2, max_new_tokens=6, temperature=1.2, seed=4)
+    assert objects.token_ids == keywords.token_ids and np.array_equal(objects.kept[0], keywords.kept[0])
+    assert np.array_equal(pipeline.select(QUESTION, [photo], selection=selection)[0], objects.kept[0])
+    mixed = pipeline.generate(QUESTION, [photo], selection=selection, generation=generation, keep=3)
+    assert mixed.kept[0].shape == (1, 3) and len(mixed.token_ids) == 6
+    with pytest.raises(TypeError, match="kepe"):
+        pipeline.generate(QUESTION, [photo], **{"kepe": 0.5})
+    with pytest.raises(TypeError, match="max_new_tokens"):
+        pipeline.select(QUESTION, [photo], **{"max_new_tokens": 3})
+
+
+def test_replaced_sessions_are_the_pipelines_no_longer(pipeline_of: Callable[[str], Pipeline], photo: Path) -> None:
+    """Blocks nest, leave nothing behind after an error, and features of another tower are not mixed with its own."""
+    pipeline = pipeline_of("llava")
+    options: dict[str, Any] = {"keep": 6, "max_new_tokens": 5, "temperature": 0.0}
+    plain = pipeline.generate(QUESTION, [photo], **options)
+    vision, project = pipeline.stage("vision"), pipeline.stage("project")
+
+    class Negated:
+        batch = 1
+
+        def __init__(self) -> None:
+            self.runs = 0
+
+        def run(self, inputs: Any) -> dict[str, Any]:
+            self.runs += 1
+            return {name: -np.asarray(value) for name, value in vision.run(inputs).items()}
+
+    negated = Negated()
+    with pipeline.replaced(vision=negated):
+        assert pipeline.stage("vision") is negated and pipeline.stage("project") is project
+        other = pipeline.generate(QUESTION, [photo], **options)
+        again = pipeline.generate(QUESTION, [photo], **options)
+        with pipeline.replaced(vision=vision):
+            inner = pipeline.generate(QUESTION, [photo], **options)
+    assert other.kept[0].tolist() != plain.kept[0].tolist() and again.token_ids == other.token_ids
+    assert (negated.runs, other.encoded_frames, again.encoded_frames) == (1, 1, 0)
+    assert inner.token_ids == plain.token_ids
+    with pytest.raises(ZeroDivisionError), pipeline.replaced(vision=negated):
+        raise ZeroDivisionError
+    assert pipeline.stage("vision") is vision
+    after = pipeline.generate(QUESTION, [photo], **options)
+    assert after.token_ids == plain.token_ids and after.encoded_frames == 0
+    with pytest.raises(RedipruneError, match="vision, select"), pipeline.replaced(ears=negated):
+        pass
 
 
 def test_repetition_penalty_equals_transformers(bundle_of: Callable[[str], Path], cat: Path) -> None:
