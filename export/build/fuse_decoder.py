@@ -70,21 +70,32 @@ def fuse_decoder(model: ir.Model, decoder: DecoderSpec) -> int:
     return layers
 
 
-def _attention(op, q, k, v, q_shape, k_shape, v_shape, cos, sin, past_key, past_value, write_index, mask, shape):
-    """A layer's attention as `graphs.language` traces it: q, k, v [B, S, heads · width] → the same, and the cache."""
+def _attention(op: Any, q: Any, k: Any, v: Any, past_key: Any, past_value: Any) -> tuple[Any, Any, Any]:
+    """A layer's attention as `graphs.language` traces it.
+
+    Args:
+        op: makes the pattern's nodes.
+        q, k, v: [B, S, heads · width], the layer's projections.
+        past_key, past_value: [B, KV heads, T, width], the cache.
+
+    Returns:
+        The attention's result [B, S, heads · width] and the cache with the new keys and values.
+    """
+    cos, sin, write_index, mask = (pattern.Var(name) for name in ("cos", "sin", "write_index", "mask"))
     query, key, value = (
-        op.Transpose(op.Reshape(x, size), perm=[0, 2, 1, 3]) for x, size in ((q, q_shape), (k, k_shape), (v, v_shape))
+        op.Transpose(op.Reshape(x, pattern.Var(f"{name}_shape")), perm=[0, 2, 1, 3])  # [B, heads, S, width]
+        for name, x in (("q", q), ("k", k), ("v", v))
     )
     keys = op.TensorScatter(past_key, _rotated(op, key, cos, sin, "k"), write_index)
     values = op.TensorScatter(past_value, value, write_index)
     attention = op.Attention(
         _rotated(op, query, cos, sin, "q"), keys, values, mask, _allow_other_attributes=True, _outputs=["attention"]
     )
-    return op.Reshape(op.Transpose(attention, perm=[0, 2, 1, 3]), shape), keys, values
+    return op.Reshape(op.Transpose(attention, perm=[0, 2, 1, 3]), pattern.Var("shape")), keys, values
 
 
-def _rotated(op, x, cos, sin, name: str):
-    """Rotary embedding: x · cos + (−second half, first half) · sin."""
+def _rotated(op: Any, x: Any, cos: Any, sin: Any, name: str) -> Any:
+    """Rotary embedding of [B, heads, S, width]: x · cos + (−second half, first half) · sin."""
     first, second = (op.Slice(x, *(pattern.Var(f"{name}{half}{i}") for i in range(4))) for half in "ab")
     return op.Add(op.Mul(x, cos), op.Mul(op.Concat(op.Neg(second), first, axis=-1), sin))
 

@@ -1,7 +1,7 @@
 """Training data: chunks of pictures and clips, what each patch shows, and questions packed in rows of tokens.
 
 The visual tokens of a picture are the costly part of a sequence, so a row holds as many questions as fit
-behind one picture; the attention mask (`train.py`) hides the questions from each other. Every chunk depends
+behind one picture; the attention mask (`packed_answers.py`) hides the questions from each other. Every chunk depends
 on the seed and its number alone, whoever draws it.
 """
 
@@ -33,7 +33,7 @@ ROWS = 4  # rows of other questions drawn for each picture: it is trained on tha
 KINDS = (*IMAGE_KINDS, "describe", *CLIP_KINDS)
 NOTHING = -100  # target of tokens that are not answered for
 
-Asked = tuple[str, str, str]  # question, answer, kind
+QuestionAnswer = tuple[str, str, str]  # question, answer, kind
 Chunk = dict[str, np.ndarray]
 
 
@@ -42,7 +42,7 @@ def encode(text: str) -> tuple[int, ...]:
     return tuple(tokenizer().encode(text, add_special_tokens=False).ids)
 
 
-def pack(asked: Sequence[Asked], rng: Generator) -> np.ndarray:
+def pack(asked: Sequence[QuestionAnswer], rng: Generator) -> np.ndarray:
     """As many of the questions as fit, one after another: int16 [6, ROW].
 
     The six lines: token; block (which question, −1 where empty); position in the block; target (the next
@@ -110,7 +110,7 @@ FOCUS = 4  # times that a kind is tried beyond the others for each time it is na
 
 def image_row(rng: Generator, scene: Scene, with_description: bool, focus: Sequence[str] = ()) -> np.ndarray:
     """One packed row about a scene, int16 [6, ROW]; kinds in `focus` are asked about more often."""
-    asked: list[Asked] = [(*describe(scene), "describe")] if with_description else []
+    asked: list[QuestionAnswer] = [(*describe(scene), "describe")] if with_description else []
     extra = [kind for kind in focus if kind in IMAGE_KINDS] * FOCUS
     for kind in rng.permutation([*IMAGE_KINDS, *IMAGE_KINDS, *HARD_KINDS, *HARD_KINDS, *extra]).tolist():
         found = ask_scene(rng, scene, kind)
@@ -121,7 +121,7 @@ def image_row(rng: Generator, scene: Scene, with_description: bool, focus: Seque
 
 def clip_row(rng: Generator, clip: Clip, focus: Sequence[str] = ()) -> np.ndarray:
     """One packed row about a clip, int16 [6, ROW], likewise; it seldom fills up, so many are tried."""
-    asked: list[Asked] = []
+    asked: list[QuestionAnswer] = []
     extra = [kind for kind in focus if kind in CLIP_KINDS] * FOCUS
     for kind in rng.permutation([*[*CLIP_KINDS] * 5, *extra]).tolist():
         found = ask_clip(rng, clip, kind)

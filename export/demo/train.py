@@ -10,10 +10,9 @@ keeps at a random keep ratio. Seeds are fixed, data are drawn by worker processe
 import argparse
 import copy
 import json
-import math
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,160 +24,14 @@ from torch.utils.data import DataLoader
 from transformers import LlavaForConditionalGeneration
 
 from ...calibration.tasks.clips import FRAMES
-from ...calibration.tasks.scenes import SIDE
-from ...graphs.selection.query_vector import pool_queries
-from .evaluate_eager import constant, print_table, report, select, vision_features
-from .model import BOS, VOCABULARY, WIDTH, new_model, save
-from .packing import KINDS, NOTHING, PATCH_CLASSES, ROWS, Chunk, Chunks, chunk, encode
+from .evaluate_eager import print_table, report, vision_features
+from .model import VOCABULARY, new_model, save
+from .packed_answers import answer_logits, right_answers, select_marked, take
+from .packing import KINDS, NOTHING, ROWS, Chunk, Chunks, chunk
+from .patch_classifier import PatchClassifier
+from .recipe import Recipe
 
-KEEPS = (1.0, 1.0, 0.5, 0.25, 0.15, 0.15, 0.1)  # drawn from in the pruned stage
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides the weights."""
-
-    tower_steps: int = 1500
-    steps: int = 6200  # of the whole stage
-    pruned_steps: int = 1700
-    images: int = 48  # new pictures a step; each comes back ROWS times, with other questions
-    clips: int = 4  # new clips a step, likewise
-    delay: int = 150  # steps between two uses of a picture
-    easy: int = 2500  # steps of the curriculum
-    rate: float = 1e-3  # peak learning rate
-    pruned_rate: float = 6e-4
-    warmup: int = 300
-    decay: float = 0.05
-    average: float = 0.999  # of the moving average of the weights, which is what is saved
-    seed: int = 0
-    start: str = ""  # a checkpoint folder to start from, instead of random weights
-    blind: bool = False  # text only: the baseline that never sees a picture
-    frozen: bool = False  # the tower learns nothing more, and each picture is encoded once: less than half the work
-    focus: str = ""  # kinds of questions to ask yet more often, comma separated
-
-    @property
-    def total(self) -> int:
-        return self.tower_steps + self.steps + self.pruned_steps
-
-    def stage(self, step: int) -> str:
-        if step < self.tower_steps:
-            return "tower"
-        return "whole" if step < self.tower_steps + self.steps else "pruned"
-
-    def rate_at(self, step: int) -> float:
-        """Learning rate: in each stage linear warm-up, then cosine to 2 % (constant in the tower stage)."""
-        stage = self.stage(step)
-        if stage == "tower":
-            return self.rate * min(1.0, (step + 1) / self.warmup)
-        done, length, peak = step - self.tower_steps, self.steps, self.rate
-        if stage == "pruned":
-            done, length, peak = done - self.steps, self.pruned_steps, self.pruned_rate
-        ramp = min(1.0, (done + 1) / self.warmup)
-        return peak * ramp * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done / max(1, length))))
-
-
-class PatchNames(nn.Module):
-    """The tower stage's head: features [N, P, C] → what each patch shows; thrown away afterwards."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(WIDTH)
-        self.linear = nn.Linear(WIDTH, sum(PATCH_CLASSES.values()) + 2)
-
-    def loss(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss, and the share of object patches with all classes right; labels [N, 6, P]."""
-        out = self.linear(self.norm(features)).float()
-        on_object = labels[:, 0] > 0  # [N, P]
-        weight = on_object + 0.1 * ~on_object
-        weight = weight / weight.sum()
-        loss = out.new_zeros(())
-        right = torch.ones_like(on_object)
-        *parts, centre = out.split([*PATCH_CLASSES.values(), 2], dim=-1)
-        for i, logits in enumerate(parts):
-            each = F.cross_entropy(logits.flatten(0, 1), labels[:, i].flatten(), reduction="none")
-            loss = loss + (each * weight.flatten()).sum()
-            right &= logits.argmax(-1) == labels[:, i]
-        off = (centre - labels[:, 4:].transpose(1, 2) / SIDE).abs().sum(-1)  # [N, P]
-        loss = loss + 2 * (off * on_object * weight).sum()
-        return loss, (right & on_object).sum() / on_object.sum()
-
-
-def packed_mask(prefix: int, block: Tensor) -> Tensor:
-    """Who attends to whom: [B, 1, S, S] bool, S = prefix + T, from the blocks [B, T].
-
-    The prefix is causal; a question sees the whole prefix and itself, not its neighbours.
-    """
-    batch, row = block.shape
-    total = prefix + row
-    causal = torch.ones(total, total, dtype=torch.bool, device=block.device).tril()
-    mask = causal.expand(batch, -1, -1).clone()
-    mask[:, prefix:, prefix:] &= block[:, :, None] == block[:, None, :]
-    return mask[:, None]
-
-
-def prefix_embeds(model: LlavaForConditionalGeneration, visual: Tensor | None, batch: int) -> Tensor:
-    """Embeddings of the prompt up to the last picture: visual [B, F, K, D] → [B, L, D]."""
-    embed = model.get_input_embeddings()
-    device = next(model.parameters()).device
-    head = embed(constant((BOS, *encode("USER: ")), device)).expand(batch, -1, -1)
-    if visual is None:
-        return head
-    newline = embed(constant(encode("\n"), device)).expand(batch, -1, -1)
-    parts = [head]
-    for frame in range(visual.shape[1]):
-        parts += [visual[:, frame].to(head.dtype)] + ([newline] if frame < visual.shape[1] - 1 else [])
-    return torch.cat(parts, dim=1)
-
-
-def answer_logits(model: LlavaForConditionalGeneration, visual: Tensor | None, rows: Tensor) -> Tensor:
-    """Logits [B, T, V] of packed rows [B, 6, T] behind their pictures' visual embeddings [B, F, K, D]."""
-    prefix = prefix_embeds(model, visual, len(rows))
-    length = prefix.shape[1]
-    embeds = torch.cat([prefix, model.get_input_embeddings()(rows[:, 0])], dim=1)
-    before = torch.arange(length, device=rows.device).expand(len(rows), -1)
-    hidden = model.model.language_model(
-        inputs_embeds=embeds,
-        attention_mask=packed_mask(length, rows[:, 1]),
-        position_ids=torch.cat([before, length + rows[:, 2]], dim=1),
-        use_cache=False,
-    ).last_hidden_state
-    return model.lm_head(hidden[:, length:])
-
-
-def right_answers(logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Per token [B, T]: does it start an answer, and is that whole answer right (teacher-forced)?"""
-    target, block = rows[:, 3], rows[:, 1]
-    wrong = (logits.argmax(-1) != target) & (target != NOTHING)
-    same = (block[:, :, None] == block[:, None, :]) & (block >= 0)[:, :, None]
-    any_wrong = (same & wrong[:, None, :]).any(-1)
-    starts = (target != NOTHING) & F.pad(target[:, :-1] == NOTHING, (1, 0), value=True)
-    return starts, ~any_wrong
-
-
-QUERY = 24  # no question of the task is longer, in tokens
-
-
-def marked_queries(model: LlavaForConditionalGeneration, rows: Tensor) -> Tensor:
-    """The query vectors of the marked questions of packed rows: [B, 6, T] → [B, D] float32."""
-    marked = rows[:, 5]
-    first, length = marked.argmax(dim=1), marked.sum(dim=1)
-    offset = torch.arange(QUERY, device=rows.device)
-    ids = rows[:, 0].gather(1, (first[:, None] + offset).clamp_max(rows.shape[-1] - 1))  # [B, L]
-    return pool_queries(model.get_input_embeddings()(ids), length)
-
-
-@torch.no_grad()
-def select_marked(
-    model: LlavaForConditionalGeneration, features: Tensor, rows: Tensor, keep: float, rule: str = "rediprune"
-) -> Tensor:
-    """What a rule keeps for each row's marked question: [B, F, P, C] and rows [B, 6, T] → [B, F, K]."""
-    with torch.autocast(features.device.type, enabled=False):
-        return select(rule, features, marked_queries(model, rows), keep)
-
-
-def take(features: Tensor, picked: Tensor) -> Tensor:
-    """[B, F, P, C] at [B, F, K] → [B, F, K, C]."""
-    return features.gather(2, picked[..., None].expand(-1, -1, -1, features.shape[-1]))
+_TRAINING_KEEPS = (1.0, 1.0, 0.5, 0.25, 0.15, 0.15, 0.1)  # drawn from in the pruned stage
 
 
 class Trainer:
@@ -193,7 +46,7 @@ class Trainer:
         self.model.model.vision_tower.requires_grad_(not recipe.frozen)
         nn.Module.to(self.model, self.device)
         self.average = copy.deepcopy(self.model).eval()
-        self.names = PatchNames().to(self.device)
+        self.names = PatchClassifier().to(self.device)
         if compiled:
             for layer in [
                 *self.model.model.vision_tower.encoder.layers,
@@ -347,7 +200,7 @@ class Trainer:
         stage = recipe.stage(self.step)
         keep = 1.0
         if stage == "pruned":
-            keep = KEEPS[int(np.random.default_rng([recipe.seed, self.step]).integers(len(KEEPS)))]
+            keep = _TRAINING_KEEPS[int(np.random.default_rng([recipe.seed, self.step]).integers(len(_TRAINING_KEEPS)))]
         for group in self.optimiser.param_groups:
             group["lr"] = recipe.rate_at(self.step)
         torch.manual_seed(recipe.seed * 1_000_003 + self.step)

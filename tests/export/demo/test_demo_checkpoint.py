@@ -19,8 +19,10 @@ from rediprune.export.demo.evaluate_eager import (
     select,
     vision_features,
 )
+from rediprune.export.demo.packed_answers import answer_logits, select_marked, take
 from rediprune.export.demo.packing import KINDS, NOTHING, chunk, clip_row, encode, image_row, pack
-from rediprune.export.demo.train import Recipe, Trainer, answer_logits, select_marked, take
+from rediprune.export.demo.recipe import Recipe
+from rediprune.export.demo.train import Trainer
 from rediprune.graphs.selection.query_vector import pool_query
 from rediprune.graphs.selection.reference import select_tokens
 from transformers import AutoModelForImageTextToText, AutoProcessor
