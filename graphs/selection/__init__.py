@@ -1,12 +1,16 @@
 """The method: which visual tokens are kept. One file per technology, side by side.
 
-counts          how many are kept, which prompt tokens make the query (plain Python)
-query_vector    the query vector, in torch
-reference       the selection in eager PyTorch: what every engine is held to
-onnx_graph      the selection as an ONNX graph
-as_released     the authors' own loop, restated, to time against
-cuda/           the selection as CUDA kernels
-tensorrt_plugin/ the greedy step as a TensorRT plugin
+counts            how many are kept, which prompt tokens make the query (plain Python)
+identical_tokens  when two tokens count as one and the same
+query_vector      the query vector, in torch
+reference         the selection in eager PyTorch: what every engine is held to
+numpy_selection   the query vector and the selection, in numpy
+onnx_graph        the `select` stage as an ONNX graph
+as_released       the authors' own loop, restated, to compare with
+cuda/             the selection as CUDA kernels
+tensorrt_plugin/  the greedy step as a TensorRT plugin
+
+docs/method.md says what is computed, to the letter.
 """
 
 from importlib import import_module

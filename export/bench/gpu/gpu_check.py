@@ -2,63 +2,37 @@
 
     python -m rediprune.export.bench.gpu.gpu_check --json selection-kernel.json --markdown selection-kernel.md
 
-Needs a GPU, torch with CUDA, and cuda-core. Exit 0: all indices as they must be; 1: a difference.
+Needs a GPU, torch with CUDA, and cuda-core. Exit 0: all indices as they must be; 1: a difference; 2: no usable GPU.
 """
 
 import argparse
-import datetime
-import json
-import platform
-import subprocess
 from collections.abc import Iterator
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ....graphs.selection.cuda.launcher import load_kernels
+from ....graphs.selection.cuda.launcher import GpuUnavailable, load_kernels
 from .gpu_correctness import CHANNELS, check_features, check_greedy, check_odd_shapes, sanitize
+from .gpu_report import add_output_options, environment, in_one_line, refuse, table_head, write_report
 from .gpu_timing import FLOOR_PATCHES, SHAPES, time_floor, time_selection
-
-
-def machine(*packages: str) -> dict[str, str]:
-    """What the numbers were taken on; `packages` are further distributions whose versions matter."""
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    return {
-        "date": datetime.date.today().isoformat(),
-        "GPU": torch.cuda.get_device_name(),
-        "driver": subprocess.run(query, capture_output=True, text=True).stdout.strip(),
-        "CUDA": torch.version.cuda or "",
-        "Python": platform.python_version(),
-        "torch": torch.__version__,
-    } | {package: version(package) for package in packages}
-
-
-def write(result: dict[str, Any], page: Iterator[str], arguments: argparse.Namespace) -> None:
-    """Print the page; write it and the numbers to where the command line says."""
-    text = "\n".join(page) + "\n"
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    if arguments.markdown:
-        arguments.markdown.write_text(text, encoding="utf-8")
-
-
-def table(*columns: str) -> str:
-    """The first two lines of a Markdown table."""
-    return f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|"
 
 
 def page(result: dict[str, Any]) -> Iterator[str]:
     """The results as Markdown."""
-    exact, odd, floor = result["greedy"], result["odd_shapes"], result["floor"]
     yield f"""# Selection kernels on a GPU
 
-{", ".join(f"{key} {value}" for key, value in result["machine"].items())}. Written by
+{in_one_line(result["machine"])}. Written by
 `python -m rediprune.export.bench.gpu.gpu_check`: all numbers are of one run, and in the JSON beside this page.
+"""
+    yield from correctness(result)
+    yield from times(result)
+    yield from lower_bounds(result)
 
-## Correctness
+
+def correctness(result: dict[str, Any]) -> Iterator[str]:
+    """The section on correctness."""
+    exact, odd = result["greedy"], result["odd_shapes"]
+    yield f"""## Correctness
 
 **Same scores.** The greedy kernel against `max_min_select` on the CPU, on identical float32 S and r: of
 {exact["frames"]} frames with 1 to 4096 tokens (random, clustered, duplicated, zero, constant and opposite
@@ -72,7 +46,7 @@ differ from its transpose.
 parts from float64, the gap is how much better the float64 choice scores at the first such pick: a near-tie,
 of the order of the scores' errors. Eager float32 parts from float64 in the same way.
 """
-    yield table(
+    yield table_head(
         "features",
         "kind",
         "tokens",
@@ -90,6 +64,10 @@ of the order of the scores' errors. Eager float32 parts from float64 in the same
             cells.append(f"{route['frames_different']:.0f}")
             cells += [f"{route[name]:.1e}" for name in ("largest_gap", "similarity_error")]
         yield f"| {' | '.join(map(str, cells))} |"
+
+
+def times(result: dict[str, Any]) -> Iterator[str]:
+    """The section on time."""
     yield f"""
 ## Time
 
@@ -98,7 +76,7 @@ a row»: one call of ten in a graph, on ten sets of features, taken twice. Eager
 the same GPU in the same run; the release's algorithm is restated, works in the features' precision and takes
 one frame after another, as it does there. The ratio is that of the release to the kernels alone.
 """
-    yield table(
+    yield table_head(
         "shape",
         "features",
         "target",
@@ -113,13 +91,18 @@ one frame after another, as it does there. The ratio is that of the release to t
         "release / alone",
     )
     for r in result["times"]:
-        times = [r[f"{name}_us"] for name in ("selection", "selection_again", "scores", "greedy")]
+        kernels = [r[f"{name}_us"] for name in ("selection", "selection_again", "scores", "greedy")]
         others = [r[f"{name}_us"] for name in ("eager", "eager_graph", "release")]
         yield (
             f"| {r['frames']} × {r['patches']}, K = {r['kept']} | {r['dtype']} | ≤ {r['target_us']:.0f} "
-            f"| **{r['one_replay_us']:.1f}** | {' | '.join(f'{t:.1f}' for t in times)} "
+            f"| **{r['one_replay_us']:.1f}** | {' | '.join(f'{t:.1f}' for t in kernels)} "
             f"| {' | '.join(f'{t:.0f}' for t in others)} | {r['times_faster']:.0f} × |"
         )
+
+
+def lower_bounds(result: dict[str, Any]) -> Iterator[str]:
+    """The section on what cannot be avoided."""
+    floor = result["floor"]
     yield f"""
 ## Against the floor
 
@@ -128,7 +111,9 @@ argmax over the frame. A dependent load from L2 takes {floor["l2_latency_ns"]:.0
 version that leaves S in L2 can take less per pick. The Gram matrix is one batched product; cuBLAS's time for
 it is below. Its bfloat16 result is rounded to bfloat16, which the selection may not do.
 """
-    yield table("tokens", "frames", "K = 1: launch, argmax, output", "each further pick", "half of the tokens kept")
+    yield table_head(
+        "tokens", "frames", "K = 1: launch, argmax, output", "each further pick", "half of the tokens kept"
+    )
     for patches in FLOOR_PATCHES:
         f = floor[f"patches_{patches}"]
         yield (
@@ -146,27 +131,29 @@ it is below. Its bfloat16 result is rounded to bfloat16, which the selection may
 def main() -> int:
     """Run everything and write the results; the exit code says whether all indices were as they must be."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write all numbers here")
-    parser.add_argument("--markdown", type=Path, help="write the page here")
-    parser.add_argument("--frames", type=int, default=10_000, help="frames of the exact check (default 10000)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sanitize", action="store_true", help="only a short run, for compute-sanitizer")
+    add_output_options(parser)
+    parser.add_argument("--frames", type=int, default=10_000, help="number of frames to check exactly (default 10000)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random features (default 0)")
+    parser.add_argument("--sanitize", action="store_true", help="do only a short run, for compute-sanitizer")
     arguments = parser.parse_args()
-    load_kernels()
+    try:
+        load_kernels()
+    except GpuUnavailable as error:
+        return refuse(error)
     torch.backends.cuda.matmul.allow_tf32 = False
     random = torch.Generator("cuda").manual_seed(arguments.seed)
     if arguments.sanitize:
         sanitize(random)
         return 0
     result = {
-        "machine": machine("cuda-core"),
+        "machine": environment("cuda-core"),
         "greedy": check_greedy(random, arguments.frames),
         "odd_shapes": check_odd_shapes(random),
         "features": check_features(random, max(64, arguments.frames // 10)),
         "times": time_selection(random),
         "floor": time_floor(random),
     }
-    write(result, page(result), arguments)
+    write_report(result, page(result), arguments)
     return int(result["greedy"]["frames_different"] > 0 or result["odd_shapes"]["asymmetric_entries"] > 0)
 
 

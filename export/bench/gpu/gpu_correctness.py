@@ -13,7 +13,7 @@ from ....graphs.selection.reference import max_min_select, score_tokens
 
 CHANNELS = 1024  # of CLIP-L
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-KINDS = ("random", "clustered", "duplicates", "zeros", "constant", "opposite", "ties", "excluded")
+KINDS = ("random", "clustered", "near-duplicates", "duplicates", "zeros", "constant", "opposite", "ties", "excluded")
 
 SMALL = tuple((patches, 64) for patches in (1, 2, 31, 32, 33, 100, 144, 196, 256))  # patches, frames at a time
 LARGE = ((576, 8), (577, 4), (1024, 2), (1025, 2), (2304, 1), (4096, 1))
@@ -28,13 +28,25 @@ ODD = (
 
 
 def features(kind: str, frames: int, patches: int, channels: int, random: torch.Generator) -> Tensor:
-    """Random features [F, P, C] float32 of one kind; those after "clustered" make ties or zero vectors."""
+    """Random features of one kind of `KINDS`.
+
+    Args:
+        kind: those after "near-duplicates" make ties or zero vectors.
+        frames, patches, channels: F, P, C.
+        random: on the device where the features shall be.
+
+    Returns:
+        [F, P, C] float32.
+    """
     device = random.device
     x = torch.randn(frames, patches, channels, device=device, generator=random)
     if kind == "clustered":  # patches of real images are alike
         centres = torch.randn(frames, 8, channels, device=device, generator=random)
         choice = torch.randint(0, 8, (patches,), device=device, generator=random)
         return centres[:, choice] + 0.2 * x
+    if kind == "near-duplicates":
+        choice = torch.randint(0, -(-patches // 6), (patches,), device=device, generator=random)
+        return x[:, choice] + 1e-3 * torch.randn(x.shape, device=device, generator=random)
     if kind == "duplicates":
         return x[:, torch.randint(0, -(-patches // 4), (patches,), device=device, generator=random)]
     if kind == "zeros":
@@ -48,7 +60,11 @@ def features(kind: str, frames: int, patches: int, channels: int, random: torch.
 
 
 def check_greedy(random: torch.Generator, frames: int) -> dict[str, int]:
-    """The greedy kernel against `max_min_select` on the CPU on identical float32 scores, `frames` or more.
+    """The greedy kernel against `max_min_select` on the CPU, on identical float32 scores.
+
+    Args:
+        random: on the GPU.
+        frames: the least number of frames to check.
 
     Returns:
         How many frames were checked, and how many of them differ in any index.
@@ -117,7 +133,7 @@ def check_features(random: torch.Generator, frames: int, alpha: float = 0.5) -> 
     routes = (("kernel", score_tokens_cuda, max_min_select_cuda), ("eager", score_tokens, max_min_select))
     rows = []
     for dtype in DTYPES:
-        for kind in ("random", "clustered"):
+        for kind in ("random", "clustered", "near-duplicates"):
             for patches, batch, total in ((144, 64, frames), (576, 16, frames // 4)):
                 row = {"dtype": str(dtype)[6:], "kind": kind, "patches": patches, "frames": 0}
                 names = ("frames_different", "largest_gap", "similarity_error", "relevance_error")

@@ -10,22 +10,22 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ....graphs.selection.cuda.launcher import GpuUnavailable, load_kernels
 from ....graphs.selection.cuda.tensors import select_tokens_cuda
 from ....graphs.selection.query_vector import pool_query
-from .gpu_check import machine, table, write
+from .gpu_report import add_output_options, environment, in_one_line, refuse, table_head, write_report
 
 KEEPS = (1.0, 0.25, 0.15, 0.10)
 PROMPT = 40  # text tokens: a system line and a question
 WARM_UP, REPEATS = 3, 15
 
 
-class Pipeline(nn.Module):
+class Llava7B(nn.Module):
     """The stages of LLaVA-1.5-7B; for video, features are pooled 24 × 24 → 12 × 12 as in LLaVA-NeXT-Video."""
 
     def __init__(self) -> None:
@@ -65,25 +65,35 @@ class Pipeline(nn.Module):
         grid = x.transpose(1, 2).unflatten(2, (24, 24))
         return nn.functional.avg_pool2d(grid, 2).flatten(2).transpose(1, 2)
 
-    def keep(self, features: Tensor, text: Tensor, keep: float) -> Tensor:
-        """The kept tokens [F, K, C]; text [S, D] are the prompt's embeddings."""
+    def select(self, features: Tensor, text: Tensor, keep: float) -> Tensor:
+        """The kept tokens [F, K, C] of features [F, P, C]; text [S, D] are the prompt's embeddings."""
         if keep == 1.0:
             return features
         picked = select_tokens_cuda(features, pool_query(text), keep)
         return features.gather(1, picked[:, :, None].expand(-1, -1, features.shape[2]))
 
     def prefill(self, kept: Tensor, text: Tensor) -> Tensor:
-        """The first token's id [1]: visual tokens go before the text."""
+        """The first token's id [1] of kept tokens [F, K, C] before the text's embeddings [S, D]."""
         visual = self.project(kept).flatten(0, 1)
         out = self.language(inputs_embeds=torch.cat([visual, text])[None], use_cache=True, logits_to_keep=1)
         return out.logits[0, -1].argmax(dim=-1, keepdim=True)
 
 
-def measure(pipeline: Pipeline, frames: int, video: bool, keep: float) -> dict[str, Any]:
-    """Medians in milliseconds and peak memory in GiB, for pixels that lie on the GPU."""
+def measure(model: Llava7B, frames: int, video: bool, keep: float) -> dict[str, Any]:
+    """Time a request whose pixels lie on the GPU.
+
+    Args:
+        model: on the GPU.
+        frames: F, the number of images or video frames.
+        video: whether features are pooled as those of a video.
+        keep: the keep ratio.
+
+    Returns:
+        Medians in milliseconds (`…_ms`), the peak memory in GiB, and the number of visual tokens.
+    """
     random = torch.Generator("cuda").manual_seed(0)
     pixels = torch.randn(frames, 3, 336, 336, device="cuda", generator=random).bfloat16()
-    text = pipeline.language.get_input_embeddings()(torch.randint(0, 32000, (PROMPT,), device="cuda"))
+    text = model.language.get_input_embeddings()(torch.randint(0, 32000, (PROMPT,), device="cuda"))
     seconds: dict[str, list[float]] = {"first_token": [], "vision": [], "select": [], "language": []}
 
     def timed(name: str, call: Callable[[], Tensor]) -> Tensor:
@@ -95,7 +105,7 @@ def measure(pipeline: Pipeline, frames: int, video: bool, keep: float) -> dict[s
         return out
 
     def first_token() -> Tensor:
-        return pipeline.prefill(pipeline.keep(pipeline.encode(pixels, video), text, keep), text).cpu()
+        return model.prefill(model.select(model.encode(pixels, video), text, keep), text).cpu()
 
     first_token()
     kept = torch.empty(0, 0)
@@ -103,9 +113,9 @@ def measure(pipeline: Pipeline, frames: int, video: bool, keep: float) -> dict[s
     torch.cuda.reset_peak_memory_stats()
     for _ in range(WARM_UP + REPEATS):
         timed("first_token", first_token)
-        features = timed("vision", lambda: pipeline.encode(pixels, video))
-        kept = timed("select", lambda x=features: pipeline.keep(x, text, keep))
-        timed("language", lambda x=kept: pipeline.prefill(x, text).cpu())
+        features = timed("vision", lambda: model.encode(pixels, video))
+        kept = timed("select", lambda x=features: model.select(x, text, keep))
+        timed("language", lambda x=kept: model.prefill(x, text).cpu())
     return {
         "keep": keep,
         "visual_tokens": kept.shape[0] * kept.shape[1],
@@ -117,7 +127,7 @@ def page(result: dict[str, Any]) -> Iterator[str]:
     """The results as Markdown."""
     yield f"""# Eager 7B pipeline on a GPU, by keep ratio
 
-{", ".join(f"{key} {value}" for key, value in result["machine"].items())}. Written by
+{in_one_line(result["machine"])}. Written by
 `python -m rediprune.export.bench.gpu.gpu_pipeline`.
 
 CLIP-L/336 (24 layers) and a Llama of 7B geometry (32 layers, 4096 wide) in bfloat16 with **random weights**:
@@ -127,7 +137,7 @@ are timed apart, with a wait after each. Medians of {REPEATS}. Weights take {res
 peak is that of PyTorch's allocator."""
     for name, rows in result["runs"].items():
         yield f"\n## {name}\n"
-        yield table(
+        yield table_head(
             "keep",
             "visual tokens",
             "first token, ms",
@@ -148,21 +158,24 @@ peak is that of PyTorch's allocator."""
 def main() -> int:
     """Measure one image and two videos at every keep ratio; write the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write all numbers here")
-    parser.add_argument("--markdown", type=Path, help="write the page here")
+    add_output_options(parser)
     arguments = parser.parse_args()
+    try:
+        load_kernels()
+    except GpuUnavailable as error:
+        return refuse(error)
     with torch.device("cuda"):
-        pipeline = Pipeline().eval()
+        model = Llava7B().eval()
     result = {
-        "machine": machine("transformers", "cuda-core"),
+        "machine": environment("transformers", "cuda-core"),
         "weights_gib": torch.cuda.memory_allocated() / 2**30,
         "runs": {
-            "One image, 576 tokens": [measure(pipeline, 1, False, keep) for keep in KEEPS],
-            "Video, 8 frames of 144 tokens": [measure(pipeline, 8, True, keep) for keep in KEEPS],
-            "Video, 32 frames of 144 tokens": [measure(pipeline, 32, True, keep) for keep in KEEPS],
+            "One image, 576 tokens": [measure(model, 1, False, keep) for keep in KEEPS],
+            "Video, 8 frames of 144 tokens": [measure(model, 8, True, keep) for keep in KEEPS],
+            "Video, 32 frames of 144 tokens": [measure(model, 32, True, keep) for keep in KEEPS],
         },
     }
-    write(result, page(result), arguments)
+    write_report(result, page(result), arguments)
     return 0
 
 

@@ -1,1 +1,1 @@
-"""The selection as CUDA kernels."""
+"""The selection as CUDA kernels: sources, launcher, and `select_tokens` on CUDA tensors."""

@@ -25,10 +25,13 @@ class GpuUnavailable(RuntimeError):
 
 
 def compile_kernels(arch: str) -> dict[str, Any]:
-    """Compile every kernel for `arch` ("sm_90") with NVRTC, which needs no GPU.
+    """Compile every kernel with NVRTC, which needs no GPU.
+
+    Args:
+        arch: the architecture to compile for, as in "sm_90".
 
     Returns:
-        `cuda.core.ObjectCode` by source name.
+        `cuda.core.ObjectCode` by name of the source.
 
     Raises:
         GpuUnavailable: `cuda-core` or NVRTC is not installed.
@@ -81,7 +84,11 @@ class SelectionKernels:
         """The greedy choice: similarity [F, P, P], relevance [F, P] float32 → indices [F, count] int64.
 
         Args:
+            similarity, relevance, indices: addresses; a relevance of −inf marks a token that may not be picked.
+            frames, patches, count: F, P, K.
             alpha: weight of relevance, unless `alpha_tensor` points to a float32 on the device.
+            alpha_tensor: address of α; 0 for none.
+            stream: a `cudaStream_t`.
 
         Raises:
             ValueError: a size out of range.
@@ -118,8 +125,11 @@ class SelectionKernels:
         16-byte aligned, else ordinary FMAs.
 
         Args:
-            workspace: [2, F, P] float32, for the inverse norms and the fingerprints of the tokens.
+            features, query, relevance, similarity: addresses.
+            workspace: address of [2, F, P] float32, for the inverse norms and the fingerprints of the tokens.
+            frames, patches, channels: F, P, C.
             dtype: of the features, one of `DTYPES`.
+            stream: a `cudaStream_t`.
 
         Raises:
             ValueError: a size or the dtype out of range.
@@ -164,6 +174,12 @@ class SelectionKernels:
     ) -> None:
         """The chosen rows: features [F, P, row_bytes], indices [F, count] int64 → kept [F, count, row_bytes].
 
+        Args:
+            features, indices, kept: addresses.
+            frames, patches, count: F, P, K.
+            row_bytes: size of one token in bytes.
+            stream: a `cudaStream_t`.
+
         Raises:
             ValueError: a size out of range.
         """
@@ -195,7 +211,10 @@ class SelectionKernels:
 
 @cache
 def load_kernels(ordinal: int = 0) -> SelectionKernels:
-    """The kernels on GPU `ordinal`, compiled once per process.
+    """The kernels on one GPU, compiled once per process.
+
+    Args:
+        ordinal: number of the GPU.
 
     Raises:
         GpuUnavailable: no usable GPU, driver or package.

@@ -1,4 +1,4 @@
-"""Finds librediprune_plugin.so and registers `MaxMinSelect` with TensorRT."""
+"""Find librediprune_plugin.so and register `MaxMinSelect` with TensorRT."""
 
 import ctypes
 import os
@@ -14,16 +14,21 @@ _BUILD = f"Build it with `make -C {Path(__file__).parent} clean plugin TENSORRT_
 
 
 class PluginMissing(RuntimeError):
-    """No plugin library, or not a loadable one. The message says where it was sought and how to build it."""
+    """There is no plugin library, or it cannot be loaded. The message says where it was sought and how to build it."""
 
 
 def find_plugin(path: str | os.PathLike[str] | None = None) -> Path:
-    """The plugin library: `path` if given, else `$REDIPRUNE_PLUGIN`, else beside this module.
+    """Find the plugin library: `path` if given, else `$REDIPRUNE_PLUGIN`, else beside this module.
 
-    A folder stands for the library in it. A place that is named but empty is an error, not passed over.
+    Args:
+        path: the library, or the folder that holds it. A path that is given but holds none is an error: the other
+            places are not tried.
+
+    Returns:
+        The library's absolute path.
 
     Raises:
-        PluginMissing: no library; every place looked at is named.
+        PluginMissing: there is no library; the message names every place that was tried.
     """
     named = path if path is not None else os.environ.get(VARIABLE) or None
     place = Path(__file__).parent if named is None else Path(named).expanduser()
@@ -42,8 +47,8 @@ def find_plugin(path: str | os.PathLike[str] | None = None) -> Path:
 def load_plugin(path: str | os.PathLike[str] | None = None, tensorrt: Any = None) -> Path:
     """Load the plugin library into the process and register its creator; loading it again does nothing.
 
-    To be called before parsing or deserialising. The library registers itself where TensorRT's library is in
-    its reach; where TensorRT was loaded privately, its plugin registry loads the library.
+    Call it before parsing a model or deserialising an engine. Where the plugin library sees TensorRT's, it registers
+    itself; where TensorRT was loaded privately, TensorRT's plugin registry loads it.
 
     Args:
         path: see `find_plugin`.
