@@ -13,6 +13,8 @@ from PIL import Image
 
 from ..docs.conftest import ROOT, code_blocks
 
+pytestmark = pytest.mark.demo
+
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
@@ -56,7 +58,7 @@ def test_the_notebook_runs_and_is_committed_without_outputs(clone: Path) -> None
     assert tokens == [196, 98, 29, 10]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+@pytest.mark.parametrize("page", [pytest.param("README.md", marks=pytest.mark.smoke), "docs/quickstart.md"])
 def test_python_of_a_page_runs(page: str, clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The blocks of a page follow each other in one program; those about other bundles are left out."""
     blocks = [block.text for block in code_blocks(ROOT / page) if block.language == "python"]

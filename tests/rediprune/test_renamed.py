@@ -42,6 +42,7 @@ def test_from_import_gives_the_same_objects() -> None:
     assert num_kept is at_its_new_place
 
 
+@pytest.mark.process
 def test_a_moved_program_runs_under_its_old_name() -> None:
     command = [sys.executable, "-W", "default", "-m", "rediprune.graphs.plugin.gpu_check", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
