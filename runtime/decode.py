@@ -26,14 +26,16 @@ def decode(
         The generated ids.
     """
     random = np.random.default_rng(sampling.seed)
-    embeds, seen = prompt.embeds, list(prompt.ids)
+    embeds, seen, length = prompt.embeds, list(prompt.ids), prompt.unpruned_length
+    begin = len(seen)
     del prompt  # with its features
     decoding = sessions.language.start(embeds.shape[0] + max_new_tokens)
     with clock("prefill"):
         logits = decoding.step(embeds.reshape(1, *embeds.shape))  # [vocabulary]
     del embeds
     while True:
-        token = sampling.choose(logits, seen, random)
+        generated = len(seen) - begin
+        token = sampling.choose(logits, seen, random, generated, length, generated == max_new_tokens - 1)
         yield token
         seen.append(token)
         embedded = sessions.stage("embed").run({"input_ids": np.array([[token]])})["embeds"]  # [1, 1, width]

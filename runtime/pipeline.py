@@ -272,8 +272,8 @@ class Pipeline:
         sessions: RequestSessions,
         clock: StageClock,
     ) -> PreparedRequest:
-        sampling = Sampling.from_config(self.processor.generation, **generation.sampling)
         stopping = Stopping(self.processor.generation, self.processor.tokenizer.eos_token_id, generation.stop)
+        sampling = Sampling.from_config(self.processor.generation, stopping.ids, **generation.sampling)
         embedded = self._encoder(sessions, selection, clock).encode(prompt, images, videos, generation.chat, question)
         self._check_length(embedded.embeds.shape[0], generation.max_new_tokens)
         answer = Answer(

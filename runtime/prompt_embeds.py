@@ -42,6 +42,11 @@ class PromptEmbeds:
     kept_tokens: int
     warnings: list[str]
 
+    @property
+    def unpruned_length(self) -> int:
+        """Positions that the prompt would take with every visual token."""
+        return len(self.ids) - len(self.visuals) + sum(visual.total for visual in self.visuals)
+
 
 class PromptEncoder:
     """Encodes the prompt of one request.
@@ -94,6 +99,7 @@ class PromptEncoder:
             self.warnings.append(self.processor.chat_template.warning)
         with self.clock("preprocess"):
             ids = prompt_ids(self.processor, prompt, len(images), len(videos), chat)
+            self._check_ids(ids, images, videos)
             pictures = self._read_pictures(ids, images, videos)
         visuals = [self._encode(kind, frames) for kind, frames in pictures]
         embeds = self._embed(ids)  # [tokens, D]
@@ -112,6 +118,17 @@ class PromptEncoder:
                 raise RedipruneError(
                     f"{self.family} answers about {' and '.join(self.modalities)}s only; "
                     f"give a {kind}'s frames as images, or use another checkpoint"
+                )
+
+    def _check_ids(self, ids: Sequence[int], images: Sequence[Any], videos: Sequence[Any]) -> None:
+        """Hold the placeholder ids of a prompt against its media: a picture without one would not be seen."""
+        for kind, given in (("image", len(images)), ("video", len(videos))):
+            spec = self.modalities.get(kind)
+            found = 0 if spec is None else ids.count(spec.placeholder)
+            if found != given:
+                raise RedipruneError(
+                    f"the encoded prompt holds {found} {kind} placeholders (token id {spec and spec.placeholder}) and {given} "
+                    f"{kind}s were given: the bundle's tokenizer and its manifest disagree; export the checkpoint again"
                 )
 
     def _read_pictures(

@@ -39,6 +39,7 @@ class AnswerSink:
     Args:
         sampling: chooses its tokens.
         prompt_ids: token ids of the prompt, for the repetition penalty.
+        prompt_length: positions of the unpruned prompt, for rules on an answer's length.
         text: makes text of its tokens.
         stop_ids: tokens that end it.
         max_new_tokens: it ends after so many at the latest.
@@ -50,6 +51,7 @@ class AnswerSink:
         self,
         sampling: Sampling,
         prompt_ids: list[int],
+        prompt_length: int,
         text: AnswerText,
         stop_ids: Collection[int],
         max_new_tokens: int,
@@ -57,7 +59,7 @@ class AnswerSink:
         deliver: Callable[[Piece | Failure], None],
     ):
         self._sampling, self._text, self._stop_ids = sampling, text, stop_ids
-        self._seen, self._prompt = list(prompt_ids), len(prompt_ids)
+        self._seen, self._prompt, self._length = list(prompt_ids), len(prompt_ids), prompt_length
         self._random = np.random.default_rng(sampling.seed)
         self._max_new_tokens, self._logprobs, self._deliver = max_new_tokens, logprobs, deliver
         self.times: list[float] = []  # when each token came (`time.perf_counter`)
@@ -68,7 +70,9 @@ class AnswerSink:
         return self._seen[self._prompt :]
 
     def token(self, logits: np.ndarray) -> int | None:
-        chosen = self._sampling.choose(logits, self._seen, self._random)
+        generated = len(self._seen) - self._prompt
+        full = generated == self._max_new_tokens - 1
+        chosen = self._sampling.choose(logits, self._seen, self._random, generated, self._length, full)
         self._seen.append(chosen)
         self.times.append(time.perf_counter())
         stopped = chosen in self._stop_ids

@@ -132,6 +132,7 @@ class ServedModel:
         sink = AnswerSink(
             prepared.sampling,
             prepared.prompt.ids,
+            prepared.prompt.unpruned_length,
             prepared.text,
             prepared.stop_ids,
             prepared.max_new_tokens,

@@ -1,0 +1,153 @@
+"""What a generation config makes of logits before a token is chosen: transformers' logits processors, in their order.
+
+Source: `transformers.generation.logits_process` and `GenerationMixin._get_logits_processor`.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from .errors import RedipruneError
+
+# Settings that are no rule on logits, with the value that leaves them off. Set otherwise they are refused by name.
+_REFUSED: dict[str, Collection[Any]] = {
+    "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "num_return_sequences": (1,),
+    "guidance_scale": (1, 1.0),
+    "penalty_alpha": (0, 0.0),
+    "encoder_repetition_penalty": (1, 1.0),
+    "encoder_no_repeat_ngram_size": (0,),
+    "prompt_lookup_num_tokens": (0,),
+    "token_healing": (False,),
+    "dola_layers": (),
+    "force_words_ids": (),
+    "constraints": (),
+    "forced_decoder_ids": (),
+    "watermarking_config": (),
+    "top_h": (),
+    "max_time": (),
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where an answer stands when a token is chosen.
+
+    Attributes:
+        seen: ids of the prompt and the answer so far.
+        generated: how many of them are the answer's.
+        prompt_length: positions of the unpruned prompt, as transformers counts them.
+        last: the answer ends with this token, as it has no room for more.
+    """
+
+    seen: Sequence[int]
+    generated: int = 0
+    prompt_length: int = 0
+    last: bool = False
+
+
+LogitRule = Callable[[np.ndarray, Step], np.ndarray]  # logits [V], changed in place
+
+
+def refuse_unsupported(config: dict[str, Any]) -> None:
+    """Refuse a generation config that asks for what is not done here.
+
+    Raises:
+        RedipruneError: names the setting, and how to go without it.
+    """
+    for name, off in _REFUSED.items():
+        value = config.get(name)
+        if value is not None and value not in off:
+            raise RedipruneError(
+                f"the checkpoint's generation config asks for {name} = {value}, which is not supported; remove {name} from "
+                "its generation_config.json and export it again"
+            )
+
+
+def rules_before_penalty(config: dict[str, Any]) -> list[LogitRule]:
+    """The rules that come before the repetition penalty."""
+    bias = config.get("sequence_bias")
+    if not bias:
+        return []
+    pairs = bias.items() if isinstance(bias, dict) else bias
+    return [partial(_add_bias, [(tuple(sequence), float(value)) for sequence, value in pairs])]
+
+
+def rules_after_penalty(config: dict[str, Any], eos: Collection[int]) -> list[LogitRule]:
+    """The rules that come after the repetition penalty; `eos` are the tokens that end an answer."""
+    rules: list[LogitRule] = []
+    ends = sorted(eos)
+    if size := config.get("no_repeat_ngram_size"):
+        rules.append(partial(_ban_repeated, size))
+    if words := config.get("bad_words_ids"):
+        kept = [(tuple(word), -np.inf) for word in words if not (len(word) == 1 and word[0] in eos)]
+        rules.append(partial(_add_bias, kept))
+    if (length := config.get("min_length")) and not config.get("min_new_tokens"):
+        rules.append(partial(_at_least, length, ends, True))
+    if count := config.get("min_new_tokens"):
+        rules.append(partial(_at_least, count, ends, False))
+    if (forced := config.get("forced_bos_token_id")) is not None:
+        rules.append(partial(_force, [forced], lambda step: step.prompt_length + step.generated == 1))
+    if (forced := config.get("forced_eos_token_id")) is not None:
+        tokens = [forced] if isinstance(forced, int) else forced
+        rules.append(partial(_force, tokens, lambda step: step.last))
+    if decay := config.get("exponential_decay_length_penalty"):
+        rules.append(partial(_favour_end, int(decay[0]), float(decay[1]), ends))
+    if tokens := config.get("suppress_tokens"):
+        rules.append(partial(_suppress, tokens, lambda step: True))
+    if tokens := config.get("begin_suppress_tokens"):
+        rules.append(partial(_suppress, tokens, lambda step: step.generated == 0))
+    return rules
+
+
+def _add_bias(biases: list[tuple[tuple[int, ...], float]], logits: np.ndarray, step: Step) -> np.ndarray:
+    """Add a bias to the last token of a sequence where those before it were just seen."""
+    for sequence, bias in biases:
+        before = sequence[:-1]
+        if not before or tuple(step.seen[-len(before) :]) == before:
+            logits[sequence[-1]] += bias
+    return logits
+
+
+def _ban_repeated(size: int, logits: np.ndarray, step: Step) -> np.ndarray:
+    """No n-gram of this size twice."""
+    seen = list(step.seen)
+    if len(seen) + 1 >= size:
+        begin = tuple(seen[len(seen) + 1 - size :])
+        grams = (tuple(seen[at : at + size]) for at in range(len(seen) - size + 1))
+        logits[[gram[-1] for gram in grams if gram[:-1] == begin]] = -np.inf
+    return logits
+
+
+def _at_least(count: int, ends: list[int], whole: bool, logits: np.ndarray, step: Step) -> np.ndarray:
+    """No end before so many tokens, of the answer or of prompt and answer as a whole."""
+    if step.generated + (step.prompt_length if whole else 0) < count:
+        logits[ends] = -np.inf
+    return logits
+
+
+def _force(tokens: list[int], when: Callable[[Step], bool], logits: np.ndarray, step: Step) -> np.ndarray:
+    """Nothing but these tokens."""
+    if when(step):
+        logits[:] = -np.inf
+        logits[tokens] = 0
+    return logits
+
+
+def _favour_end(start: int, factor: float, ends: list[int], logits: np.ndarray, step: Step) -> np.ndarray:
+    """The end is the likelier, the longer an answer is beyond `start`."""
+    if step.generated > start:
+        growth = factor ** (step.generated - start) - 1
+        logits[ends] += np.abs(logits[ends]) * growth
+    return logits
+
+
+def _suppress(tokens: list[int], when: Callable[[Step], bool], logits: np.ndarray, step: Step) -> np.ndarray:
+    """None of these tokens."""
+    if when(step):
+        logits[tokens] = -np.inf
+    return logits

@@ -1,0 +1,157 @@
+"""Every rule of a generation config against transformers' own logits processor, alone and in `generate`'s order."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rediprune.runtime.errors import RedipruneError
+from rediprune.runtime.generate import Sampling
+from transformers import GenerationConfig, GenerationMixin, LlamaConfig
+from transformers.generation.logits_process import LogitsProcessorList
+
+SIZE, EOS = 24, [3, 5]
+
+
+class _Generation(GenerationMixin):
+    """As much of a model as `_get_logits_processor` needs."""
+
+    def __init__(self, config: dict[str, Any], prompt: int, room: int):
+        self.generation_config = GenerationConfig(**config)
+        made = self.generation_config
+        made._eos_token_tensor = torch.tensor(EOS)  # pyright: ignore[reportAttributeAccessIssue]
+        made.max_length = prompt + room
+        if made.min_new_tokens:
+            made.min_length = prompt + made.min_new_tokens
+        self.prompt, self.config = prompt, LlamaConfig()
+
+    def processors(self) -> LogitsProcessorList:
+        return self._get_logits_processor(
+            self.generation_config,
+            input_ids_seq_length=self.prompt,
+            device="cpu",
+            logits_processor=LogitsProcessorList(),
+        )
+
+
+def theirs(config: dict[str, Any], logits: np.ndarray, seen: list[int], prompt: int, room: int) -> np.ndarray:
+    chain = _Generation(config, prompt, room).processors()
+    return chain(torch.tensor([seen]), torch.tensor(logits)[None].clone())[0].numpy()
+
+
+def ours(config: dict[str, Any], logits: np.ndarray, seen: list[int], prompt: int, room: int) -> np.ndarray:
+    """The log probabilities drawn from, or the scores of a greedy choice."""
+    sampling = Sampling.from_config(config, EOS)
+    generated = len(seen) - prompt
+
+    class Recorder:
+        p: np.ndarray
+
+        def choice(self, size: int, p: np.ndarray) -> int:
+            self.p = p
+            return 0
+
+    recorder: Any = Recorder()
+    chosen = sampling.choose(logits, seen, recorder, generated, prompt, generated == room - 1)
+    return np.array([chosen]) if sampling.temperature == 0 else recorder.p
+
+
+CONFIGS: list[dict[str, Any]] = [
+    {"suppress_tokens": [1, 2, 7]},
+    {"begin_suppress_tokens": [1, 2, 7]},
+    {"bad_words_ids": [[4], [6, 7], [8, 9, 10], [3]]},
+    {"no_repeat_ngram_size": 1},
+    {"no_repeat_ngram_size": 2},
+    {"no_repeat_ngram_size": 3},
+    {"min_new_tokens": 4},
+    {"min_length": 9},
+    {"forced_eos_token_id": 3},
+    {"forced_bos_token_id": 4},
+    {"exponential_decay_length_penalty": (2, 1.5)},
+    {"sequence_bias": [[[4], 3.0], [[6, 7], -5.0], [[1, 2, 3], 9.0]]},
+    {"repetition_penalty": 1.7},
+]
+SAMPLED: list[dict[str, Any]] = [
+    {"min_p": 0.2},
+    {"typical_p": 0.6},
+    {"epsilon_cutoff": 0.03},
+    {"eta_cutoff": 0.05},
+    {"top_k": 4},
+    {"top_p": 0.7},
+    {"temperature": 0.5},
+]
+
+few = settings(max_examples=150, deadline=None, derandomize=True)
+tokens = st.lists(st.integers(0, 10), min_size=1, max_size=14)
+
+
+@few
+@given(st.sampled_from(CONFIGS), tokens, st.integers(0, 6), st.integers(0, 10**6))
+def test_each_rule_alone(config: dict[str, Any], prompt: list[int], generated: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    seen = [*prompt, *random.integers(0, 11, generated).tolist()]
+    logits = random.standard_normal(SIZE) * 3
+    expected = theirs(config, logits, seen, len(prompt), 7)
+    assert ours(config, logits, seen, len(prompt), 7)[0] == expected.argmax()
+
+
+@few
+@given(
+    st.lists(st.sampled_from(CONFIGS), max_size=4),
+    st.lists(st.sampled_from(SAMPLED), max_size=3),
+    tokens,
+    st.integers(0, 6),
+    st.integers(0, 10**6),
+)
+def test_rules_together_and_sampled(
+    rules: list[dict[str, Any]], sampled: list[dict[str, Any]], prompt: list[int], generated: int, seed: int
+) -> None:
+    config: dict[str, Any] = {"do_sample": True, "top_k": 0}
+    for rule in (*rules, *sampled):
+        config |= rule
+    random = np.random.default_rng(seed)
+    seen = [*prompt, *random.integers(0, 11, generated).tolist()]
+    logits = random.standard_normal(SIZE) * 3
+    scores = theirs(config, logits, seen, len(prompt), 7)
+    expected = np.exp(scores - scores.max())
+    np.testing.assert_allclose(
+        ours(config, logits, seen, len(prompt), 7), expected / expected.sum(), rtol=1e-9, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_beams", 4),
+        ("guidance_scale", 1.5),
+        ("penalty_alpha", 0.6),
+        ("num_return_sequences", 2),
+        ("prompt_lookup_num_tokens", 3),
+        ("force_words_ids", [[1]]),
+        ("watermarking_config", {}),
+        ("top_h", 0.4),
+        ("encoder_no_repeat_ngram_size", 2),
+    ],
+)
+def test_what_is_no_rule_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(RedipruneError, match=rf"{name} = .* not supported"):
+        Sampling.from_config({name: value})
+
+
+@pytest.mark.parametrize("name", ["num_beams", "guidance_scale", "num_return_sequences"])
+def test_what_is_off_is_not_refused(name: str) -> None:
+    assert Sampling.from_config({name: 1}) == Sampling() == Sampling.from_config({name: None})
+
+
+def test_temperature_0_in_the_config_is_greedy() -> None:
+    assert Sampling.from_config({"do_sample": True, "temperature": 0.0}).temperature == 0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_no_numbers_name_the_stage(bad: float) -> None:
+    logits = np.zeros(SIZE, np.float32)
+    logits[2] = bad
+    with pytest.raises(RedipruneError, match=r"language.*NaN or infinite"):
+        Sampling().choose(logits, [1], np.random.default_rng(0))
