@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..chat_template import ChatTemplate, check_messages, find_template, render_messages
 from ..errors import RedipruneError
+from ..generation_config import read_generation_config
 from .images import image_key, load_image
 from .tiles import anyres_layout
 from .video import load_video
@@ -64,7 +65,7 @@ class Processor:
     image_token: str
     video_token: str
     frames: int | None  # how many frames of a video the checkpoint asks for
-    generation: dict[str, Any] = field(default_factory=dict)  # generation_config.json
+    generation: dict[str, Any] = field(default_factory=dict)  # as `read_generation_config` gives it
 
     @classmethod
     def load(cls, folder: str | Path) -> "Processor":
@@ -100,7 +101,7 @@ class Processor:
             image_token=processor.get("image_token", "<image>"),
             video_token=processor.get("video_token", "<video>"),
             frames=(videos or {}).get("num_frames"),
-            generation=_read_json(folder / "generation_config.json") or {},
+            generation=read_generation_config(folder),
         )
 
     @property
