@@ -34,6 +34,8 @@ from ..runtime.bundle import (
 from ..runtime.bundle.lock import making
 from ..runtime.bundle.staging import Staging, check_room, check_target
 from ..runtime.errors import RedipruneError
+from ..runtime.media.preprocess import Processor
+from ..runtime.prompt import check_placeholder_ids
 from .checkpoint.reader import Checkpoint, Skeleton
 from .checkpoint.shard_files import Hashing, can_link, link
 from .model_card import write_card
@@ -80,6 +82,9 @@ def export_bundle(
         raise RedipruneError(f"precision '{precision}' is not one of {', '.join(PRECISIONS)}")
     report = progress or (lambda stage, what, fraction: None)
     folder = check_target(folder)
+    config = checkpoint.config
+    ids = {kind: getattr(config, f"{kind}_token_id") for kind in checkpoint.family.modalities(config)}
+    check_placeholder_ids(Processor.load(checkpoint.folder), ids)
     with making(folder):
         skeleton = checkpoint.skeleton(precision)
         refer = not copy and can_link(skeleton.weights.files, folder)

@@ -28,7 +28,7 @@ from .media.preprocess import Processor
 from .memory import check_memory
 from .options import AnswerKeywords, GenerateOptions, SelectKeywords, SelectOptions, merge_keywords
 from .prepared_request import PreparedRequest
-from .prompt import Prompt
+from .prompt import Prompt, check_placeholder_ids
 from .prompt_embeds import PromptEncoder
 from .stage_sessions import RequestSessions, StageSessions
 from .timing import StageClock, Stopwatch
@@ -86,6 +86,8 @@ class Pipeline:
         self._sessions.prefetch(prefetch)
         try:
             self.processor = Processor.load(bundle.path("processor"))
+            modalities = bundle.manifest.modalities
+            check_placeholder_ids(self.processor, {kind: spec.placeholder for kind, spec in modalities.items()})
         except BaseException:
             self._sessions.stop_prefetch()
             raise

@@ -1,6 +1,6 @@
 """The prompt: what the user asked, with one placeholder per image or video, in the checkpoint's chat form."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from threading import Lock
 
 from .chat_template import Message, check_messages
@@ -90,6 +90,31 @@ def check_placeholders(processor: Processor, text: str, images: int, videos: int
             raise RedipruneError(
                 f"the prompt has {found} {token} placeholder{'s' * (found != 1)} and {given} {kind}"
                 f"{'s were' if given != 1 else ' was'} given; give one for each"
+            )
+
+
+def check_placeholder_ids(processor: Processor, expected: Mapping[str, int]) -> None:
+    """Refuse a checkpoint or bundle whose tokenizer does not make the placeholder of its config of the placeholder's text.
+
+    A picture would not be seen: its placeholder would be a word, and a word its placeholder.
+
+    Args:
+        processor: the tokenizer.
+        expected: by kind the token id that the config says.
+
+    Raises:
+        RedipruneError: names both ids, or says that the tokenizer splits the placeholder.
+    """
+    for kind, index in expected.items():
+        token = processor.placeholders[kind]
+        ids = processor.tokenizer.encode(token, add_special_tokens=False, verbose=False)
+        if ids.count(index) != 1:
+            found = processor.image_token_id if kind == "image" else processor.video_token_id
+            what = f"gives {token} the id {found}" if found in ids else f"splits {token} into {len(ids)} tokens"
+            raise RedipruneError(
+                f"the config says that {kind}_token_id is {index}, but the tokenizer {what}: the {kind} would not be seen; "
+                f"correct {kind}_token_id (or {kind}_token_index) in the checkpoint's config.json, or take the tokenizer that "
+                "belongs to it, and export it again"
             )
 
 

@@ -91,7 +91,7 @@ def serve(
         from ..serving.server import Loading, run
     except ImportError as error:
         raise RedipruneError(f"serve needs {error.name}: pip install 'rediprune[serve]'") from error
-    from ..serving.settings import ServeSettings
+    from ..serving.serve_settings import ServeSettings
     from ..serving.translate import RequestLimits
 
     defaults = _given(keep=keep, alpha=alpha, tau=tau, frames=frames)

@@ -22,7 +22,7 @@ from .api_error import ApiError
 from .metrics import Metrics
 from .responses import png_uri, usage
 from .scheduler import Job, QueueFullError, Scheduler, StoppedError
-from .settings import ServeSettings
+from .serve_settings import ServeSettings
 from .translate import Translated
 
 

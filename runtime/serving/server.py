@@ -8,11 +8,11 @@ from typing import Any
 import uvicorn
 
 from ..pipeline import Pipeline
-from .app import Serving, create_app
 from .log import log, log_config
 from .metrics import Metrics
+from .routes import Serving, create_app
+from .serve_settings import ServeSettings
 from .served_model import ServedModel
-from .settings import ServeSettings
 
 
 @dataclass(frozen=True)

@@ -301,3 +301,13 @@ def test_bad_checkpoints(checkpoint: Path, tmp_path: Path) -> None:
 def test_unknown_precision(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(RedipruneError, match="fp32, fp16"):
         export_bundle(Checkpoint.open(str(checkpoint)), tmp_path / "bundle", "int3")
+
+
+def test_a_picture_that_would_not_be_seen_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    """vllm#6224: the config's image id is not the tokenizer's."""
+    change = {"image_token_index": 5, "image_token_id": 5}
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(RedipruneError, match=r"image_token_id is 5, but the tokenizer gives <image> the id \d+"):
+        export_bundle(Checkpoint.open(str(checkpoint)), tmp_path / "bundle", "fp32")
+    assert not (tmp_path / "bundle").exists()

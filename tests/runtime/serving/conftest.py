@@ -13,10 +13,10 @@ import openai
 import pytest
 import uvicorn
 from rediprune.runtime import Pipeline
-from rediprune.runtime.serving.app import Serving, create_app
 from rediprune.runtime.serving.metrics import Metrics
+from rediprune.runtime.serving.routes import Serving, create_app
+from rediprune.runtime.serving.serve_settings import ServeSettings
 from rediprune.runtime.serving.served_model import ServedModel
-from rediprune.runtime.serving.settings import ServeSettings
 
 SCENE = Path(__file__).parents[3] / "docs" / "demo" / "scene.png"
 

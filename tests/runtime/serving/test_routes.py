@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rediprune.runtime import Pipeline
 from rediprune.runtime.serving.media_fetch import MediaPolicy
-from rediprune.runtime.serving.settings import ServeSettings
+from rediprune.runtime.serving.serve_settings import ServeSettings
 
 from .conftest import Running
 

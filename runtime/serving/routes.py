@@ -22,9 +22,9 @@ from .log import log
 from .metrics import Metrics
 from .protocol import ChatRequest
 from .responses import chunk, completion
+from .serve_settings import ServeSettings
 from .served_model import Request as Answering
 from .served_model import ServedModel
-from .settings import ServeSettings
 from .translate import Translated, fetch_media, translate
 
 LISTED_KEEPS = ("1", "0.5", "0.25", "0.15")  # aliases in /v1/models; any other ratio works too
@@ -121,7 +121,7 @@ async def show_model(request: Request, name: str) -> dict[str, Any]:
 async def chat(request: Request) -> Response:
     """An answer, whole or as server-sent events."""
     serving: Serving = request.app.state.serving
-    settings = serving.settings
+    settings = serving.serve_settings
     body = await _body(request, settings.max_body_bytes)
     model, alias = _find(serving.models, body.model)
     asked = translate(body, settings.limits, {**serving.defaults, **alias})
@@ -136,7 +136,7 @@ async def chat(request: Request) -> Response:
 
 async def _guard(request: Request, forward: Callable[[Request], Awaitable[Response]]) -> Response:
     """Check host and key, give the request an id, and log it."""
-    settings: ServeSettings = request.app.state.serving.settings
+    settings: ServeSettings = request.app.state.serving.serve_settings
     began, identity = time.perf_counter(), request.headers.get("x-request-id", "")[:100] or uuid.uuid4().hex
     request.state.id = identity
     try:
