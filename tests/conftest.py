@@ -62,14 +62,6 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What is noted of the tests' bundles does not go into the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("REDIPRUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="session")
 def kept(pytestconfig: pytest.Config) -> ContentCache:
     """Where things that take long to make are kept from run to run."""
