@@ -71,7 +71,7 @@ def evaluate(
 
     keeps = keep_ratios(keep, "--keep")
     if (plot or page) and find_spec("matplotlib") is None:
-        raise RedipruneError("--plot and --page need matplotlib; install it with: pip install 'rediprune[evaluate]'")
+        raise RedipruneError("--plot and --page need matplotlib; install it with: pip install 'rediprune[plot]'")
     if plot is not None:
         check_picture_path(plot, "--plot")
     check_outputs(out, page)

@@ -78,7 +78,7 @@ def bench(
 
     ratios = keep_ratios(keeps, "--keeps")
     if page is not None and find_spec("matplotlib") is None:
-        raise RedipruneError("--page needs matplotlib; install it with: pip install 'rediprune[evaluate]'")
+        raise RedipruneError("--page needs matplotlib; install it with: pip install 'rediprune[plot]'")
     for path, option in ((out, "--out"), (page, "--page")):
         if path is not None:
             check_output_file(path, option)

@@ -94,7 +94,7 @@ def report(
 
     keeps, ratios = keep_ratios(keep, "--keep"), keep_ratios(kept, "--kept")
     if page is not None and find_spec("matplotlib") is None:
-        raise RedipruneError("--page needs matplotlib; install it with: pip install 'rediprune[evaluate]'")
+        raise RedipruneError("--page needs matplotlib; install it with: pip install 'rediprune[plot]'")
     check_outputs(out, page)
     if data is None and not images and not clips:
         raise RedipruneError("there is nothing to ask; give --images or --clips more than 0")

@@ -101,7 +101,15 @@ def _load(backend: str) -> tuple[Any, Mapping[str, str]]:
     if backend not in BACKENDS:
         raise RedipruneError(f"backend '{backend}' is not known; choose one of: {', '.join(BACKENDS)}")
     entry = BACKENDS[backend]
-    return import_module(entry.module, __package__), entry.options
+    try:
+        return import_module(entry.module, __package__), entry.options
+    except ModuleNotFoundError as error:
+        if error.name != "onnxruntime":
+            raise
+        extra = "cuda" if backend == "ort-cuda" else "cpu"
+        raise RedipruneError(
+            f"backend '{backend}' needs ONNX Runtime; install it with: pip install 'rediprune[{extra}]'"
+        ) from error
 
 
 def cast_inputs(spec: StageSpec, inputs: Mapping[str, Array]) -> dict[str, np.ndarray]:

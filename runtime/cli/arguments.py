@@ -40,6 +40,8 @@ def needs_extra(command: Callable[..., None]) -> Callable[..., None]:
         missing = [name for name in _EXPORT_EXTRA if find_spec(name) is None]
         if missing:
             raise RedipruneError(f"this needs {', '.join(missing)}; install it with: pip install 'rediprune[export]'")
+        if find_spec("onnxruntime") is None:
+            raise RedipruneError("this needs ONNX Runtime; install it with: pip install 'rediprune[cpu]'")
         if sys.flags.optimize > 1:
             raise RedipruneError(
                 "PYTHONOPTIMIZE=2 (python -OO) strips the docstrings that transformers and Polygraphy read; set it to 1, or "
