@@ -19,7 +19,7 @@ from ..runtime.bundle import Bundle
 from ..runtime.errors import RedipruneError
 from ..runtime.pipeline import Answer, Pipeline
 from .bundle_graphs import load_graph, open_graph
-from .evaluation.evaluate import Question, media_of
+from .evaluation.question_dataset import Question, media_of
 from .quantize.activation_ranges import Activation
 from .quantize.linear_layers import LinearLayer, linear_layers
 from .stage_statistics import Arrays, HeldOutCase, StageStatistics

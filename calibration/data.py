@@ -11,7 +11,7 @@ from ..runtime.errors import RedipruneError
 from ..runtime.media.film import SUFFIXES as VIDEO_SUFFIXES
 from ..runtime.media.images import SUFFIXES as IMAGE_SUFFIXES
 from ..runtime.media.preprocess import load_image, load_video
-from .evaluation.evaluate import Question, read_questions
+from .evaluation.question_dataset import Question, read_questions
 from .tasks.media_folder import write_set
 
 BUILT_IN = "built-in"

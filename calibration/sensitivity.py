@@ -28,7 +28,7 @@ from ..runtime.errors import RedipruneError
 from ..runtime.pipeline import Pipeline
 from .activations import FRAMES, Copying, ask
 from .bundle_graphs import load_graph, open_graph
-from .evaluation.evaluate import Question, media_of
+from .evaluation.question_dataset import Question, media_of
 from .evaluation.similarity import jaccard, nearness
 from .observations import Observations, cache_folder, observe, read_data
 from .plan import CalibrationPlan, plan_calibration

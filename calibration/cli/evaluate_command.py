@@ -25,7 +25,7 @@ from ...runtime.errors import RedipruneError
 from .question_sets import question_sets
 
 if TYPE_CHECKING:
-    from ..evaluation.evaluate import Score
+    from ..evaluation.scores import Score
 
 
 _KEEPS = "1,0.5,0.25,0.15,0.1,0.05"
@@ -67,6 +67,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Accuracy per kind of question, keep ratio, selection rule and backend; images and videos apart."""
+    from ..evaluation.evaluate import EvaluationOptions
     from ..evaluation.evaluate import evaluate as run
 
     keeps = keep_ratios(keep, "--keep")
@@ -90,14 +91,10 @@ def evaluate(
                     questions,
                     keeps,
                     rules.split(","),
-                    runner,
-                    out,
-                    frames,
-                    seed,
-                    threads,
-                    progress=report,
+                    EvaluationOptions(runner, frames, frame_tolerance, seed, threads),
                     data=name,
-                    frame_tolerance=frame_tolerance,
+                    out=out,
+                    progress=report,
                 )
     if plot is not None:
         from ..evaluation.evaluation_plot import plot_scores

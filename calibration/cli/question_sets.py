@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..evaluation.evaluate import Question
+    from ..evaluation.question_dataset import Question
 
 
 def question_sets(
@@ -18,7 +18,7 @@ def question_sets(
     progress: Callable[[str, int, int], None],
 ) -> "dict[str, list[Question]]":
     """The questions by name of their set: images and videos are judged apart, for they cost and score differently."""
-    from ..evaluation.evaluate import check_disjoint, read_questions
+    from ..evaluation.question_dataset import check_disjoint, read_questions
     from ..tasks.media_folder import write_set
 
     progress("reading the questions", 0, 1)

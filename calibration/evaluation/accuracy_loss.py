@@ -10,7 +10,8 @@ from ..progress_types import CountProgress
 from ..settings import CalibrationSettings
 from ..tasks.drawn_task import QUESTIONS_EACH
 from ..tasks.media_folder import write_set
-from .evaluate import Question, evaluate, read_questions
+from .evaluate import evaluate
+from .question_dataset import Question, read_questions
 
 
 def select_questions(settings: CalibrationSettings, videos: bool, folder: Path) -> list[Question]:

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...runtime.bundle import Bundle, Sensitivity, sensitivity_rows
-from .evaluate import Score
 from .evaluation_plot import LABELS, plot_scores
+from .markdown import markdown_table
+from .scores import Score
 
 _NOTICED = 0.05  # a kind of question that loses this share of its answers is named
 
@@ -65,7 +66,7 @@ def write_sensitivity_page(found: Sequence[Sensitivity], path: Path, folder: Pat
     ]
     for stage in dict.fromkeys(one.stage for one in found):
         mine = [one for one in found if one.stage == stage]
-        parts += [f"## {stage}", table(*sensitivity_rows(mine))]
+        parts += [f"## {stage}", markdown_table(*sensitivity_rows(mine))]
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
@@ -79,12 +80,6 @@ def _made_by(command: str, bundle: Bundle) -> str:
     )
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def _by_rule(scores: Sequence[Score]) -> str:
     """Accuracy with its interval, a row for each rule, a column for each keep."""
     keeps = sorted({score.keep for score in scores}, reverse=True)
@@ -94,7 +89,7 @@ def _by_rule(scores: Sequence[Score]) -> str:
         for rule, label in LABELS.items()
         if any(score.rule == rule for score in scores)
     ]
-    return table(["accuracy, %", *(f"{keep:g}" for keep in keeps)], rows)
+    return markdown_table(["accuracy, %", *(f"{keep:g}" for keep in keeps)], rows)
 
 
 def _accuracy(score: Score) -> str:
@@ -137,7 +132,7 @@ def _everything(scores: Sequence[Score]) -> str:
                 f"{s.prefill_macs / 1e9:.3f}",
             ]
         )
-    return table(["rule", "keep", "tokens", "%", "95 %", *kinds, "first token, ms", "prefill, GMAC"], rows)
+    return markdown_table(["rule", "keep", "tokens", "%", "95 %", *kinds, "first token, ms", "prefill, GMAC"], rows)
 
 
 def _agreement(scores: Sequence[Score], backends: Sequence[str]) -> str:
@@ -152,4 +147,4 @@ def _agreement(scores: Sequence[Score], backends: Sequence[str]) -> str:
             right = sum(sum(s.right.values()) for s in mine)
             ours = sum(sum(s.right.values()) for s in twins)
             rows.append([name, backend, str(len(mine)), f"{same} of {asked}", f"{right}, {ours}"])
-    return table(["questions", "backend", "runs", "same answers", f"right, and on {backends[0]}"], rows)
+    return markdown_table(["questions", "backend", "runs", "same answers", f"right, and on {backends[0]}"], rows)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from .evaluate import Score
+from .scores import Score
 
 LABELS = {
     "rediprune": "ReDiPrune",

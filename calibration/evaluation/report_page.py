@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.timing import TIMED_STAGES
-from .evaluation_page import table
+from .markdown import markdown_table
 
 Document = dict[str, Any]
 
@@ -105,7 +105,7 @@ def write_page(document: Document, path: Path, command: str) -> None:
         f"`{document['backend']}`, {machine['threads']} threads"
         + (f", load of the machine before {machine['load_before']:.1f}" if "load_before" in machine else "")
         + f"; {versions}.",
-        table(*figures(document)),
+        markdown_table(*figures(document)),
         f"![accuracy, kept sets and time]({picture.name})",
         "Intervals of changes are of paired proportions, 95 %. The overlap of kept sets has a floor: what fp16 alone does "
         "to the features (in the source's column). The greatest relative errors, times 1.5 and capped, are noted in the bundles for this backend; "
@@ -129,7 +129,7 @@ def _by_kind(bundles: Sequence[Document], data: str) -> str:
             kinds = [f"{100 * right / asked:.0f}" for right, asked in mine["kinds"].values()]
             rows.append([row["name"], keep, share, *kinds])
     head = ["", "keep", "right, %", *(f"{kind} ({asked})" for kind, (_, asked) in first["kinds"].items())]
-    return f"## Right answers by kind: {data or 'all'}\n\n{table(head, rows)}"
+    return f"## Right answers by kind: {data or 'all'}\n\n{markdown_table(head, rows)}"
 
 
 def plot(document: Document, path: Path) -> None:

@@ -86,7 +86,9 @@ def report(
 
     The errors of the stages are recorded in the calibrated bundles, and `rediprune validate` holds them to these.
     """
-    from ...calibration.evaluation.report import find_bundles
+    from ...calibration.evaluation.calibrated_bundles import find_bundles
+    from ...calibration.evaluation.evaluate import EvaluationOptions
+    from ...calibration.evaluation.report import ReportOptions
     from ...calibration.evaluation.report import report as run
     from ...calibration.evaluation.report_page import figures, write_page
     from ..bench.bench import bench
@@ -99,6 +101,8 @@ def report(
     if data is None and not images and not clips:
         raise RedipruneError("there is nothing to ask; give --images or --clips more than 0")
     bundles = find_bundles(bundle)
+    evaluation = EvaluationOptions(backend, frames, threads=threads)
+    options = ReportOptions(keeps, ratios, samples, seed, tolerance, evaluation)
 
     def time_bundles(folders: Sequence[Path]) -> dict[str, Any]:
         settings = BenchSettings(keeps=keeps, backends=(backend,), runs=runs, threads=threads, limit=limit)
@@ -108,15 +112,8 @@ def report(
         document = run(
             bundles,
             question_sets(data, None, ["test"], images, clips, Path(made), say),
-            keeps=keeps,
-            kept=ratios,
-            samples=samples,
-            backend=backend,
-            frames=frames,
-            threads=threads,
-            seed=seed,
+            options,
             time_bundles=time_bundles if runs else None,
-            tolerance=tolerance,
             out=out,
             progress=say,
         )

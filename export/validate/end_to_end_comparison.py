@@ -11,7 +11,7 @@ from itertools import chain
 
 import numpy as np
 
-from ...calibration.evaluation.evaluate import tokens_alike
+from ...calibration.evaluation.scores import tokens_alike
 from ...calibration.evaluation.similarity import jaccard
 from ...runtime.pipeline import Pipeline
 from .cases import QUESTION, EndToEndCase

@@ -12,7 +12,8 @@ import onnxruntime as ort
 import pytest
 from PIL import Image
 from rediprune.calibration.calibrate import calibrate
-from rediprune.calibration.evaluation.evaluate import evaluate, read_questions
+from rediprune.calibration.evaluation.evaluate import evaluate
+from rediprune.calibration.evaluation.question_dataset import read_questions
 from rediprune.calibration.settings import CalibrationSettings
 from rediprune.calibration.tasks.media_folder import write_set
 from rediprune.export.build.cpu_engines import build_cpu

@@ -14,7 +14,8 @@ from rediprune.calibration.budget import parse_budget
 from rediprune.calibration.bundle_graphs import load_graph
 from rediprune.calibration.calibrate import calibrate
 from rediprune.calibration.data import open_data
-from rediprune.calibration.evaluation.evaluate import evaluate, read_questions
+from rediprune.calibration.evaluation.evaluate import evaluate
+from rediprune.calibration.evaluation.question_dataset import read_questions
 from rediprune.calibration.quantize.linear_layers import linear_layers
 from rediprune.calibration.sensitivity import sensitivity
 from rediprune.calibration.settings import CalibrationSettings

@@ -20,7 +20,7 @@ from typing import Any
 import onnxruntime
 import torch
 
-from ....calibration.evaluation.evaluate import tokens_alike
+from ....calibration.evaluation.scores import tokens_alike
 from ....runtime.backends.eager_torch import checkpoint_of
 from ....runtime.backends.session import open_session
 from ....runtime.bundle import Bundle

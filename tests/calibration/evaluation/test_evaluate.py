@@ -1,6 +1,5 @@
 """Evaluation: datasets checked, rules that do what they say, scores that resume, and a model that really sees."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,19 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from rediprune.calibration.evaluation.evaluate import (
-    Reply,
-    Score,
-    check_disjoint,
-    evaluate,
-    is_right,
-    media_of,
-    read_questions,
-    wilson,
-)
+from rediprune.calibration.evaluation.evaluate import EvaluationOptions, evaluate
 from rediprune.calibration.evaluation.evaluation_page import write_page
 from rediprune.calibration.evaluation.evaluation_plot import LABELS, plot_scores
-from rediprune.calibration.evaluation.selection_rules import uniform_tokens, using_rule
+from rediprune.calibration.evaluation.question_dataset import media_of, read_questions
+from rediprune.calibration.evaluation.scores import Reply, Score
 from rediprune.calibration.tasks.media_folder import write_set
 from rediprune.export.validate.eager_reference import Reference, Request
 from rediprune.runtime import Pipeline, RedipruneError
@@ -75,7 +66,7 @@ def test_frames_with_stand_ins_cost_less_and_equal_ones_change_nothing(demo_bund
         encoded.append(
             sum(pipeline.generate("What?", each, max_new_tokens=1).encoded_frames for each in images.values())
         )
-        (score,) = evaluate(demo_bundle, clips, [0.15], frame_tolerance=tolerance)
+        (score,) = evaluate(demo_bundle, clips, [0.15], options=EvaluationOptions(frame_tolerance=tolerance))
         replies.append([reply.token_ids for reply in score.replies])
     assert replies[0] == replies[1]
     assert encoded[0] >= encoded[1] > encoded[2] == len({clip.media for clip in clips})
@@ -133,7 +124,7 @@ def test_backends_answer_alike_to_the_question(
     questions = read_questions(dataset)
     chosen = [*questions[:4], *(q for q in questions if q.video)][:5]
     ours, eager = (
-        evaluate(demo_bundle, chosen, [1.0, 0.15], ["rediprune", "random"], backend, data="few")
+        evaluate(demo_bundle, chosen, [1.0, 0.15], ["rediprune", "random"], EvaluationOptions(backend), data="few")
         for backend in ("ort", "eager")
     )
     for one, other in zip(ours, eager, strict=True):
@@ -159,63 +150,6 @@ def test_the_page_says_where_pruning_hurts(demo_bundle: Path, tmp_path: Path) ->
     assert "- keep 0.1: -25.0 points; count 100 → 50" in text
 
 
-def test_rules_choose_what_they_say(bundle_of: Callable[[str], Path], photo: Path) -> None:
-    pipeline = Pipeline.load(bundle_of("llava"))
-
-    def kept(rule: str, seed: int = 0) -> np.ndarray:
-        with using_rule(pipeline, rule, seed) as alpha:
-            return pipeline.generate("What is red?", [photo], keep=9, alpha=alpha, max_new_tokens=1).kept[0][0]
-
-    sets = {rule: kept(rule) for rule in ("rediprune", "diversity", "relevance", "random", "uniform")}
-    assert len({tuple(indices) for indices in sets.values()}) == 5
-    assert np.array_equal(kept("random"), kept("random")) and not np.array_equal(kept("random"), kept("random", 1))
-    assert np.array_equal(sets["uniform"], uniform_tokens(np.zeros((1, 64, 2)), 9)[0])
-    assert len(set(np.diff(sets["uniform"].reshape(3, 3)[0]))) <= 2  # evenly spaced along a row
-    for indices in sets.values():
-        assert len(set(indices)) == 9 and (np.diff(indices) > 0).all()
-    assert np.array_equal(kept("rediprune"), sets["rediprune"])
+def test_an_unknown_rule_is_refused(bundle_of: Callable[[str], Path]) -> None:
     with pytest.raises(RedipruneError, match="rediprune, diversity"):
         evaluate(bundle_of("llava"), [], [0.5], ["wishful"])
-
-
-def test_bad_datasets(tmp_path: Path, photo: Path) -> None:
-    path = tmp_path / "questions.jsonl"
-    (tmp_path / "text.png").write_text("this is no picture")
-    (tmp_path / "text.mp4").write_text("this is no video")
-    good = {"image": str(photo), "question": "What?", "answer": "a suit"}
-    for line, word in (
-        ("{", "is no JSON"),
-        ("[1]", "no JSON object"),
-        (json.dumps(good | {"image": ""}), "needs an image or a video"),
-        (json.dumps(good | {"video": "b.mp4"}), "both an image and a video"),
-        (json.dumps(good | {"image": "gone.png"}), "'gone.png', which is not there"),
-        (json.dumps(good | {"image": "text.png"}), "cannot be asked: .*text.png"),
-        (json.dumps(good | {"image": "", "video": "text.mp4"}), "cannot be asked: .*text.mp4"),
-        (json.dumps(good | {"image": 7}), "path of its image as a text"),
-        (json.dumps(good | {"question": " "}), "has no question"),
-        (json.dumps(good | {"answer": ""}), "has no answer"),
-    ):
-        path.write_text(json.dumps(good) + "\n" + line + "\n")
-        with pytest.raises(RedipruneError, match=word) as error:
-            read_questions(path)
-        assert "line 2" in str(error.value)
-    path.write_text("\n")
-    with pytest.raises(RedipruneError, match="empty"):
-        read_questions(path)
-    with pytest.raises(RedipruneError, match="no dataset"):
-        read_questions(tmp_path / "gone.jsonl")
-
-
-def test_questions_of_the_training_set_are_refused(dataset: Path, tmp_path: Path) -> None:
-    test = read_questions(dataset)
-    other = read_questions(write_set(tmp_path / "other", "train", seed=5, images=3, clips=0))
-    check_disjoint(test, other)
-    with pytest.raises(RedipruneError, match=f"1 of {len(test)} questions"):
-        check_disjoint(test, [*other, test[0]])
-
-
-def test_wilson_interval() -> None:
-    low, high = wilson(8, 10)
-    assert (round(low, 4), round(high, 4)) == (0.4902, 0.9433)  # Wilson 1927, as statsmodels has it
-    assert wilson(10, 10)[1] == pytest.approx(1.0)
-    assert is_right(" Purple cross.", "purple cross") and not is_right("purple", "purple cross")

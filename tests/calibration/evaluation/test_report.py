@@ -4,14 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import typer
-from hypothesis import given
-from hypothesis import strategies as st
 from rediprune.calibration.calibrate import calibrate
-from rediprune.calibration.evaluation.evaluate import evaluate, media_of, read_questions
-from rediprune.calibration.evaluation.report import TOLERANCE_MARGIN, find_bundles, paired_change, recommend, report
+from rediprune.calibration.evaluation.calibrated_bundles import find_bundles
+from rediprune.calibration.evaluation.evaluate import evaluate
+from rediprune.calibration.evaluation.question_dataset import media_of, read_questions
+from rediprune.calibration.evaluation.report import TOLERANCE_MARGIN, ReportOptions, report
 from rediprune.calibration.evaluation.similarity import jaccard
 from rediprune.calibration.settings import CalibrationSettings
 from rediprune.calibration.tasks.media_folder import write_set
@@ -51,7 +50,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_report_is_what_its_parts_measure(bundles: Path, dataset: Path) -> None:
     questions = read_questions(dataset)
     before = Bundle.open(bundles / "int8").manifest.calibration
-    document = report(find_bundles([bundles / "fp32"]), {"all": questions}, keeps=(1.0, 0.15), kept=(0.25,), samples=4)
+    document = report(
+        find_bundles([bundles / "fp32"]), {"all": questions}, ReportOptions((1.0, 0.15), (0.25,), samples=4)
+    )
     source, int8 = document["bundles"]
     assert (source["name"], int8["name"]) == ("fp32", "int8") and "bf16" in document["absent"]["bf16"]
     for keep in (1.0, 0.15):
@@ -129,7 +130,9 @@ def test_a_stage_that_is_broken_does_not_pass_because_it_was_measured(
     assert validate(folder, end_to_end=False).failing_stages == ["project"]
     shutil.copytree(bundles / "fp32", tmp_path / "fp32")
     report(
-        find_bundles([tmp_path / "fp32", folder]), {"all": read_questions(dataset)}, keeps=(0.15,), kept=(), samples=2
+        find_bundles([tmp_path / "fp32", folder]),
+        {"all": read_questions(dataset)},
+        ReportOptions((0.15,), (), samples=2),
     )
     record = Bundle.open(folder).manifest.calibration
     assert record is not None and record.tolerances["ort"]["project"] <= 0.5
@@ -199,39 +202,3 @@ def test_what_cannot_be_reported_on_is_refused(bundles: Path, dataset: Path, tmp
         assert isinstance(refused, RedipruneError) and says in str(refused)
     with pytest.raises(RedipruneError, match="bf16"):
         report(find_bundles([bundles / "bf16"]), {})
-
-
-def row(name: str, seconds: float, size: int, right: int, same: float = 1.0) -> dict:
-    answers = {"change": (right - 90) / 100, "same_answers": same, "right": right}
-    times = {"0.15": {"end_to_end": seconds, "time_to_first_token": seconds / 2}}
-    return {"name": name, "disk_bytes": size, "times": times, "answers": {"1": answers, "0.15": answers}}
-
-
-def test_the_recommendation_takes_the_fastest_that_loses_little() -> None:
-    source, good, fast = row("fp32", 8, 100, 90), row("int8", 4, 50, 90), row("int4", 2, 25, 88)
-    assert recommend({"bundles": [source, good, fast]}, 1.0).startswith("Take int8: it loses nothing, has 0.50 of")
-    assert recommend({"bundles": [source, good, fast]}, 3.0).startswith("Take int4: it loses 2.0 points at most")
-    assert recommend({"bundles": [source, fast]}, 1.0).startswith("Stay with fp32: every calibrated bundle loses")
-    slow = row("int8", 10, 50, 90)
-    assert "for speed" in recommend({"bundles": [source, slow]}, 1.0)
-    for each in (source, good, fast):
-        each["times"] = {}
-    assert recommend({"bundles": [source, good, fast]}, 3.0).startswith("Take int4")  # the smallest
-    blind = [row("fp32", 8, 100, 0), row("int8", 4, 50, 0, same=0.98)]
-    assert "2.0 points of agreement" in recommend({"bundles": blind}, 3.0)
-
-
-@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 60))
-def test_a_paired_change_is_exact_at_its_centre_and_nought_where_nothing_changed(
-    lost: int, gained: int, same: int
-) -> None:
-    asked = lost + gained + same + 1
-    change, spread = paired_change(lost, gained, asked)
-    assert change == (gained - lost) / asked and 0 <= spread <= 1.96 * ((lost + gained) ** 0.5) / asked
-    assert (spread == 0) == (lost + gained == 0)
-
-
-def test_jaccard_of_kept_sets() -> None:
-    one = np.array([[0, 1, 2], [4, 5, 6]])
-    assert jaccard(one, one) == 1.0
-    assert jaccard(one, np.array([[0, 1, 3], [7, 8, 9]])) == pytest.approx((2 / 4 + 0) / 2)

@@ -1,0 +1,47 @@
+"""Selection rules to compare with: each chooses what its name says."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rediprune.calibration.evaluation.selection_rules import random_tokens, uniform_tokens, using_rule
+from rediprune.runtime import Pipeline
+
+
+def test_rules_choose_what_they_say(bundle_of: Callable[[str], Path], photo: Path) -> None:
+    pipeline = Pipeline.load(bundle_of("llava"))
+
+    def kept(rule: str, seed: int = 0) -> np.ndarray:
+        with using_rule(pipeline, rule, seed) as alpha:
+            return pipeline.generate("What is red?", [photo], keep=9, alpha=alpha, max_new_tokens=1).kept[0][0]
+
+    sets = {rule: kept(rule) for rule in ("rediprune", "diversity", "relevance", "random", "uniform")}
+    assert len({tuple(indices) for indices in sets.values()}) == 5
+    assert np.array_equal(kept("random"), kept("random")) and not np.array_equal(kept("random"), kept("random", 1))
+    assert np.array_equal(sets["uniform"], uniform_tokens(np.zeros((1, 64, 2)), 9)[0])
+    assert len(set(np.diff(sets["uniform"].reshape(3, 3)[0]))) <= 2  # evenly spaced along a row
+    for indices in sets.values():
+        assert len(set(indices)) == 9 and (np.diff(indices) > 0).all()
+    assert np.array_equal(kept("rediprune"), sets["rediprune"])
+
+
+@pytest.mark.parametrize("seed", [0, (3, 7)])
+def test_random_tokens_are_those_of_their_seed(seed: int | tuple[int, int]) -> None:
+    features = np.zeros((5, 30, 2))
+    chosen = random_tokens(seed)(features, 11)
+    assert chosen.shape == (5, 11) and np.array_equal(chosen, random_tokens(seed)(features, 11))
+    assert (np.diff(chosen, axis=1) > 0).all() and chosen.min() >= 0 and chosen.max() < 30
+    assert len({tuple(frame) for frame in chosen}) == 5  # frames are drawn one by one
+
+
+def test_pooling_averages_neighbours_and_ends_with_the_block(bundle_of: Callable[[str], Path], photo: Path) -> None:
+    pipeline = Pipeline.load(bundle_of("llava"))
+    kept = np.random.default_rng(0).standard_normal((2, 64, 32)).astype(np.float32)
+    whole = np.asarray(pipeline.stage("project").run({"kept": kept})["visual_embeds"])
+    with using_rule(pipeline, "pool2x2") as alpha:
+        pooled = np.asarray(pipeline.stage("project").run({"kept": kept})["visual_embeds"])
+    grid = whole.reshape(2, 4, 2, 4, 2, -1)  # frames, rows of two, columns of two
+    assert alpha is None
+    assert np.allclose(pooled, grid.mean(axis=(2, 4)).reshape(2, 16, -1), atol=1e-6)
+    assert np.array_equal(np.asarray(pipeline.stage("project").run({"kept": kept})["visual_embeds"]), whole)
