@@ -39,6 +39,8 @@ PACKAGES = ("graphs", "runtime", "calibration", "export")
 
 # Who asks for one of these is slow, and of this kind (the marks of pyproject.toml).
 _KINDS = {
+    "bundles": "calibration",
+    "int8": "calibration",
     "demo_bundle": "demo",
     "fresh_traces": "trace",
     "rediprune_process": "process",

@@ -18,21 +18,18 @@ from rediprune.calibration.settings import CalibrationSettings
 from rediprune.calibration.tasks.media_folder import write_set
 from rediprune.export.build.cpu_engines import build_cpu
 from rediprune.export.build.tensorrt_engines import build_tensorrt
-from rediprune.export.checkpoint.reader import Checkpoint
-from rediprune.export.exporter import export_bundle
 from rediprune.export.validate.validate import validate
 from rediprune.runtime import Pipeline, RedipruneError
 from rediprune.runtime.backends.session import open_stage
 from rediprune.runtime.bundle import MANIFEST, Bundle, CalibrationSpec, file_sha256
 
-DEMO = Path(__file__).parents[2] / "export" / "demo" / "checkpoint"
 STAGES = ["vision", "select", "project", "embed", "language"]
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained checkpoint: quantisation errors of random weights say nothing."""
-    return export_bundle(Checkpoint.open(str(DEMO)), tmp_path_factory.mktemp("demo") / "demo", check=False).folder
+    return Path(shutil.copytree(demo_bundle, tmp_path_factory.mktemp("demo") / "demo"))
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +56,7 @@ def content(folder: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.smoke
 def test_int8_is_near_the_source_and_says_how_near(demo: Path, int8: Bundle) -> None:
     made = record(int8)
     assert made.recipe == dict.fromkeys(("vision", "project", "language"), "int8")

@@ -3,9 +3,12 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
+from matplotlib.container import BarContainer
+from PIL import Image
 from rediprune.calibration.calibrate import calibrate
 from rediprune.calibration.evaluation.calibrated_bundles import find_bundles
 from rediprune.calibration.evaluation.evaluate import evaluate
@@ -14,16 +17,12 @@ from rediprune.calibration.evaluation.report import TOLERANCE_MARGIN, ReportOpti
 from rediprune.calibration.evaluation.similarity import jaccard
 from rediprune.calibration.settings import CalibrationSettings
 from rediprune.calibration.tasks.media_folder import write_set
-from rediprune.export.checkpoint.reader import Checkpoint
 from rediprune.export.cli import add
-from rediprune.export.exporter import export_bundle
 from rediprune.export.validate.validate import validate
 from rediprune.runtime import Pipeline, RedipruneError
 from rediprune.runtime.bundle import Bundle, file_sha256
 from rediprune.runtime.bundle.lock import making
 from typer.testing import CliRunner, Result
-
-DEMO = Path(__file__).parents[3] / "export" / "demo" / "checkpoint"
 
 
 def command(*words: str) -> Result:
@@ -33,10 +32,10 @@ def command(*words: str) -> Result:
 
 
 @pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundles(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the trained checkpoint's bundle and its int8 and bf16 forms."""
     folder = tmp_path_factory.mktemp("bundles")
-    export_bundle(Checkpoint.open(str(DEMO)), folder / "fp32", check=False)
+    shutil.copytree(demo_bundle, folder / "fp32")
     calibrate(folder / "fp32", folder / "int8", CalibrationSettings(samples=16))
     calibrate(folder / "fp32", folder / "bf16", "bf16")
     return folder
@@ -146,7 +145,9 @@ def test_a_bundle_that_cannot_be_noted_in_is_refused_before_anything_is_measured
         report(find_bundles([bundles / "fp32"]), {}, progress=lambda what, at, total: pytest.fail(what))
 
 
-def test_the_command_writes_a_page_and_goes_on_from_its_replies(bundles: Path, dataset: Path, tmp_path: Path) -> None:
+def test_the_command_writes_a_page_and_goes_on_from_its_replies(
+    bundles: Path, dataset: Path, tmp_path: Path, drawn: list[Any]
+) -> None:
     page, out = tmp_path / "page.md", tmp_path / "replies.jsonl"
     words = [str(bundles / "int8"), "--data", str(dataset), "--samples", "2", "--kept", "0.25,0.15"]
     words += ["--keep", "0.15", "--runs", "1", "--threads", "1", "--out", str(out), "--page", str(page)]
@@ -167,11 +168,30 @@ def test_the_command_writes_a_page_and_goes_on_from_its_replies(bundles: Path, d
         "same answers",
     ):
         assert label in text
-    assert page.with_suffix(".png").stat().st_size > 10_000
+    assert_drawn(document, drawn, page.with_suffix(".png"))
     lines = out.read_text()
     again = command(*words[: words.index("--runs")], "--runs", "0", "--out", str(out))
     assert again.exit_code == 0 and out.read_text() == lines  # every reply was known
     assert "of the size" in again.stdout  # without times
+
+
+def assert_drawn(document: dict, drawn: list[Any], path: Path) -> None:
+    """Answers, overlaps and times of the document stand in the three panels of the one figure."""
+    (figure,) = drawn
+    with Image.open(path) as picture:
+        assert picture.format == "PNG" and picture.width == 1500
+    answers, overlaps, times = figure.axes
+    source, int8 = document["bundles"]
+    shown = {bars.get_label(): [bar.get_height() for bar in bars] for bars in bars_of(answers)}
+    assert shown == {row["name"]: [100 * row["answers"]["0.15"]["accuracy"]] for row in (source, int8)}
+    lines = {line.get_label(): dict(zip(*line.get_data(), strict=True)) for line in overlaps.lines}
+    assert lines["int8"] == {float(keep): overlap for keep, overlap in int8["jaccard"].items()}
+    spent = {bars.get_label(): [bar.get_width() for bar in bars] for bars in bars_of(times)}
+    assert spent["vision"] == [1e3 * row["times"]["0.15"]["stages"]["vision"] for row in (source, int8)]
+
+
+def bars_of(panel: Any) -> list[Any]:
+    return [container for container in panel.containers if isinstance(container, BarContainer)]
 
 
 def test_what_cannot_be_reported_on_is_refused(bundles: Path, dataset: Path, tmp_path: Path) -> None:
