@@ -1,7 +1,6 @@
 """`rediprune calibrate`: make a quantised bundle of one in fp32 or fp16."""
 
 import json
-from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -17,6 +16,7 @@ from ...runtime.cli.arguments import (
 from ...runtime.cli.progress import stage_progress
 from ...runtime.cli.sensitivity_table import sensitivity_table
 from ..settings import DEFAULT_SMOOTHING, CalibrationSettings
+from .calibrate_options import Backend, Budget, Force, Questions, Skip
 from .calibration_options import (
     AlphaOption,
     DataOption,
@@ -54,27 +54,11 @@ def calibrate(
     smoothing: SmoothingOption = DEFAULT_SMOOTHING,
     alpha: AlphaOption = None,
     smooth: SmoothOption = True,
-    skip: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A pattern of layers to leave in the baseline's precision, e.g. '*.down_proj'. Repeat the option to give "
-            "several."
-        ),
-    ] = None,
-    backend: Annotated[
-        str | None, typer.Option(help="A backend that the bundle is meant for; refuse a recipe that it does not take.")
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            help="The most that may be lost: error=0.02 (of each stage's outputs) or accuracy=1 (points of correct "
-            "answers). As few layers as that takes stay in the baseline's precision."
-        ),
-    ] = None,
-    questions: Annotated[
-        int, typer.Option(help="The largest number of questions, asked at keep 1 and 0.15, for a budget of accuracy.")
-    ] = CalibrationSettings.questions,
-    force: Annotated[bool, typer.Option("--force", help="Redo the stages that an earlier run has finished.")] = False,
+    skip: Skip = None,
+    backend: Backend = None,
+    budget: Budget = None,
+    questions: Questions = CalibrationSettings.questions,
+    force: Force = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make a quantised bundle of one in fp32 or fp16, the baseline, which stays as it is.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -16,7 +16,6 @@ from rich.table import Table
 
 from ...calibration.cli.question_sets import question_sets
 from ...runtime.cli.arguments import (
-    BACKEND_HELP,
     JsonOption,
     check_outputs,
     keep_ratios,
@@ -24,6 +23,24 @@ from ...runtime.cli.arguments import (
 )
 from ...runtime.cli.progress import one_bar
 from ...runtime.errors import RedipruneError
+from .report_options import (
+    Backend,
+    Bundle,
+    Clips,
+    Data,
+    Frames,
+    Images,
+    Keep,
+    Kept,
+    Limit,
+    Out,
+    Page,
+    Runs,
+    Samples,
+    Seed,
+    Threads,
+    Tolerance,
+)
 
 
 def add(app: typer.Typer) -> None:
@@ -38,48 +55,22 @@ def add(app: typer.Typer) -> None:
 
 
 def report(
-    bundle: Annotated[
-        list[Path],
-        typer.Argument(help="A bundle, and those that were calibrated from it. Given alone, those that lie beside it."),
-    ],
-    data: Annotated[
-        Path | None,
-        typer.Option(help="A JSONL file of {image or video, question, answer, kind}. Default: the built-in task."),
-    ] = None,
-    images: Annotated[
-        int, typer.Option(min=0, help="The number of pictures of the built-in task, with about four questions each.")
-    ] = 100,
-    clips: Annotated[
-        int, typer.Option(min=0, help="The number of clips of the built-in task, with about four questions each.")
-    ] = 40,
-    keep: Annotated[
-        str, typer.Option(help="The keep ratios at which answers and times are measured, comma separated.")
-    ] = "1,0.15",
-    kept: Annotated[
-        str, typer.Option(help="The keep ratios at which kept sets are compared, comma separated.")
-    ] = "0.5,0.25,0.15,0.1",
-    samples: Annotated[
-        int, typer.Option(min=1, help="The number of questions on which stages and kept sets are compared.")
-    ] = 32,
-    backend: Annotated[str, typer.Option(help=BACKEND_HELP)] = "ort",
-    frames: Annotated[int, typer.Option(min=1, help="The number of frames to sample from a video.")] = 8,
-    threads: Annotated[
-        int, typer.Option(min=0, help="The number of threads of each stage; 0 leaves it to the backend.")
-    ] = 0,
-    seed: Annotated[int, typer.Option(min=0, help="The seed of the choice of samples.")] = 0,
-    runs: Annotated[
-        int, typer.Option(min=0, help="The number of turns of the bench; 0 leaves times and memory out.")
-    ] = 3,
-    limit: Annotated[float, typer.Option(help="The seconds that a turn may take.")] = 600,
-    tolerance: Annotated[
-        float, typer.Option(min=0, help="The points of accuracy that the recommended bundle may lose.")
-    ] = 1.0,
-    out: Annotated[
-        Path | None, typer.Option(help="Keep every reply in this JSONL file. The same command goes on from it.")
-    ] = None,
-    page: Annotated[
-        Path | None, typer.Option(help="Write the report to this Markdown file, with its picture beside it.")
-    ] = None,
+    bundle: Bundle,
+    data: Data = None,
+    images: Images = 100,
+    clips: Clips = 40,
+    keep: Keep = "1,0.15",
+    kept: Kept = "0.5,0.25,0.15,0.1",
+    samples: Samples = 32,
+    backend: Backend = "ort",
+    frames: Frames = 8,
+    threads: Threads = 0,
+    seed: Seed = 0,
+    runs: Runs = 3,
+    limit: Limit = 600,
+    tolerance: Tolerance = 1.0,
+    out: Out = None,
+    page: Page = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare calibrated bundles with their source in size, times, errors, kept sets and answers, and recommend one.
