@@ -121,7 +121,7 @@ async def show_model(request: Request, name: str) -> dict[str, Any]:
 async def chat(request: Request) -> Response:
     """An answer, whole or as server-sent events."""
     serving: Serving = request.app.state.serving
-    settings = serving.serve_settings
+    settings = serving.settings
     body = await _body(request, settings.max_body_bytes)
     model, alias = _find(serving.models, body.model)
     asked = translate(body, settings.limits, {**serving.defaults, **alias})
@@ -136,7 +136,7 @@ async def chat(request: Request) -> Response:
 
 async def _guard(request: Request, forward: Callable[[Request], Awaitable[Response]]) -> Response:
     """Check host and key, give the request an id, and log it."""
-    settings: ServeSettings = request.app.state.serving.serve_settings
+    settings: ServeSettings = request.app.state.serving.settings
     began, identity = time.perf_counter(), request.headers.get("x-request-id", "")[:100] or uuid.uuid4().hex
     request.state.id = identity
     try:
