@@ -65,18 +65,18 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def kept(pytestconfig: pytest.Config) -> ContentCache:
+def content_cache(pytestconfig: pytest.Config) -> ContentCache:
     """Where things that take long to make are kept from run to run."""
     assert pytestconfig.cache is not None
-    kept = ContentCache(Path(pytestconfig.cache.mkdir("rediprune")))
-    kept.drop_unused()
-    return kept
+    cache = ContentCache(Path(pytestconfig.cache.mkdir("rediprune")))
+    cache.drop_unused()
+    return cache
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _kept_traces(kept: ContentCache) -> Iterator[None]:
+def _kept_traces(content_cache: ContentCache) -> Iterator[None]:
     """Exports take the graphs of stages that were traced before from the cache."""
-    with tracing_by(remembered(FRESH, kept)):
+    with tracing_by(remembered(FRESH, content_cache)):
         yield
 
 
@@ -88,7 +88,7 @@ def fresh_traces() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def checkpoint_of(kept: ContentCache) -> Callable[[str], Path]:
+def checkpoint_of(content_cache: ContentCache) -> Callable[[str], Path]:
     """Folder of a tiny checkpoint, by its name in `BUNDLES`. Tests must not change it."""
 
     def find(name: str) -> Path:
@@ -96,13 +96,13 @@ def checkpoint_of(kept: ContentCache) -> Callable[[str], Path]:
         key = digest(sources_digest("export/checkpoint"), family, tower, decoder)
         called = f"{family}-{tower}-{decoder}"
         make = partial(make_checkpoint, family=family, tower=tower, decoder=decoder)
-        return kept.folder("checkpoint", key, lambda folder: make(folder / called)) / called
+        return content_cache.folder("checkpoint", key, lambda folder: make(folder / called)) / called
 
     return find
 
 
 @pytest.fixture(scope="session")
-def export_of(kept: ContentCache) -> Callable[..., Path]:
+def export_of(content_cache: ContentCache) -> Callable[..., Path]:
     """Folder of the bundle of a checkpoint that lies in the cache or the repository. Tests must not change it."""
 
     def make(checkpoint: Path, called: str, precision: str = "fp32", copy: bool = False) -> Path:
@@ -112,7 +112,7 @@ def export_of(kept: ContentCache) -> Callable[..., Path]:
         def export(folder: Path) -> None:
             export_bundle(Checkpoint.open(str(checkpoint)), folder / called, precision, copy=copy)
 
-        return kept.folder("bundle", key, export) / called
+        return content_cache.folder("bundle", key, export) / called
 
     return make
 

@@ -36,7 +36,7 @@ def test_hidden_files_are_no_samples(tmp_path: Path) -> None:
 
 def test_a_folder_of_nothing_but_hidden_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "._a.png").write_bytes(APPLE_DOUBLE)
-    with pytest.raises(RedipruneError, match="holds no pictures or videos"):
+    with pytest.raises(RedipruneError, match="holds no images or videos"):
         names(tmp_path)
 
 

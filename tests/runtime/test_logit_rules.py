@@ -149,9 +149,17 @@ def test_temperature_0_in_the_config_is_greedy() -> None:
     assert Sampling.from_config({"do_sample": True, "temperature": 0.0}).temperature == 0
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_logits_that_are_no_numbers_name_the_stage(bad: float) -> None:
     logits = np.zeros(SIZE, np.float32)
     logits[2] = bad
     with pytest.raises(RedipruneError, match=r"language.*NaN or infinite"):
         Sampling().choose(logits, [1], np.random.default_rng(0))
+
+
+def test_a_token_may_be_ruled_out_but_not_all() -> None:
+    logits = np.zeros(SIZE, np.float32)
+    logits[0] = -np.inf
+    assert Sampling().choose(logits, [1], np.random.default_rng(0)) == 1
+    with pytest.raises(RedipruneError, match="NaN or infinite"):
+        Sampling().choose(np.full(SIZE, -np.inf), [1], np.random.default_rng(0))
