@@ -80,6 +80,12 @@ def _kept_traces(content_cache: ContentCache) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command line that runs in this process does not end it, where a model is still loaded in the background."""
+    monkeypatch.setattr("rediprune.runtime.__main__.leave_at_once", lambda code: None)
+
+
 @pytest.fixture
 def fresh_traces() -> Iterator[None]:
     """Exports trace every stage, as they do outside the tests."""
