@@ -170,7 +170,7 @@ def test_the_command_writes_a_page_and_goes_on_from_its_replies(
         assert label in text
     assert_drawn(document, drawn, page.with_suffix(".png"))
     lines = out.read_text()
-    again = command(*words[: words.index("--runs")], "--runs", "0", "--out", str(out))
+    again = command(*words[: words.index("--runs")], "--runs", "0", "--threads", "1", "--out", str(out))
     assert again.exit_code == 0 and out.read_text() == lines  # every reply was known
     assert "of the size" in again.stdout  # without times
 

@@ -49,7 +49,8 @@ def test_a_bench_tells_everything_and_writes_its_page(
     assert set(rows) == ours | {("eager fp32", 1.0), (released, 0.15), ("exported", 1.0)}
     assert document["absent"] == {} and document["decoders"] == []
     for row in rows.values():
-        assert 0 < row["fastest"] <= row["time_to_first_token"] <= row["slowest"] < row["end_to_end"] * 1.5
+        assert 0 < row["fastest"] <= row["time_to_first_token"] <= row["slowest"]
+        assert row["time_to_first_token"] < row["end_to_end"]  # medians of the same runs, however noisy these are
         assert sum(row["stages"].values()) <= row["slowest"] + 1e-3
         assert row["decode_token"] > 0 and row["peak_memory_bytes"] > 1 << 20
         assert row["start_up"] > row["fastest"]  # a process that starts, loads and answers
