@@ -8,7 +8,7 @@ import tomllib
 from importlib.metadata import files
 from pathlib import Path, PurePosixPath
 
-DATA = (".cu", ".cuh", ".h", ".cpp")  # beside Python; a Makefile too
+DATA = (".cu", ".cuh", ".h", ".cpp", ".html")  # beside Python; a Makefile too
 
 
 def expected(root: Path) -> set[str]:
