@@ -19,9 +19,9 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     Raises:
         RedipruneError: a file is no JSON object, or config.json is of a model that transformers does not know.
     """
-    path = folder / "generation_config.json"
-    if path.is_file():
-        return _read(path)
+    document = read_json_object(folder / "generation_config.json")
+    if document is not None:
+        return document
     if not (folder / "config.json").is_file():
         return {}
     # Where there is no generation config, `generate` makes one of the model's config, classes' own defaults included:
@@ -36,11 +36,18 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
         raise RedipruneError(f"{folder}/config.json cannot be read ({reason}): copy it anew") from None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_json_object(file: Path) -> dict[str, Any] | None:
+    """The object in a JSON file of a checkpoint; None where there is no such file.
+
+    Raises:
+        RedipruneError: it cannot be read, or is no object.
+    """
     try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise RedipruneError(f"{path} cannot be read ({error}): copy it anew from the checkpoint") from None
+        document = json.loads(file.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise RedipruneError(f"{file} cannot be read ({error}): copy it anew from the checkpoint") from None
     if not isinstance(document, dict):
-        raise RedipruneError(f"{path} is no JSON object: copy it anew from the checkpoint")
+        raise RedipruneError(f"{file} is no JSON object: copy it anew from the checkpoint")
     return document

@@ -1,6 +1,5 @@
 """From pictures and dialogue to pixel values and token ids, as the checkpoint's own processor files say."""
 
-import json
 import os
 import re
 import sys
@@ -17,7 +16,7 @@ from PIL import Image
 
 from ..chat_template import ChatTemplate, check_messages, find_template, render_messages
 from ..errors import RedipruneError
-from ..generation_config import read_generation_config
+from ..generation_config import read_generation_config, read_json_object
 from .images import image_key, load_image
 from .tiles import anyres_layout
 from .video import load_video
@@ -78,12 +77,12 @@ class Processor:
         if not folder.is_dir():
             raise RedipruneError(f"there is no folder {folder}")
         names = ("processor_config.json", "config.json", "chat_template.json", "tokenizer_config.json")
-        documents = {name: _read_json(folder / name) or {} for name in names}
+        documents = {name: read_json_object(folder / name) or {} for name in names}
         processor, config = documents["processor_config.json"], documents["config.json"]
-        images = processor.get("image_processor") or _read_json(folder / "preprocessor_config.json")
+        images = processor.get("image_processor") or read_json_object(folder / "preprocessor_config.json")
         if not images:
             raise RedipruneError(f"{folder} has no preprocessor_config.json: copy it there from the checkpoint")
-        videos = processor.get("video_processor") or _read_json(folder / "video_preprocessor_config.json")
+        videos = processor.get("video_processor") or read_json_object(folder / "video_preprocessor_config.json")
         named = images.get("image_processor_type") or images.get("feature_extractor_type")
         named = named or _DEFAULT.get(processor.get("processor_class") or images.get("processor_class", ""))
         if named is None:
@@ -221,18 +220,6 @@ class Processor:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of an answer, without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
-
-
-def _read_json(file: Path) -> dict[str, Any] | None:
-    try:
-        document = json.loads(file.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise RedipruneError(f"{file} cannot be read ({error}): copy it anew from the checkpoint") from None
-    if not isinstance(document, dict):
-        raise RedipruneError(f"{file} is no JSON object: copy it anew from the checkpoint")
-    return document
 
 
 def _load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":

@@ -155,7 +155,7 @@ class ServedModel:
             ApiError: 500, the answer failed.
         """
         try:
-            while request.job:
+            while True:
                 piece = await request.pieces.get()
                 if isinstance(piece, Failure):
                     raise ApiError(500, "the answer failed; the server's log says why") from piece.error
@@ -187,6 +187,7 @@ class ServedModel:
             "kept_tokens": answer.kept_tokens,
             "kept": [indices.tolist() for indices in answer.kept],
             "encoded_frames": answer.encoded_frames,
+            "warnings": list(answer.warnings),
             "reselected": request.asked.first_turn is None,
             "timings": timings,
         }
