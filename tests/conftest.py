@@ -1,6 +1,7 @@
 """Tiny checkpoints and their bundles, made once and kept (`support.content_cache`); all is real but small."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,10 @@ from .support.bundles import corrupt as corrupt_bundle
 from .support.command_line import CommandLine, run_process, runs_here
 from .support.content_cache import ContentCache, digest, files_digest, sources_digest
 from .support.traces import FRESH, remembered, tracing_by
+
+# Started in the background (`make test &`), a shell has SIGINT ignored, which every process below would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The workers of a run share the cores.
 torch.set_num_threads(max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
