@@ -8,6 +8,7 @@ import onnxruntime as ort
 
 from ..bundle import Bundle
 from ..errors import RedipruneError
+from ..machine import has_vnni
 from .arrays import Array
 from .ort_batch import OrtBatch
 from .session import cast_inputs
@@ -104,10 +105,11 @@ def session_options(threads: int) -> ort.SessionOptions:
     # threads that sleep between operators (docs/measurements/bench-cpu.md). Stages run one after another, so they stop
     # with the run, or one stage's would take the cores from the next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    # Without VNNI the product of unsigned with signed integers saturates in 16 bits; this makes both unsigned there.
-    # Measured on INT8 CLIP: the error falls from 3.9 to 3.0 %, at 1.3 times the time. Elsewhere it changes nothing
-    # (`Avx2WeightS8ToU8Transformer`, onnxruntime/core/optimizer).
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    # Without VNNI the product of unsigned with signed integers saturates in 16 bits; this makes both unsigned, as graphs
+    # are loaded (`Avx2WeightS8ToU8Transformer`, onnxruntime/core/optimizer). With VNNI nothing saturates, and the product
+    # of two unsigned ones runs at half the rate: INT8 CLIP takes 1.7 times as long (docs/measurements/cpu-forms.md).
+    if not has_vnni():
+        options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from rediprune.runtime.backends.ort import session_options
 
 
 @pytest.fixture(scope="session")
@@ -37,11 +38,9 @@ def answers_of() -> Callable[[ir.Model | Path, np.ndarray], list[np.ndarray]]:
 
     def run(model: ir.Model | Path, x: np.ndarray) -> list[np.ndarray]:
         source = model if isinstance(model, Path) else ir.to_proto(model).SerializeToString()
-        options = ort.SessionOptions()
+        options = session_options(0)
         # ONNX Runtime else rounds the activations of int4 products to int8.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-        # Sums of its uint8 × int8 products saturate on CPUs without VNNI.
-        options.add_session_config_entry("session.x64quantprecision", "1")
         session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         return [np.asarray(y) for y in session.run(None, {"x": x})]
 
