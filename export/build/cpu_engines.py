@@ -1,7 +1,7 @@
 """Engines of the backends on the CPU, ONNX Runtime and OpenVINO: they read the bundle's graphs as they are.
 
-Only the decoder is rewritten, in ONNX Runtime's own operators. Building loads every stage once and notes the library's
-version.
+Only the vision towers and the decoder are rewritten, in ONNX Runtime's own operators. Building loads every stage once and
+notes the library's version.
 """
 
 from importlib.metadata import version
@@ -16,6 +16,7 @@ from ...runtime.bundle.lock import changing
 from ...runtime.errors import RedipruneError
 from ..exporter import Progress
 from .fuse_decoder import fuse_decoder
+from .fuse_tower import fuse_tower
 from .nbits_layout import to_nbits
 
 LIBRARIES = {"ort": "onnxruntime", "openvino": "openvino"}  # backend → package
@@ -35,10 +36,10 @@ def build_cpu(folder: str | Path, backend: str, progress: Progress | None = None
         stages = {name: stage for name, stage in bundle.manifest.stages.items() if runs_on(backend, name) == backend}
         if bundle.manifest.engines.pop(backend, None) is not None:
             bundle.write_manifest()  # its files are about to change
-        files = {}
-        if backend == "ort":
-            report("language", "rewriting", 0.0)
-            files = _rewrite_language(bundle)
+        files: dict[str, str] = {}
+        for name in stages if backend == "ort" else ():
+            report(name, "rewriting", 0.0)
+            files |= _rewrite(bundle, name)
         engine = EngineSpec(
             library=LIBRARIES[backend],
             version=version(LIBRARIES[backend]),
@@ -56,15 +57,18 @@ def build_cpu(folder: str | Path, backend: str, progress: Progress | None = None
     return engine
 
 
-def _rewrite_language(bundle: Bundle) -> dict[str, str]:
-    """Write the decoder in ONNX Runtime's operators beside the portable graph, whose weights it shares; files and hashes.
+def _rewrite(bundle: Bundle, stage: str) -> dict[str, str]:
+    """Write a stage in ONNX Runtime's operators beside the portable graph, whose weights it shares; files and hashes.
 
     int4 weights are laid out anew, and then lie in a file of their own. Both files are written beside their places and
     renamed: whoever runs the ones that were there keeps them.
     """
-    spec, name = bundle.manifest.stages["language"], EngineSpec.own_graph("ort", "language")
+    towers = {modality.stage for modality in bundle.manifest.modalities.values()}
+    if stage not in towers and stage != "language":
+        return {}
+    spec, name = bundle.manifest.stages[stage], EngineSpec.own_graph("ort", stage)
     model = ir.load(bundle.path(spec.file))
-    fused = fuse_decoder(model, bundle.manifest.decoder)
+    fused = fuse_tower(model) if stage in towers else fuse_decoder(model, bundle.manifest.decoder)
     repacked = to_nbits(model)
     if not fused and not repacked:
         return {}
