@@ -2,8 +2,8 @@
 # make test     lint, the fast tests and one of each slow kind; make test-all: every test, types, the documentation
 #
 # Variables: MODEL (folder or hub id), BUNDLE, BACKEND, KEEP, PRECISION, IMAGE, VIDEO, PROMPT, DATA (to calibrate with;
-# default: built in); COPY=1 exports copies of the weights, converted, instead of references to MODEL's own files: bf16
-# checkpoints then start faster on CPUs
+# default: built in); FAST=1 builds for ONNX Runtime alone; COPY=1 exports copies of the weights, converted, instead of
+# references to MODEL's own files: bf16 checkpoints then start faster on CPUs
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +13,8 @@ READY := $(VENV)/.ready
 MODEL ?= export/demo/checkpoint
 NAME := $(if $(filter export/demo/checkpoint,$(MODEL)),demo,$(notdir $(patsubst %/,%,$(MODEL))))
 BUNDLE ?= engines/$(NAME)-$(PRECISION)
-BACKEND ?= ort
+# auto builds for ONNX Runtime and for TensorRT (TensorRT-RTX, which needs no GPU), and runs the fastest that runs here.
+BACKEND ?= $(if $(FAST),ort,auto)
 KEEP ?= 0.15
 PRECISION ?= fp32
 IMAGE ?= $(if $(filter demo,$(NAME)),docs/demo/scene.png,tests/media/astronaut.jpg)
@@ -38,7 +39,7 @@ engine: $(READY) | $(MODEL)
 	$(BIN)/rediprune export $(MODEL) -o $(SOURCE) --precision $(if $(filter $(RECIPES),$(PRECISION)),fp32,$(PRECISION)) \
 		$(if $(COPY),--copy)
 	$(if $(filter $(RECIPES),$(PRECISION)),$(BIN)/rediprune calibrate $(SOURCE) -o $(BUNDLE) --recipe $(PRECISION) \
-		--backend $(BACKEND) $(addprefix --data ,$(DATA)))
+		$(addprefix --backend ,$(filter-out auto,$(BACKEND))) $(addprefix --data ,$(DATA)))
 	$(BIN)/rediprune build $(BUNDLE) --backend $(BACKEND)
 	$(MAKE) --no-print-directory run validate
 
@@ -77,6 +78,7 @@ evaluate: $(READY)
 # What calibration costs and brings, in $(REPORT): the fp32 bundle beside its forms in FORMS.
 FORMS ?= int8 int8-dynamic int4
 REPORT ?= $(FLOAT)-report.md
+report: BACKEND := $(if $(filter auto,$(BACKEND)),ort,$(BACKEND))
 report: $(READY) | $(MODEL)
 	$(BIN)/rediprune export $(MODEL) -o $(FLOAT)-fp32
 	$(BIN)/rediprune build $(FLOAT)-fp32 --backend $(BACKEND)

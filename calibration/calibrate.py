@@ -147,6 +147,7 @@ def _manifest(run: QuantizationRun, given: CalibrationSpec, measured: dict[str, 
         "tool_version": version("rediprune"),
         "precision": run.plan.settings.recipe,
         "engines": {},
+        "plan": None,
         "calibration": record,
     }
     return run.plan.baseline.manifest.model_copy(update=changes)

@@ -27,6 +27,13 @@ def has_bf16() -> bool:
     return not _BF16.isdisjoint(_processor_field("flags").split())
 
 
+def fingerprint(gpu: str = "") -> str:
+    """What decides how fast each backend is here: processor, cores, instructions, and the GPU's compute capability."""
+    flags = {"avx2", "avx512f", *_VNNI, *_BF16} & set(_processor_field("flags").split())
+    parts = [processor_name(), f"{os.cpu_count()} cores", " ".join(sorted(flags)), gpu]
+    return ", ".join(part for part in parts if part)
+
+
 def processes_waiting() -> float:
     """Processes that wanted a core in the last minute: above 0, other work takes part in every figure."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0

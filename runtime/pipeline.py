@@ -5,7 +5,7 @@ pixels → features → indices → kept → projected → spliced (`prompt_embe
 """
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +16,8 @@ from typing import Any, Literal, Unpack, overload
 import numpy as np
 
 from .answer import Answer, Stream
-from .backends.session import BACKENDS, LanguageSession, StageSession, open_session, runs_on
+from .backend_choice import AUTO, check_stages, choose_backends
+from .backends.session import LanguageSession, StageSession, open_session
 from .bundle import Bundle
 from .decode import decode
 from .detokenize import AnswerText, Detokenizer
@@ -60,6 +61,7 @@ class Pipeline:
     Attributes:
         bundle: the bundle.
         backends: by stage, what runs it.
+        reasons: by stage, why that does, where `load` chose it.
         threads: for every stage; 0 leaves it to the backend.
         processor: tokenizer, chat template and picture settings.
         cache: features of pictures seen before.
@@ -74,12 +76,14 @@ class Pipeline:
         cache_bytes: int,
         prefetch: Sequence[str] = (),
         limits: MediaLimits | None = None,
+        reasons: Mapping[str, str] | None = None,
     ):
         self.bundle = bundle
         self.backends = backends
         self.threads = threads
         self.limits = limits or MediaLimits.read()
         self.cache = FeatureCache(cache_bytes)
+        self.reasons = reasons or {}
         self._replacements: tuple[_Replacement, ...] = ()
         self._lock = Lock()  # guards the replacements
         self._sessions = StageSessions(backends, lambda stage: open_session(backends[stage], bundle, stage, threads))
@@ -96,7 +100,7 @@ class Pipeline:
     def load(
         cls,
         bundle: str | Path,
-        backend: str | Mapping[str, str] = "ort",
+        backend: str | Mapping[str, str] = AUTO,
         *,
         eager: Collection[str] = (),
         threads: int = 0,
@@ -109,10 +113,10 @@ class Pipeline:
 
         Args:
             bundle: folder.
-            backend: what runs the stages: "ort" (ONNX Runtime on the CPU), "openvino" (`select` stays on "ort"),
-                "openvino-bf16", "ort-cuda", "tensorrt", "tensorrt-rtx" or "eager" (PyTorch, the reference). A mapping gives
-                each stage its own, `{"vision": "ort", "default": "tensorrt"}`; "default", itself "ort", is for stages
-                not named.
+            backend: what runs the stages: "auto" (the fastest at hand that computes what the bundle promises), "ort" (ONNX
+                Runtime on the CPU), "openvino" (`select` stays on "ort"), "openvino-bf16", "ort-cuda", "tensorrt",
+                "tensorrt-rtx" or "eager" (PyTorch, the reference). A mapping gives each stage its own,
+                `{"vision": "ort", "default": "tensorrt"}`; "default", itself "auto", is for stages not named.
             eager: stages to run in eager PyTorch instead, to find one that drifts.
             threads: for every stage; 0 leaves it to the backend.
             cache_bytes: bound of the feature cache.
@@ -127,13 +131,16 @@ class Pipeline:
         opened = Bundle.open(bundle, verify)
         manifest = opened.manifest
         _check_limits(threads, cache_bytes)
-        backends = _choose_backends(opened, backend, eager)
+        choices = choose_backends(opened, backend, eager)
+        backends = {stage: choice.backend for stage, choice in choices.items()}
         check_memory(
             f"'{bundle}' in {manifest.precision}",
             sum(spec.weight_bytes for name, spec in manifest.stages.items() if backends[name] == "ort"),
             "quantise the bundle (rediprune calibrate --help)",
         )
-        return cls(opened, backends, threads, cache_bytes, () if lazy else _prefetched(opened, backends), limits)
+        reasons = {stage: choice.reason for stage, choice in choices.items()}
+        prefetch = () if lazy else _prefetched(opened, backends)
+        return cls(opened, backends, threads, cache_bytes, prefetch, limits, reasons)
 
     @overload
     def stage(  # pyright: ignore[reportOverlappingOverload]  # a str may be "language": then it is the first
@@ -162,7 +169,7 @@ class Pipeline:
         Raises:
             RedipruneError: the bundle has no such stage.
         """
-        _check_stages(sessions, self.backends)
+        check_stages(sessions, self.backends)
         towers = {modality.stage for modality in self.bundle.manifest.modalities.values()}
         replacement = _Replacement(sessions, FeatureCache(self.cache.limit) if towers & set(sessions) else None)
         with self._lock:
@@ -340,30 +347,6 @@ def _check_limits(threads: int, cache_bytes: int) -> None:
         )
     if threads < 0 or cache_bytes < 0:
         raise RedipruneError("threads and cache_bytes must be 0 or more")
-
-
-def _check_stages(named: Iterable[str], stages: Collection[str]) -> None:
-    unknown = sorted(set(named) - set(stages))
-    if unknown:
-        raise RedipruneError(f"stage '{unknown[0]}' is not one of this bundle's: {', '.join(stages)}")
-
-
-def _choose_backends(bundle: Bundle, backend: str | Mapping[str, str], eager: Collection[str]) -> dict[str, str]:
-    """Stage → what runs it.
-
-    Raises:
-        RedipruneError: a stage or backend that is not known, or one that a calibrated bundle cannot run on.
-    """
-    stages, calibration = list(bundle.manifest.stages), bundle.manifest.calibration
-    chosen = {"default": backend} if isinstance(backend, str) else {"default": "ort", **backend}
-    _check_stages([*eager, *(stage for stage in chosen if stage != "default")], stages)
-    for name in chosen.values():
-        if name not in BACKENDS:
-            raise RedipruneError(f"backend '{name}' is not known; choose one of: {', '.join(BACKENDS)}")
-        if calibration is not None and (refusal := calibration.refusal(name)) is not None:
-            raise RedipruneError(refusal)
-    asked = {stage: "eager" if stage in eager else chosen.get(stage, chosen["default"]) for stage in stages}
-    return {stage: runs_on(name, stage) for stage, name in asked.items()}
 
 
 def _prefetched(bundle: Bundle, backends: Mapping[str, str]) -> list[str]:

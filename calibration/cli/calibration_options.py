@@ -10,7 +10,7 @@ from ...runtime.errors import RedipruneError
 RecipeOption = Annotated[
     str,
     typer.Option(
-        help="The quantization scheme of all stages (int8, int8-dynamic, fp8, int4, fp16, bf16), or STAGE=SCHEME for single "
+        help="The quantization scheme of all stages (int8, int8-dynamic, int8-weights, fp8, int4, fp16, bf16), or STAGE=SCHEME for single "
         "ones, separated by commas. STAGE=unchanged leaves a stage as it is."
     ),
 ]

@@ -50,7 +50,9 @@ def evaluate(
     ] = None,
     keep: Annotated[str, typer.Option(help="Keep ratios, comma separated.")] = _KEEPS,
     rules: Annotated[str, typer.Option(help="Selection rules, comma separated.")] = _RULES,
-    backend: Annotated[str, typer.Option(help="What runs the stages; several, comma separated, are compared.")] = "ort",
+    backend: Annotated[
+        str, typer.Option(help="What runs the stages; several, comma separated, are compared.")
+    ] = "auto",
     images: Annotated[int, typer.Option(min=0, help="Pictures of the built-in task, about four questions each.")] = 100,
     clips: Annotated[int, typer.Option(min=0, help="Clips of the built-in task, likewise.")] = 40,
     split: Annotated[str, typer.Option(help="Splits of the built-in task: test, unseen, or test,unseen.")] = "test",

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ...runtime.backend_choice import AUTO
 from ...runtime.bundle import Bundle
 from ...runtime.errors import RedipruneError
 from ...runtime.pipeline import Pipeline
@@ -33,7 +34,7 @@ class EvaluationOptions:
         max_new_tokens: the longest answer.
     """
 
-    backend: str = "ort"
+    backend: str = AUTO
     frames: int = 8
     frame_tolerance: float | None = None
     seed: int = 0
@@ -77,10 +78,9 @@ def evaluate(
     if unknown:
         raise RedipruneError(f"rule '{unknown[0]}' is not known; choose of: {', '.join(RULES)}")
     bundle = Bundle.open(folder)
-    asker = _Asker(
-        bundle, Pipeline.load(folder, options.backend, threads=options.threads, cache_bytes=_CACHE_BYTES), options
-    )
-    store = ReplyStore(out, replies_key(bundle, questions, options.backend, asdict(options)))
+    pipeline = Pipeline.load(folder, options.backend, threads=options.threads, cache_bytes=_CACHE_BYTES)
+    asker = _Asker(bundle, pipeline, options)
+    store = ReplyStore(out, replies_key(bundle, questions, pipeline.backends, asdict(options)))
     scores = []
     for rule, keep in _runs(rules, keep_ratios):
         replies = []

@@ -6,7 +6,7 @@ and videos, the questions, the options, the libraries and, for its time, the pro
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -54,26 +54,28 @@ class ReplyStore:
                 file.write(json.dumps(line) + "\n")
 
 
-def replies_key(bundle: Bundle, questions: Sequence[Question], backend: str, options: dict[str, Any]) -> str:
+def replies_key(
+    bundle: Bundle, questions: Sequence[Question], backends: Mapping[str, str], options: dict[str, Any]
+) -> str:
     """Identify by content everything that replies and their times depend on.
 
     Args:
         bundle: all that its manifest lists counts: stages, processor files (chat template, tokenizer, generation config),
             defaults, and the engines of the backend.
         questions: with the content of their images and videos.
-        backend: what runs the stages.
+        backends: by stage, what runs it.
         options: all else that an evaluation was asked for.
     """
-    made = bundle.manifest.model_dump(mode="json", exclude={"digest", "calibration", "engines"})
-    engines = bundle.manifest.engines.get(backend)
+    made = bundle.manifest.model_dump(mode="json", exclude={"digest", "calibration", "engines", "plan"})
+    engines = [found for name in sorted(set(backends.values())) if (found := bundle.manifest.engines.get(name))]
     hashes = {media: file_sha256(media) for media in {question.media for question in questions}}
     asked = [(hashes[q.media], q.video, q.question, q.answer, q.match) for q in questions]
     depends_on = [
         _FORMAT,
         made,
-        None if engines is None else engines.model_dump(mode="json"),
+        [engine.model_dump(mode="json") for engine in engines],
         asked,
-        [backend, options],
+        [dict(backends), options],
         {name: found for name in _LIBRARIES if (found := _version(name)) is not None},
         processor_name(),
     ]

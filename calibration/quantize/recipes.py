@@ -13,7 +13,7 @@ _KEEP = "keep"  # what earlier versions called it
 _STAGES = ("vision", "project", "language")
 RECIPES: dict[str, dict[str, str]] = {
     "int8": dict.fromkeys(_STAGES, "int8"),
-    "int8-dynamic": dict.fromkeys(_STAGES, "int8-dynamic"),
+    **{scheme: dict.fromkeys(_STAGES, scheme) for scheme in ("int8-dynamic", "int8-weights")},
     "fp8": dict.fromkeys(_STAGES, "fp8"),
     **{half: dict.fromkeys((*_STAGES, "embed"), half) for half in ("fp16", "bf16")},
     "int4": {"vision": "int8", "project": "int8", "language": "int4"},
@@ -74,10 +74,10 @@ def limits_of(recipe: Mapping[str, str]) -> list[Limit]:
     for name in dict.fromkeys(recipe.values()):
         scheme = SCHEMES[name]
         for backend, why in scheme.refused.items():
-            limits.append(Limit(backend=backend, says=f"{backend} does not take {name}: {why}"))
+            limits.append(Limit(backend=backend, scheme=name, says=f"{backend} does not take {name}: {why}"))
         least = scheme.min_compute_capability
         if least is None:
             continue
         says = f"{name} needs a GPU of {least} or newer; leave older ones out of --target, or choose another recipe"
-        limits += [Limit(backend=b, below=least, says=says) for b in _TENSORRT if b not in scheme.refused]
+        limits += [Limit(backend=b, scheme=name, below=least, says=says) for b in _TENSORRT if b not in scheme.refused]
     return limits

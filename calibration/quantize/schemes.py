@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from .activation_ranges import Activation
+from .block_weights import Int4WeightPass, Int8WeightPass
 from .float16 import HalfPrecisionPass
-from .int4 import Int4WeightPass
 from .int8_dynamic import DynamicInt8Pass
 from .qdq import FP8, INT8, QdqPass
 
@@ -73,6 +73,7 @@ def _int4(given: PassInputs) -> Int4WeightPass:
 
 
 _CPU_ONLY = "its operators are ONNX Runtime's own for CPUs; choose int8"
+_NO_INT8_BLOCKS = "of weights in blocks it reads INT4 only; choose int8 or int4"
 _NO_BF16 = "it has no bf16 products; choose fp16"
 
 SCHEMES = {
@@ -88,6 +89,11 @@ SCHEMES = {
         _fp8,
         "needed",
         min_compute_capability="sm_89",
+    ),
+    "int8-weights": Scheme(
+        "INT8 weights in blocks of 16 to 128 inputs; products in the bundle's precision",
+        lambda given: Int8WeightPass(layer_names=given.layer_names),
+        refused=dict.fromkeys(("tensorrt", "tensorrt-rtx"), _NO_INT8_BLOCKS),
     ),
     "int4": Scheme(
         "INT4 weights in blocks of 16 to 128 inputs; products in the bundle's precision",

@@ -30,7 +30,7 @@ class BenchSettings:
     video: Path | None = None
     frames: int = 8
     keeps: Sequence[float] = (1.0, 0.25, 0.15, 0.1)
-    backends: Sequence[str] = ("ort",)
+    backends: Sequence[str] = ("auto",)
     peers: Sequence[str] = ()
     runs: int = 3
     threads: int = 0

@@ -31,9 +31,15 @@ def build_cpu(folder: str | Path, backend: str, progress: Progress | None = None
     report = progress or (lambda stage, what, fraction: None)
     with changing(folder) as bundle:
         made = bundle.manifest.calibration
-        if made is not None and (refusal := made.refusal(backend)) is not None:
-            raise RedipruneError(refusal)
-        stages = {name: stage for name, stage in bundle.manifest.stages.items() if runs_on(backend, name) == backend}
+        refusals = {} if made is None else {name: made.refusal(backend, stage=name) for name in bundle.manifest.stages}
+        stages = {
+            name: stage
+            for name, stage in bundle.manifest.stages.items()
+            if runs_on(backend, name) == backend and refusals.get(name) is None
+        }
+        towers = {modality.stage for modality in bundle.manifest.modalities.values()}
+        if not towers & set(stages) and "language" not in stages:
+            raise RedipruneError(next(filter(None, refusals.values())))
         if bundle.manifest.engines.pop(backend, None) is not None:
             bundle.write_manifest()  # its files are about to change
         files: dict[str, str] = {}

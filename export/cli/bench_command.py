@@ -45,7 +45,7 @@ def bench(
     keeps: Annotated[
         str, typer.Option(help="The keep ratios to measure, each in (0, 1], comma separated.")
     ] = "1,0.25,0.15,0.1",
-    backends: Annotated[str, typer.Option(help="The backends to run every bundle on, comma separated.")] = "ort",
+    backends: Annotated[str, typer.Option(help="The backends to run every bundle on, comma separated.")] = "auto",
     peers: Annotated[
         str,
         typer.Option(

@@ -1,6 +1,7 @@
 """`rediprune build`: engines for a backend."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +25,7 @@ def add(app: typer.Typer) -> None:
         "build",
         epilog="""Examples:\n
     rediprune build engines/llava --backend ort\n
-    rediprune build engines/llava --backend openvino\n
+    rediprune build engines/llava --backend auto\n
     rediprune build engines/llava --backend tensorrt-rtx --target sm_89,sm_120 --profile kept=1:64:576""",
     )(needs_extra(build))
 
@@ -34,7 +35,7 @@ def build(
     backend: Annotated[
         str,
         typer.Option(
-            help="The backend to build for: ort, openvino, tensorrt (for the GPU that is here) or tensorrt-rtx (needs none)."
+            help="The backend to build for: ort, openvino, tensorrt (for the GPU that is here), tensorrt-rtx (needs none), or auto: what runs the bundle here, and TensorRT (-RTX) for a GPU."
         ),
     ] = "ort",
     target: Annotated[
@@ -54,9 +55,12 @@ def build(
     if backend in ("ort", "openvino"):
         _build_cpu(bundle, backend, bool(target or profile), as_json)
         return
+    if backend == "auto":
+        _build_for_machine(bundle, bool(target or profile or force), as_json)
+        return
     if backend not in ("tensorrt", "tensorrt-rtx"):
         raise RedipruneError(
-            f"backend '{backend}' is not one that is built; choose ort, openvino, tensorrt or tensorrt-rtx"
+            f"backend '{backend}' is not one that is built; choose auto, ort, openvino, tensorrt or tensorrt-rtx"
         )
     from ..build.tensorrt_engines import build_tensorrt
 
@@ -77,6 +81,24 @@ def build(
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _build_for_machine(bundle: Path, with_options: bool, as_json: bool) -> None:
+    from ..build.machine_engines import build_for_machine
+
+    if with_options:
+        raise RedipruneError("--target, --profile and --force are for one backend; name it with --backend")
+    with stage_progress(as_json) as report:
+        made = build_for_machine(
+            bundle, lambda backend: lambda stage, what, fraction: report(f"{backend} {stage}", what, fraction)
+        )
+    if as_json:
+        print(json.dumps([asdict(each) for each in made]))
+        return
+    table = Table("backend", "built", "runs here", title=str(bundle))
+    for each in made:
+        table.add_row(each.backend, each.outcome, each.runs)
+    Console().print(table)
 
 
 def _build_cpu(bundle: Path, backend: str, with_sizes: bool, as_json: bool) -> None:

@@ -34,7 +34,7 @@ def add(app: typer.Typer) -> None:
 
 def validate(
     bundle: BundleArgument,
-    backend: Annotated[str, typer.Option(help=BACKEND_HELP)] = "ort",
+    backend: Annotated[str, typer.Option(help=BACKEND_HELP)] = "auto",
     stage: Annotated[
         list[str] | None, typer.Option(help="Compare only this stage, and no whole answers. May be repeated.")
     ] = None,
@@ -80,7 +80,7 @@ def validate(
             opened = Bundle.open(bundle, verify=False)
             for name in report.failing_stages or dict.fromkeys(row.stage for row in report.stages):
                 rows = [row for row in report.stages if row.stage == name]
-                print(polygraphy_command(opened, backend, rows, save_inputs))
+                print(polygraphy_command(opened, report.backends[name], rows, save_inputs))
     raise typer.Exit(0 if report.passed else 1)
 
 

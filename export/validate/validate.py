@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from ...runtime.backend_choice import AUTO, choose_backends, describe_backends
 from ...runtime.bundle import Bundle
 from ...runtime.errors import RedipruneError
 from ...runtime.media.preprocess import load_image, load_video
@@ -21,7 +22,7 @@ from .validation_report import ValidationReport
 
 def validate(
     folder: str | Path,
-    backend: str = "ort",
+    backend: str = AUTO,
     stages: Collection[str] = (),
     eager: Collection[str] = (),
     image: Any = None,
@@ -57,13 +58,15 @@ def validate(
     image = sample_picture() if image is None else image
     video = sample_clip() if video is None else video
     cases = stored_cases(bundle, image, video, refresh)
-    report = ValidationReport(str(folder), backend, bundle.manifest.precision, sorted(eager))
+    precision = bundle.manifest.precision
+    report = ValidationReport(str(folder), describe_backends(pipeline.backends), precision, sorted(eager))
+    report.backends = dict(pipeline.backends)
+    backends = choose_backends(bundle, backend)  # of the stages that run eagerly in whole answers too
     for stage in chosen:
         if save_inputs is not None:
             save_cases_for_polygraphy(bundle, stage, cases.stages[stage], save_inputs)
-        report.stages += compare_stage(bundle, backend, stage, cases.stages[stage], threads)
+        report.stages += compare_stage(bundle, backends[stage].backend, stage, cases.stages[stage], threads)
     if end_to_end and not stages:
-        precision = bundle.manifest.precision
         report.end_to_end = [compare_request(pipeline, case, precision) for case in cases.requests]
     return report
 

@@ -12,8 +12,9 @@ class ValidationReport:
     """What was compared, and how.
 
     Attributes:
-        bundle, backend, precision: what was held against eager PyTorch.
+        bundle, backend, precision: what was held against eager PyTorch; the backend in words.
         eager: stages that ran in eager PyTorch end to end.
+        backends: by stage, what ran it.
         stages: one row for each stage, input and output.
         end_to_end: one row for each request; empty where only stages were asked for.
     """
@@ -22,6 +23,7 @@ class ValidationReport:
     backend: str
     precision: str
     eager: list[str] = field(default_factory=list)
+    backends: dict[str, str] = field(default_factory=dict)
     stages: list[StageRow] = field(default_factory=list)
     end_to_end: list[EndToEndRow] = field(default_factory=list)
 

@@ -16,6 +16,7 @@ from .manifest import (
     StageSpec,
     TensorSpec,
 )
+from .plan_record import PlanRecord, TriedForm
 
 __all__ = [
     "MANIFEST",
@@ -31,10 +32,12 @@ __all__ = [
     "Limit",
     "Manifest",
     "ModalitySpec",
+    "PlanRecord",
     "Sensitivity",
     "Source",
     "StageSpec",
     "TensorSpec",
+    "TriedForm",
     "file_sha256",
     "sensitivity_rows",
 ]

@@ -14,9 +14,13 @@ LARGEST_TOLERANCE = 0.5
 
 
 class Limit(StrictModel):
-    """Where a calibrated bundle cannot be used: a backend, or its GPUs below a compute capability ("sm_89")."""
+    """Where a calibrated bundle cannot be used: a backend, or its GPUs below a compute capability ("sm_89").
+
+    It is one of the stages in the quantization scheme named; of the whole bundle where none is, as earlier versions had it.
+    """
 
     backend: str
+    scheme: str = ""
     below: str | None = None
     says: str
 
@@ -110,11 +114,18 @@ class CalibrationSpec(StrictModel):
         capped = {stage: min(most, self.largest_tolerance(stage)) for stage, most in tolerances.items()}
         return self.model_copy(update={"tolerances": {**self.tolerances, backend: capped}, "floors": None})
 
-    def refusal(self, backend: str, targets: Sequence[str] = ()) -> str | None:
-        """Why a backend, or one of the GPUs it would build for, cannot take the bundle."""
+    def refusal(self, backend: str, targets: Sequence[str] = (), stage: str | None = None) -> str | None:
+        """Why a backend cannot take the bundle, or one of its stages.
+
+        Args:
+            backend: "openvino-bf16" is held to what "openvino" takes.
+            targets: compute capabilities of GPUs that it would build for.
+            stage: the one asked about; None is all of them.
+        """
         for limit in self.limits:
+            elsewhere = stage is not None and limit.scheme not in ("", self.recipe.get(stage))
             low = limit.below is not None and any(_capability(t) < _capability(limit.below) for t in targets)
-            if limit.backend == backend and (limit.below is None or low):
+            if limit.backend == backend.removesuffix("-bf16") and not elsewhere and (limit.below is None or low):
                 return limit.says
         return None
 

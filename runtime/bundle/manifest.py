@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from .calibration_record import CalibrationSpec
 from .paths import inside
+from .plan_record import PlanRecord
 from .strict_model import StrictModel
 
 SCHEMA_VERSION = 1
@@ -142,6 +143,7 @@ class Manifest(StrictModel):
     stages: dict[str, StageSpec]
     engines: dict[str, EngineSpec] = {}
     calibration: CalibrationSpec | None = None
+    plan: PlanRecord | None = None
     files: dict[RelativePath, str] = {}  # processor files and others that belong to no stage
     digest: str = ""
 

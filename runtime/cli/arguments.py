@@ -16,7 +16,8 @@ BundleArgument = Annotated[
     Path, typer.Argument(help="The bundle: a folder that `rediprune export` or `rediprune calibrate` made.")
 ]
 BACKEND_HELP = (
-    "The backend that runs the stages: ort (ONNX Runtime on the CPU), openvino or openvino-bf16 (`select` stays on ort), "
+    "The backend that runs the stages: auto (for each the fastest at hand; `rediprune inspect` says which), ort (ONNX "
+    "Runtime on the CPU), openvino or openvino-bf16 (`select` stays on ort), "
     "ort-cuda, tensorrt, tensorrt-rtx, or eager (PyTorch, the reference)."
 )
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document in place of text.")]

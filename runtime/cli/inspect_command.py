@@ -1,6 +1,8 @@
 """`rediprune inspect`: what a bundle holds."""
 
 import json
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import typer
@@ -8,7 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..backend_choice import choose_backends
 from ..bundle import Bundle
+from ..errors import RedipruneError
 from .arguments import BundleArgument, JsonOption
 from .sensitivity_table import sensitivity_table
 
@@ -22,8 +26,9 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     """Check every file of a bundle against its hash and print what the bundle holds."""
     opened = Bundle.open(bundle, remember=False)
     manifest = opened.manifest
+    automatic = _automatic(opened)
     if as_json:
-        print(json.dumps(manifest.model_dump(mode="json"), indent=2))
+        print(json.dumps(manifest.model_dump(mode="json") | {"auto": automatic}, indent=2))
         return
     console = Console()
     console.print(f"[bold]{manifest.family_name}[/bold] bundle, {manifest.precision}, tool {manifest.tool_version}")
@@ -52,7 +57,26 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
         targets = f" for {', '.join(engine.compute_capability)}" if engine.compute_capability else ""
         stages = ", ".join(f"{stage} {engine.precision.get(stage, '')}".strip() for stage in engine.stages)
         console.print(f"engines: {backend} with {engine.library} {engine.version}{targets}; {stages}", highlight=False)
+    for says in _says_automatic(automatic):
+        console.print(says, highlight=False, soft_wrap=True)
     console.print("all files are as they were when the bundle was made")
+
+
+def _automatic(bundle: Bundle) -> dict[str, dict[str, str]]:
+    """What `--backend auto` runs each stage on here, and why; under `none` why the bundle cannot run."""
+    try:
+        return {stage: asdict(choice) for stage, choice in choose_backends(bundle).items()}
+    except RedipruneError as error:
+        return {"none": {"backend": "", "reason": str(error)}}
+
+
+def _says_automatic(automatic: dict[str, dict[str, str]]) -> Iterator[str]:
+    """A line for each backend that `auto` takes."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for stage, choice in automatic.items():
+        alike.setdefault((choice["backend"], choice["reason"]), []).append(stage)
+    for (backend, reason), stages in alike.items():
+        yield f"auto: {', '.join(stages)} on {backend}: {reason}" if backend else f"auto: {reason}"
 
 
 def _ports(ports: list[Any]) -> str:

@@ -74,7 +74,7 @@ def run(
     seed: Seed = None,
     stop: Stop = None,
     show: Show = None,
-    backend: Backend = "ort",
+    backend: Backend = "auto",
     eager: Eager = None,
     limit: LimitOption = None,
     threads: Threads = 0,
@@ -125,13 +125,13 @@ def run(
             print(flush=True)
             for warning in dict.fromkeys(stream.answer.warnings):
                 say("warning", warning, "yellow")
-            Console(stderr=True, soft_wrap=True).print(_summary(stream.answer), style="dim", highlight=False)
+            Console(stderr=True, soft_wrap=True).print(_summary(stream.answer, pipeline), style="dim", highlight=False)
     if show is not None:
         from ..media.visualize import draw_answer
 
         draw_answer(answers[-1], pipeline.processor, prompt[-1]).save(show)
     if as_json:
-        documents = [_document(answer) for answer in answers]
+        documents = [_document(answer, pipeline) for answer in answers]
         print(json.dumps(documents[0] if len(documents) == 1 else documents))
 
 
@@ -169,7 +169,9 @@ def _turns(
         dialogue.append({"role": "assistant", "content": [{"type": "text", "text": answers[-1].text}]})
 
 
-def _summary(answer: "Answer") -> str:
+def _summary(answer: "Answer", pipeline: "Pipeline") -> str:
+    from ..backend_choice import describe_backends
+
     seconds = answer.timings
     share = seconds["select"] / seconds["time_to_first_token"]
     kept = ""
@@ -179,11 +181,11 @@ def _summary(answer: "Answer") -> str:
         f"{kept}first token {seconds['time_to_first_token'] * 1e3:.0f} ms "
         f"(vision {seconds['vision'] * 1e3:.0f}, select {seconds['select'] * 1e3:.1f} = {share:.1%}, "
         f"prefill {seconds['prefill'] * 1e3:.0f}) · {answer.tokens_per_second:.0f} tokens/s · "
-        f"peak memory {answer.peak_memory / 1e9:.2f} GB"
+        f"peak memory {answer.peak_memory / 1e9:.2f} GB · {describe_backends(pipeline.backends)}"
     )
 
 
-def _document(answer: "Answer") -> dict[str, Any]:
+def _document(answer: "Answer", pipeline: "Pipeline") -> dict[str, Any]:
     return {
         "text": answer.text,
         "token_ids": answer.token_ids,
@@ -197,4 +199,6 @@ def _document(answer: "Answer") -> dict[str, Any]:
         "tokens_per_second": answer.tokens_per_second,
         "peak_memory_bytes": answer.peak_memory,
         "warnings": answer.warnings,
+        "backends": dict(pipeline.backends),
+        "backend_reasons": dict(pipeline.reasons),
     }

@@ -56,7 +56,7 @@ def serve(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     api_key: ApiKey = None,
-    backend: Backend = "ort",
+    backend: Backend = "auto",
     threads: Threads = 0,
     keep: Keep = None,
     alpha: Alpha = None,

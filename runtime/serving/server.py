@@ -7,6 +7,7 @@ from typing import Any
 
 import uvicorn
 
+from ..backend_choice import AUTO, describe_backends
 from ..pipeline import Pipeline
 from .log import log, log_config
 from .metrics import Metrics
@@ -25,7 +26,7 @@ class Loading:
         feature_memory: bytes of each bundle's feature cache.
     """
 
-    backend: str = "ort"
+    backend: str = AUTO
     threads: int = 0
     feature_memory: int = 1 << 30
 
@@ -42,8 +43,13 @@ def load_models(
     for name, folder in bundles.items():
         pipeline = Pipeline.load(folder, loading.backend, threads=loading.threads, cache_bytes=loading.feature_memory)
         models[name] = ServedModel(name, pipeline, settings, metrics)
+        log.info("%s runs on %s", name, describe_backends(pipeline.backends))
         if not models[name].batches:
-            log.warning("%s on %s decodes one request at a time; ort decodes many together", name, loading.backend)
+            log.warning(
+                "%s decodes one request at a time with its language stage on %s; ort decodes many together",
+                name,
+                pipeline.backends["language"],
+            )
     return models
 
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from rediprune.calibration.quantize.block_weights import Int4WeightPass, block_scales, round_to_blocks
 from rediprune.calibration.quantize.gptq import gptq_factor, round_with_samples
-from rediprune.calibration.quantize.int4 import Int4WeightPass, block_scales, round_to_blocks
 
 
 def random(*shape: int, seed: int = 0) -> np.ndarray:

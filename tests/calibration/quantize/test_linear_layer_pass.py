@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from rediprune.calibration.quantize.activation_ranges import Activation
-from rediprune.calibration.quantize.int4 import Int4WeightPass
+from rediprune.calibration.quantize.block_weights import Int4WeightPass, Int8WeightPass
 from rediprune.calibration.quantize.int8_dynamic import DynamicInt8Pass
 from rediprune.calibration.quantize.linear_layer_pass import LinearLayerPass, UnsuitableGraphError
 from rediprune.calibration.quantize.linear_layers import linear_layers
@@ -20,6 +20,7 @@ PASSES: dict[str, Callable[..., LinearLayerPass]] = {
     "fp8": lambda **chosen: QdqPass(FP8, SEEN, **chosen),
     "int8-dynamic": DynamicInt8Pass,
     "int4": Int4WeightPass,
+    "int8-weights": Int8WeightPass,
     "int4 with samples": lambda **chosen: Int4WeightPass({"x": np.eye(32, dtype=np.float32)}, **chosen),
 }
 

@@ -8,7 +8,15 @@ from rediprune.calibration.quantize.activation_ranges import Activation
 from rediprune.calibration.quantize.linear_layer_pass import LinearLayerPass
 from rediprune.calibration.quantize.schemes import SCHEMES, PassInputs
 
-ERRORS = {"int8": 0.02, "int8-dynamic": 0.015, "fp8": 0.05, "int4": 0.15, "fp16": 1e-3, "bf16": 8e-3}
+ERRORS = {
+    "int8": 0.02,
+    "int8-dynamic": 0.015,
+    "int8-weights": 0.008,
+    "fp8": 0.05,
+    "int4": 0.15,
+    "fp16": 1e-3,
+    "bf16": 8e-3,
+}
 
 
 def given(x: np.ndarray, needed: str, **chosen: object) -> PassInputs:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxruntime.quantization.quant_utils import QuantFormat
-from rediprune.calibration.quantize.int4 import BLOCKS, Int4WeightPass, block_size
+from rediprune.calibration.quantize.block_weights import BLOCKS, Int4WeightPass, Int8WeightPass, block_size
 
 
 def random(*shape: int, seed: int = 0) -> np.ndarray:
@@ -47,6 +47,20 @@ def test_int4_is_within_half_a_step_of_every_weight(products_of, constant_of, we
     # The division and the product round once each; the scale itself may be the least float there is.
     bound = scales * np.float64(0.5) * (1 + 1e-5) + np.finfo(np.float32).smallest_subnormal * 8
     assert (np.abs(integers.astype(np.float64) * scales - weight) <= bound).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(matrices)
+def test_int8_is_within_half_a_step_of_every_weight(products_of, constant_of, weight: np.ndarray) -> None:
+    model = products_of(weight)
+    Int8WeightPass()(model)
+    block = block_size(len(weight))
+    assert block is not None
+    scales = np.repeat(constant_of(model, "fc0.weight.scale"), block, axis=0)
+    integers = constant_of(model, "fc0.weight.int8").astype(np.float64)
+    assert np.abs(integers).max(initial=0) <= 127
+    bound = scales * np.float64(0.5) * (1 + 1e-4) + np.finfo(np.float32).smallest_subnormal * 128
+    assert (np.abs(integers * scales - weight) <= bound).all()
 
 
 @pytest.mark.parametrize("width", [16, 192, 256])
