@@ -8,11 +8,12 @@ were quantised, never for fp32 ones. `rediprune optimize` measures, and leaves i
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from .backends.gpu import compute_capability
 from .backends.session import BACKENDS, runs_on
-from .bundle import Bundle
+from .bundle import Bundle, PlanRecord
 from .errors import RedipruneError
 from .machine import fingerprint, has_bf16
 
@@ -105,7 +106,7 @@ class _Automatic:
             name = plan.backends[stage]
             if plan.machine != fingerprint():
                 without = f"; the bundle's plan is for another machine ({plan.machine})"
-            elif (missing := _missing(name)) is not None:
+            elif (missing := missing_for(name) or _other_version(plan)) is not None:
                 without = f"; the bundle's plan has {name}, and {missing}"
             else:
                 return Choice(name, f"measured by rediprune optimize: {plan.reasons.get(stage, 'the fastest')}")
@@ -121,7 +122,7 @@ class _Automatic:
         spec, record = self.bundle.manifest.stages[stage], self.bundle.manifest.calibration
         towers = {modality.stage for modality in self.bundle.manifest.modalities.values()}
         measured = record is not None and record.fidelity.get(stage) is not None
-        if stage in towers and spec.precision == "int8" and measured and has_bf16() and _missing("openvino") is None:
+        if stage in towers and spec.precision == "int8" and measured and has_bf16() and missing_for("openvino") is None:
             return Choice("openvino-bf16", "the processor multiplies bfloat16, which suits a tower quantised with Q/DQ")
         refusal = _refusal(self.bundle, "ort", stage)
         if refusal is not None:
@@ -139,7 +140,19 @@ class _Automatic:
         )
 
 
-def _missing(backend: str) -> str | None:
+def _other_version(plan: PlanRecord) -> str | None:
+    """What of the libraries that a plan was measured with is here in another version; releases of fixes count as one."""
+    for name, measured in plan.versions.items():
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            return f"{name} is not installed"
+        if found.split(".")[:2] != measured.split(".")[:2]:
+            return f"{name} is {found} here and was {measured} when it was measured"
+    return None
+
+
+def missing_for(backend: str) -> str | None:
     """What a backend lacks on this machine, in a few words; None where it can be opened."""
     needed = {"openvino": "openvino", "openvino-bf16": "openvino", **_ENGINES}.get(backend)
     if needed is not None and find_spec(needed) is None:

@@ -1,4 +1,4 @@
-"""Commands of `rediprune` that need torch or ONNX, or that measure: export, build, validate, bench, report, new-checkpoint.
+"""Commands of `rediprune` that need torch or ONNX, or that measure: export, optimize, build, validate, bench, report, new-checkpoint.
 
 Heavy packages are imported when a command runs, so that `--help` stays fast.
 """
@@ -10,6 +10,7 @@ from . import (
     build_command,
     export_command,
     new_checkpoint_command,
+    optimize_command,
     report_command,
     validate_command,
 )
@@ -19,6 +20,7 @@ def add(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     for command in (
         export_command,
+        optimize_command,
         build_command,
         validate_command,
         bench_command,

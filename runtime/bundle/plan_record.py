@@ -10,7 +10,8 @@ class TriedForm(StrictModel):
         stage: its name.
         precision: a quantization scheme, or that of the source.
         backend: what ran it.
-        seconds: median of one request's time in the stage, as the target weighs it; None where it could not run.
+        seconds: median of one run: a frame of a tower, the prefill of the decoder; None where it could not run.
+        per_token: median seconds of a decoded token; None of a tower.
         error: ‖difference‖ / ‖output of the source‖ on samples held out, the worst; None where it was not measured.
         size: bytes of its weights on disk.
         chosen: whether the bundle has it.
@@ -21,6 +22,7 @@ class TriedForm(StrictModel):
     precision: str
     backend: str
     seconds: float | None = None
+    per_token: float | None = None
     error: float | None = None
     size: int = 0
     chosen: bool = False

@@ -36,6 +36,7 @@ from .serve_options import (
     Threads,
     Timeout,
 )
+from .sizes import parse_size
 
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
 
@@ -104,12 +105,12 @@ def serve(
         limits=RequestLimits(max_items, max_frames, max_tokens),
         max_body_bytes=max_body_mb << 20,
         max_batch=max_batch,
-        cache_memory=_bytes(cache_memory, "--cache-memory"),
+        cache_memory=parse_size(cache_memory, "--cache-memory"),
         max_waiting=max_waiting,
         prefill_chunk=prefill_chunk,
         timeout=timeout,
     )
-    loading = Loading(backend, threads, _bytes(feature_memory, "--feature-memory"))
+    loading = Loading(backend, threads, parse_size(feature_memory, "--feature-memory"))
     if not run(_named(bundle), loading, settings, defaults, (host, port), log_format):
         raise typer.Exit(2)
 
@@ -149,21 +150,3 @@ def _named(bundles: list[str]) -> dict[str, Path]:
             raise RedipruneError(f"two bundles are called '{name}'; give one another name with NAME=FOLDER")
         named[name] = path
     return named
-
-
-def _bytes(text: str, option: str) -> int:
-    """Bytes of a size such as 512MB or 4GB.
-
-    Raises:
-        RedipruneError: it is no size; the message names the option.
-    """
-    units = {"KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "B": 1}
-    upper = text.strip().upper().replace("IB", "B")
-    unit = next((unit for unit in units if upper.endswith(unit)), "")
-    try:
-        size = int(float(upper.removesuffix(unit)) * units.get(unit, 1))
-    except (ValueError, OverflowError):
-        size = 0
-    if size <= 0:
-        raise RedipruneError(f"{option} takes a size such as 512MB or 4GB, not '{text}'")
-    return size
