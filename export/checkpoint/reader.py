@@ -1,6 +1,7 @@
 """The checkpoint to export: a local folder or a hub id, its config, its family and its architecture without weights."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,9 @@ from ...graphs.stages import Stage, stages_of
 from ...runtime.bundle import Source, file_sha256
 from ...runtime.errors import RedipruneError
 from ..trace.replicate_layers import shallow_config
-from .weights import Weights
+from .unsuitable import refuse_adapter, refuse_quantized_config
+from .weight_files import weight_files
+from .weights import Weights, stored_weights, untie
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -48,6 +51,7 @@ class Checkpoint:
         folder = Path(name)
         if not folder.is_dir():
             folder = _download(name, revision)
+        refuse_adapter(folder)
         path = folder / "config.json"
         if not path.is_file():
             raise RedipruneError(
@@ -61,6 +65,7 @@ class Checkpoint:
             raise RedipruneError(
                 f"'{path}' is damaged or names no model_type; download the checkpoint again"
             ) from error
+        refuse_quantized_config(folder, raw)
         if raw.get("auto_map"):
             raise RedipruneError(
                 f"checkpoint '{folder}' asks for code of its own (auto_map in config.json), which is never run; if "
@@ -95,8 +100,15 @@ class Checkpoint:
             weights=weights,
         )
 
+    def weight_files(self) -> list[Path]:
+        """The files that hold its weights; raises as `weight_files.weight_files`."""
+        return weight_files(self.folder, getattr(self.config, "transformers_weights", None))
+
     def skeleton(self, precision: str) -> "Skeleton":
-        """The model on the meta device: every parameter a shape, every buffer computed."""
+        """The model on the meta device: every parameter a shape, every buffer computed.
+
+        Parameters that are stored apart are apart, whatever the config says; without weights the config decides.
+        """
         dtype = DTYPES[precision]
         with init_empty_weights(include_buffers=False):
             model = AutoModelForImageTextToText.from_config(self.config, dtype=dtype, trust_remote_code=False)
@@ -104,6 +116,9 @@ class Checkpoint:
         real = dict(model.named_buffers())
         model = model.to("meta")
         model.tie_weights()  # undone by init_empty_weights, which makes every parameter anew
+        if model.all_tied_weights_keys:
+            with suppress(RedipruneError):  # told when weights are asked for; a model can be looked at without
+                untie(model, stored_weights(model, self.weight_files()))
         buffers = {id(buffer): real[name].clone() for name, buffer in model.named_buffers()}
         return Skeleton(self, model, buffers, dtype)
 
@@ -140,7 +155,7 @@ class Skeleton:
         needed: list[Tensor] = [p for stage in self.stages for p in stage.module.parameters()]
         if self.newline is not None:
             needed.append(self.newline)
-        return Weights(self.checkpoint.folder, self.model, needed)
+        return Weights(self.checkpoint.folder, self.model, needed, self.checkpoint.weight_files())
 
     def parameters(self, stage: Stage) -> int:
         return sum(p.numel() for p in stage.module.parameters())

@@ -4,85 +4,97 @@ By reference, a graph's initialiser is a place in the checkpoint's own file (zer
 converted and written when the graph is saved. Nothing here holds more than one tensor in memory.
 """
 
-import json
-import struct
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 import torch
-from onnx_ir.passes.common import RemoveUnusedNodesPass
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from ...runtime.errors import RedipruneError
-
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-
-# What safetensors calls the types that weights may have, and what ONNX calls them.
-_DTYPES = {
-    "F64": ir.DataType.DOUBLE,
-    "F32": ir.DataType.FLOAT,
-    "F16": ir.DataType.FLOAT16,
-    "BF16": ir.DataType.BFLOAT16,
-}
-_ONNX = {torch.float32: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT16}
+from .unsuitable import refuse_packed
+from .weight_files import StoredTensor, stored_keys
+from .weight_initializers import WEIGHT_TYPES, copied, fold_transposes, refer
 
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where a weight lies: file, its key there, its type and shape, and its bytes: offset in the file and length."""
+def stored_weights(model: nn.Module, files: Sequence[Path]) -> dict[str, StoredTensor]:
+    """The stored tensors under the names of a model's parameters.
 
-    file: Path
-    key: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    length: int
+    Older releases use other names (transformers' renamings). Where several stored tensors mean one parameter, that one
+    counts which comes first in the order of their names, as in `transformers.core_model_loading`.
 
-    def load(self) -> Tensor:
-        with safe_open(self.file, framework="pt") as shard:
-            return shard.get_tensor(self.key)
+    Args:
+        model: as transformers builds it from the checkpoint's config.
+        files: of `weight_files`.
+
+    Raises:
+        RedipruneError: a damaged file, or packed weights.
+    """
+    tensors = stored_keys(files)
+    refuse_packed(files[0].parent, tensors)
+    rename = _renamer(model)
+    named: dict[str, StoredTensor] = {}
+    for key in sorted(tensors, key=dot_natural_key):
+        named.setdefault(rename(key), tensors[key])
+    return named
+
+
+def untie(model: Any, stored: Mapping[str, StoredTensor]) -> None:
+    """Part parameters that the config ties, but that are stored with different values: each then has its own.
+
+    So does transformers (`PreTrainedModel.tie_weights`), which takes the config for wrong then. With one of them stored,
+    or both with the same values, they stay tied.
+    """
+    for name, source in model.all_tied_weights_keys.items():
+        pair = [stored[each] for each in (name, source) if each in stored]
+        if len(pair) == 2 and not _equal(*pair, model.dtype):
+            place, _, leaf = name.rpartition(".")
+            apart = nn.Parameter(torch.empty_like(model.get_parameter(source)), requires_grad=False)
+            setattr(model.get_submodule(place), leaf, apart)
+
+
+def _equal(one: StoredTensor, other: StoredTensor, dtype: torch.dtype) -> bool:
+    """Whether two tensors are loaded as the same values."""
+    if one.shape != other.shape:
+        return False
+    if one.dtype != other.dtype:  # then a chunk of one is no chunk of the other
+        return torch.equal(one.load().to(dtype), other.load().to(dtype))
+    return all(torch.equal(a.to(dtype), b.to(dtype)) for a, b in zip(one.chunks(), other.chunks(), strict=True))
 
 
 class Weights:
-    """The weights of a checkpoint folder under the names of the transformers model built from its config."""
+    """The weights of a checkpoint folder under the names of the transformers model built from its config.
 
-    def __init__(self, folder: Path, model: nn.Module, needed: Iterable[Tensor]):
-        """Index the shards and match them to `model` (on any device, meta included).
+    Attributes:
+        files: that hold them.
+        stored: by the name of the model's parameter.
+        needed: the tensors of the parameters that were asked for.
+    """
+
+    def __init__(self, folder: Path, model: nn.Module, needed: Iterable[Tensor], files: Iterable[Path]):
+        """Match what is stored to `model` (on any device, meta included).
 
         Args:
             folder: the checkpoint.
             model: built from its config.
             needed: the model's parameters that must be there.
+            files: that hold its weights (`weight_files`).
 
         Raises:
-            RedipruneError: no safetensors, a missing, truncated or inconsistent shard, weights of a type that is not
-                taken, or weights that are not those of the model.
+            RedipruneError: a truncated or inconsistent shard, weights of a type that is not taken, or weights that are
+                not those of the model.
         """
-        index = weight_index(folder)
-        self.files = [folder / name for name in index]
-        rename = _renamer(model)
-        self.stored = {}
-        for file, keys in zip(self.files, index.values(), strict=True):
-            found = {tensor.key: tensor for tensor in _read_header(file)}
-            for key in found if keys is None else keys:
-                if key not in found:
-                    raise RedipruneError(
-                        f"'{folder / INDEX}' says that '{key}' is in '{file.name}', and it is not; the weight files and "
-                        "the index are of different downloads: download the checkpoint again"
-                    )
-                self.stored[rename(key)] = found[key]
+        self.files = list(files)
+        self.stored = stored_weights(model, self.files)
         self._owners: dict[int, list[str]] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             self._owners.setdefault(id(parameter), []).append(name)
+        self.needed: list[StoredTensor] = []
         missing = []
         for parameter in needed:
             names = self._owners[id(parameter)]
@@ -94,15 +106,17 @@ class Weights:
                     f"weight '{found.key}' in '{found.file}' has shape {list(found.shape)}, but config.json asks for "
                     f"{list(parameter.shape)}; the weights and the config are of different models: download both again"
                 )
-            elif found.dtype not in _DTYPES:
+            elif found.dtype not in WEIGHT_TYPES:
                 raise RedipruneError(
                     f"weight '{found.key}' in '{found.file}' is stored as {found.dtype}; weights must be bfloat16, float16 "
                     "or float32: give the checkpoint as it was before it was quantised"
                 )
+            else:
+                self.needed.append(found)
         if missing:
             raise RedipruneError(
                 f"checkpoint '{folder}' lacks {len(missing)} weights of its config, the first being '{missing[0]}'; "
-                "download it again, or check that config.json belongs to these weights"
+                f"{_untied_head(model, missing) or 'download it again, or check that config.json belongs to these weights'}"
             )
 
     def of(self, parameter: Tensor) -> StoredTensor:
@@ -139,9 +153,9 @@ class Weights:
             elif name in parameters:
                 stored = self.of(parameters[name])
                 if place is None or len(stored.shape) < 2:  # biases and norms are small: they go into the graph's file
-                    value.const_value = _lazy(stored, dtype, name)
+                    value.const_value = copied(stored, dtype, name)
                 else:
-                    _refer(model.graph, value, stored, dtype, place)
+                    refer(model.graph, value, stored, dtype, place)
                     used[stored.file] = None
         if place is None:
             fold_transposes(model)
@@ -173,132 +187,26 @@ class _Supply(TorchFunctionMode):
         return stored.float() if stored.is_floating_point() else stored
 
 
-def weight_index(folder: Path) -> dict[str, list[str] | None]:
-    """The checkpoint's safetensors files, each with the keys that the index promises there; None is all it has.
-
-    Raises:
-        RedipruneError: there are none, or the index is damaged or names files that are missing.
-    """
-    path = folder / INDEX
-    if path.is_file():
-        index: dict[str, list[str] | None] = {}
-        try:
-            for key, name in sorted(json.loads(path.read_text(encoding="utf-8"))["weight_map"].items()):
-                if PurePosixPath(name).name != name:
-                    raise ValueError
-                index.setdefault(name, []).append(key)  # pyright: ignore[reportOptionalMemberAccess]
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise RedipruneError(f"'{path}' is damaged; download the checkpoint again") from error
-        absent = [name for name in index if not (folder / name).is_file()]
-        if absent:
-            raise RedipruneError(
-                f"checkpoint '{folder}' lacks {len(absent)} of {len(index)} weight files, the first being '{absent[0]}'; "
-                "download the rest"
-            )
-        return dict(sorted(index.items()))
-    if (folder / SINGLE).is_file():
-        return {SINGLE: None}
-    if list(folder.glob("*.bin")):
-        raise RedipruneError(
-            f"checkpoint '{folder}' has its weights in .bin files; convert them once with transformers: "
-            "AutoModelForImageTextToText.from_pretrained(folder).save_pretrained(folder)"
-        )
-    raise RedipruneError(f"checkpoint '{folder}' has no weights: neither {SINGLE} nor {INDEX} is there")
-
-
-def _read_header(file: Path) -> list[StoredTensor]:
-    """Entries of a safetensors file.
-
-    Raises:
-        RedipruneError: the file does not hold what its header says (checked by safetensors: offsets without gaps or
-            overlaps, each as long as type and shape make it, the last at the file's end).
-    """
-    try:
-        with safe_open(file, framework="pt"), open(file, "rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header: dict[str, Any] = json.loads(stream.read(length))
-    except (SafetensorError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RedipruneError(f"weight file '{file}' is truncated or damaged ({reason}); download it again") from error
-    header.pop("__metadata__", None)
-    entries = []
-    for key, entry in header.items():
-        start, end = entry["data_offsets"]
-        entries.append(StoredTensor(file, key, entry["dtype"], tuple(entry["shape"]), 8 + length + start, end - start))
-    return entries
+def _untied_head(model: Any, missing: list[str]) -> str:
+    """What to do where nothing is missing but the head, which other checkpoints share with the embeddings."""
+    head = model.get_output_embeddings()
+    names = [name for name, parameter in model.named_parameters() if head is not None and parameter is head.weight]
+    if missing != names:
+        return ""
+    return "if the model shares it with its input embeddings, set tie_word_embeddings to true in config.json"
 
 
 def _renamer(model: Any) -> Callable[[str], str]:
-    """From a checkpoint's key to the model's own name: older checkpoints use other ones (transformers' renamings)."""
+    """From a checkpoint's key to the model's own name."""
     transforms = get_model_conversion_mapping(model)
     renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
     converters = [t for t in transforms if isinstance(t, WeightConverter)]
     state = model.state_dict()
-    return lambda key: rename_source_key(key, renamings, converters, model.base_model_prefix, state)[0]
 
+    def rename(key: str) -> str:
+        name = rename_source_key(key, renamings, converters, model.base_model_prefix, state)[0]
+        if name in state or key not in state:
+            return name
+        return rename_source_key(key, [], [], model.base_model_prefix, state)[0]
 
-def _lazy(stored: StoredTensor, dtype: torch.dtype, name: str, transpose: bool = False) -> ir.LazyTensor:
-    shape = stored.shape[::-1] if transpose else stored.shape
-
-    def read() -> ir.TensorProtocol:
-        tensor = stored.load().to(dtype)
-        return ir.tensor((tensor.T if transpose else tensor).contiguous().numpy(), name=name)
-
-    lazy = ir.LazyTensor(read, dtype=_ONNX[dtype], shape=ir.Shape(shape), name=name)
-    lazy.meta["stored"] = (stored, dtype)
-    return lazy
-
-
-def _refer(graph: ir.Graph, value: ir.Value, stored: StoredTensor, dtype: torch.dtype, place: str) -> None:
-    """Let an initialiser be a weight's own bytes; its users get it through a Cast where the type differs."""
-    name, kind, shape = str(value.name), _DTYPES[stored.dtype], ir.Shape(stored.shape)
-    tensor = ir.ExternalTensor(
-        f"{place}/{stored.file.name}", stored.offset, stored.length, kind, shape=shape, name=name
-    )
-    if kind == _ONNX[dtype]:
-        value.const_value = tensor
-        return
-    raw = ir.Value(name=name, type=ir.TensorType(kind), shape=shape, const_value=tensor)
-    value.replace_all_uses_with(raw)
-    graph.initializers.pop(name)
-    graph.register_initializer(raw)
-    users = raw.uses()
-    if all(node.op_type == "Gather" and index == 0 for node, index in users):
-        for node, _ in users:  # a table: the rows that are looked up are converted, not all of it
-            (rows,) = node.outputs
-            cast = _cast(rows, value, str(rows.name))
-            rows.name, rows.type = f"{rows.name}.stored", raw.type
-            graph.insert_after(node, cast)
-    else:
-        # Beside its first use: run as written, a graph then holds one converted weight at a time.
-        first = next(node for node in graph if node in {user for user, _ in users})
-        cast = _cast(raw, value, f"{name}.converted")
-        graph.insert_before(first, cast)
-
-
-def _cast(value: ir.Value, like: ir.Value, name: str) -> ir.Node:
-    """A Cast through which all users of `value` get it in the type of `like`."""
-    assert like.dtype is not None
-    converted = ir.Value(name=name, type=like.type, shape=value.shape)
-    value.replace_all_uses_with(converted, replace_graph_outputs=True)
-    return ir.Node("", "Cast", [value], [ir.AttrInt64("to", like.dtype)], outputs=[converted], name=f"{name}.cast")
-
-
-def fold_transposes(model: ir.Model) -> None:
-    """Store the weights of linear layers the way MatMul reads them, so that no engine transposes them at load."""
-    graph = model.graph
-    for node in list(graph):
-        if node.op_type != "Transpose" or node.inputs[0] is None:
-            continue
-        source, result = node.inputs[0], node.outputs[0]
-        tensor = source.const_value
-        if not (isinstance(tensor, ir.LazyTensor) and "stored" in tensor.meta and len(tensor.shape) == 2):
-            continue
-        stored, dtype = tensor.meta["stored"]
-        name = f"{source.name}.T"
-        if name not in graph.initializers:
-            folded = _lazy(stored, dtype, name, transpose=True)
-            graph.register_initializer(ir.Value(name=name, type=source.type, shape=folded.shape, const_value=folded))
-        value = graph.initializers[name]
-        result.replace_all_uses_with(value)
-    RemoveUnusedNodesPass()(model)
+    return rename
