@@ -38,6 +38,7 @@ from ..runtime.media.preprocess import Processor
 from ..runtime.prompt import check_placeholder_ids
 from .checkpoint.reader import Checkpoint, Skeleton
 from .checkpoint.shard_files import Hashing, can_link, link
+from .checkpoint.weight_range import check_range
 from .model_card import write_card
 from .trace.check_graph import COMPARED, COMPARED_WHOLE, check_graph, check_stage
 from .trace.replicate_layers import UnlikeLayersError, can_deepen, deepen
@@ -76,7 +77,8 @@ def export_bundle(
         The bundle, opened.
 
     Raises:
-        RedipruneError: bad weights, no room, a folder that is something else, a graph that fails its check.
+        RedipruneError: bad weights, weights that the precision cannot hold, no room, a folder that is something else, a
+            graph that fails its check.
     """
     if precision not in PRECISIONS:
         raise RedipruneError(f"precision '{precision}' is not one of {', '.join(PRECISIONS)}")
@@ -95,6 +97,8 @@ def export_bundle(
                 if current is not None:
                     return current
                 _refuse_another_source(folder, checkpoint.source_name)
+            report("checkpoint", "reading the weights", 0.0)
+            check_range(skeleton.weights.needed, skeleton.dtype)
             key = {
                 "source": checkpoint.source({}).model_dump(),
                 "weights": hashing.stamps,

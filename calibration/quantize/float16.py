@@ -20,6 +20,8 @@ from ...runtime.errors import RedipruneError
 from .float32_islands import Island, check_precisions, find_islands
 from .linear_layer_pass import UnsuitableGraphError
 
+_CHUNK = 1 << 24  # bytes of a stored weight that are looked at at once
+
 
 class HalfPrecisionPass(ir.passes.InPlacePass):
     """Put a stage's graph in half precision; weights are converted one at a time when the model is saved.
@@ -61,7 +63,7 @@ class HalfPrecisionPass(ir.passes.InPlacePass):
 
         Raises:
             UnsuitableGraphError: a part of the graph of which the precision is not known.
-            RedipruneError: later, when the model is saved: a weight is beyond fp16's range.
+            RedipruneError: a weight is beyond fp16's range; of weights that are float32 later, when the model is saved.
         """
         _Conversion(model, self.half).run()
         RemoveUnusedNodesPass()(model)
@@ -91,6 +93,8 @@ class _Conversion:
                 if value is not None:
                     node.replace_input_with(at, self.in_dtype(value, dtype, node))
             if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
+                if dtype == ir.DataType.FLOAT16:
+                    _check_stored(node)
                 node.attributes["to"] = ir.AttrInt64("to", dtype)
             for value in node.outputs:
                 if value in self.floats:
@@ -125,6 +129,35 @@ def _values(graph: ir.Graph) -> list[ir.Value]:
     return [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
 
 
+def _check_stored(cast: ir.Node) -> None:
+    """Refuse a stored weight, or a table of which a Cast takes rows, that holds what the Cast makes infinite.
+
+    The engine converts it, and says nothing. It is read a few rows at a time.
+    """
+    source = cast.inputs[0]
+    while source is not None and source.const_value is None and (producer := source.producer()) is not None:
+        source = producer.inputs[0] if producer.inputs else None
+    tensor = source.const_value if source is not None else None
+    if tensor is None or tensor.dtype not in (ir.DataType.BFLOAT16, ir.DataType.DOUBLE):
+        return
+    values = tensor.numpy()
+    rows = max(1, _CHUNK // max(values[:1].nbytes, 1)) if values.ndim else 1
+    for chunk in (values[at : at + rows] for at in range(0, len(values), rows)) if values.ndim else [values]:
+        if not _holds(chunk.astype(np.float32), ir.DataType.FLOAT16):
+            raise RedipruneError(_beyond(tensor.name, ir.DataType.FLOAT16))
+
+
+def _holds(array: np.ndarray, dtype: ir.DataType) -> bool:
+    """Whether all that is finite stays so."""
+    with np.errstate(over="ignore"):
+        converted = array.astype(dtype.numpy())
+    return np.array_equal(np.isfinite(converted.astype(np.float32)), np.isfinite(array))
+
+
+def _beyond(name: str | None, dtype: ir.DataType) -> str:
+    return f"'{name}' has entries beyond the range of {dtype.name.lower()}; use bf16 or fp32"
+
+
 def _converted_constant(model: ir.Model, value: ir.Value, dtype: ir.DataType) -> ir.Value:
     tensor = value.const_value
     assert tensor is not None
@@ -136,12 +169,8 @@ def _converted_constant(model: ir.Model, value: ir.Value, dtype: ir.DataType) ->
 def _converted(tensor: ir.TensorProtocol, dtype: ir.DataType, name: str) -> Callable[[], ir.TensorProtocol]:
     def convert() -> ir.TensorProtocol:
         array = tensor.numpy()
-        with np.errstate(over="ignore"):
-            converted = array.astype(dtype.numpy())
-        if not np.array_equal(np.isfinite(converted.astype(np.float32)), np.isfinite(array)):
-            raise RedipruneError(
-                f"'{tensor.name}' has entries beyond the range of {dtype.name.lower()}; use bf16 or fp32"
-            )
-        return ir.tensor(converted, dtype=dtype, name=name)
+        if not _holds(array, dtype):
+            raise RedipruneError(_beyond(tensor.name, dtype))
+        return ir.tensor(array.astype(dtype.numpy()), dtype=dtype, name=name)
 
     return convert

@@ -94,6 +94,29 @@ def test_weights_beyond_fp16_are_named(tmp_path: Path, bundle_of) -> None:
         ir.save(model, tmp_path / "half.onnx", external_data="half.data")
 
 
+@pytest.mark.parametrize("dtype", [ir.DataType.BFLOAT16, ir.DataType.DOUBLE])
+@pytest.mark.parametrize("stage", ["project", "embed"])
+def test_stored_weights_beyond_fp16_are_named(dtype: ir.DataType, stage: str, bundle_of) -> None:
+    """A weight that lies in the checkpoint in another type is converted by the engine, without a word."""
+    for last, good in ((65280.0, True), (-70000.0, False)):
+        model = load_graph(Bundle.open(bundle_of("llava")), stage)
+        name, value = next((n, v) for n, v in model.graph.initializers.items() if len(v.shape or ()) == 2)
+        array = np.array(value.const_value.numpy(), dtype.numpy())
+        array[-1, -1] = last
+        raw = ir.Value(name=f"{name}.stored", type=ir.TensorType(dtype), shape=value.shape)
+        raw.const_value = ir.tensor(array, dtype=dtype, name=raw.name)
+        cast = ir.node("Cast", [raw], {"to": ir.DataType.FLOAT})
+        cast.outputs[0].name, cast.outputs[0].type, cast.outputs[0].shape = f"{name}.cast", value.type, value.shape
+        value.replace_all_uses_with(cast.outputs[0])
+        model.graph.register_initializer(raw)
+        model.graph.insert_before(model.graph[0], cast)
+        if good:
+            HalfPrecisionPass(ir.DataType.FLOAT16)(model)
+            continue
+        with pytest.raises(RedipruneError, match=f"'{raw.name}' has entries beyond the range of float16"):
+            HalfPrecisionPass(ir.DataType.FLOAT16)(model)
+
+
 @pytest.mark.parametrize("stage", ["vision", "language"])
 @pytest.mark.parametrize(("half", "named"), [(ir.DataType.FLOAT16, "fp16"), (ir.DataType.BFLOAT16, "bf16")])
 def test_tensorrt_rtx_builds_it(stage: str, half: ir.DataType, named: str, bundle_of, tmp_path: Path) -> None:
