@@ -3,8 +3,8 @@
 import re
 from collections.abc import Callable, Collection
 
-from .generate import Stopping
 from .media.preprocess import Processor
+from .stop_strings import StopMatch, StopStrings
 
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a token that stands for one byte (SentencePiece's byte fallback)
 _UNFINISHED = "\ufffd"  # what the bytes of a character decode to while some are missing
@@ -22,6 +22,9 @@ class Detokenizer:
         special: ids of the special tokens.
         byte_tokens: whether an id stands for a single byte.
         whole: decode everything at the end only, for a tokenizer that changes text which it gave before.
+
+    Attributes:
+        tail: text behind the certain one that may still change.
     """
 
     def __init__(
@@ -31,7 +34,8 @@ class Detokenizer:
         byte_token: Callable[[int], bool] = lambda token: False,
         whole: bool = False,
     ):
-        self._decode, self._special, self._byte_token, self._whole = decode, special, byte_token, whole
+        self.decode, self.special = decode, special
+        self._byte_token, self._whole = byte_token, whole
         self._context: list[int] = []
         self._context_text = ""
         self._open: list[int] = []  # tokens whose text may still change
@@ -54,23 +58,23 @@ class Detokenizer:
 
     def add(self, token: int) -> str:
         """The text that is certain by now and was not before; `tail` is the text behind it that may still change."""
-        if token in self._special:
+        if token in self.special:
             return ""
         self._open.append(token)
         if self._whole:
             return ""
-        window = self._decode(self._context + self._open)
+        window = self.decode(self._context + self._open)
         piece = window[len(self._context_text) :]
         if not piece or piece.endswith(_UNFINISHED) or self._byte_token(token):
             self.tail = piece
             return ""
         self._context, self._open, self.tail = self._open, [], ""
-        self._context_text = self._decode(self._context)
+        self._context_text = self.decode(self._context)
         return piece
 
     def finish(self) -> str:
         """The rest of the text, once no token follows."""
-        rest = self._decode(self._open) if self._whole else self.tail
+        rest = self.decode(self._open) if self._whole else self.tail
         self._open, self.tail = [], ""
         return rest
 
@@ -82,26 +86,38 @@ class AnswerText:
         stopped: whether a stop string ended it.
     """
 
-    def __init__(self, detokenizer: Detokenizer, stopping: Stopping):
-        self._detokenizer, self._stopping = detokenizer, stopping
+    def __init__(self, detokenizer: Detokenizer, stop_strings: StopStrings):
+        self._detokenizer, self._stop_strings = detokenizer, stop_strings
+        self._ids: list[int] = []
         self._held = ""  # certain, but it may be the beginning of a stop string
-        self._begun = False
+        self._shown = 0
         self.stopped = False
 
     def add(self, token: int, last: bool) -> str:
         """The text that may be shown after this token; `last` if no other follows."""
+        self._ids.append(token)
+        match = self._stop_strings.add(token)
+        if match is not None:
+            self.stopped = True
+            return self._before(match).lstrip()[self._shown :]
         held = self._held + self._detokenizer.add(token)
         whole = held + (self._detokenizer.finish() if last else self._detokenizer.tail)
-        if not self._begun:
-            held, whole = held.lstrip(), whole.lstrip()
-        cut = self._stopping.cut(whole)
-        if cut is not None:
-            self.stopped, piece = True, cut
-        else:
-            piece = whole if last else held[: len(held) - self._stopping.held_back(held)]
-        self._held = held[len(piece) :]
-        self._begun = self._begun or bool(piece)
+        # A character is at least a byte: so many of them at the most may be a stop string's.
+        end = len(whole) if last else min(len(held), max(0, len(whole) - self._stop_strings.held))
+        piece = whole[:end]
+        self._held = held[end:]
+        if not self._shown:
+            piece = piece.lstrip()
+        self._shown += len(piece)
         return piece
+
+    def _before(self, match: StopMatch) -> str:
+        """The text before a stop string."""
+        behind = match.behind.decode(errors="replace")  # the last token may end with half a character
+        through = self._detokenizer.decode(self._ids)
+        if through.endswith(behind):
+            return through.removesuffix(behind)
+        return self._detokenizer.decode(self._ids[: match.tokens]) + match.before.decode(errors="replace")
 
 
 def _cleans_up(tokenizer: object) -> bool:

@@ -162,7 +162,12 @@ def _typical(weights: np.ndarray, mass: float) -> np.ndarray:
 
 
 class Stopping:
-    """Stop tokens and stop strings. The text before a stop string is the answer."""
+    """Stop tokens and stop strings, the generation config's and the request's.
+
+    Attributes:
+        ids: tokens that end an answer.
+        strings: texts that do (`stop_strings`); the text before one is the answer.
+    """
 
     def __init__(self, config: dict[str, Any], fallback_eos: Any, strings: Sequence[str] = ()):
         configured_eos = config.get("eos_token_id")
@@ -171,17 +176,3 @@ class Stopping:
         configured = config.get("stop_strings") or []
         configured = [configured] if isinstance(configured, str) else configured
         self.strings = [string for string in (*configured, *strings) if string]
-
-    def cut(self, text: str) -> str | None:
-        """The text before the first stop string, None while there is none."""
-        ends = [at for string in self.strings if (at := text.find(string)) >= 0]
-        return text[: min(ends)] if ends else None
-
-    def held_back(self, text: str) -> int:
-        """How many characters at the end may be the beginning of a stop string, and must not be shown yet."""
-        longest = 0
-        for string in self.strings:
-            for size in range(1, min(len(string), len(text) + 1)):
-                if text.endswith(string[:size]):
-                    longest = max(longest, size)
-        return longest

@@ -32,6 +32,7 @@ from .prepared_request import PreparedRequest
 from .prompt import Prompt, check_placeholder_ids
 from .prompt_embeds import PromptEncoder
 from .stage_sessions import RequestSessions, StageSessions
+from .stop_strings import StopStrings, TokenBytes
 from .timing import StageClock, Stopwatch
 
 __all__ = ["Answer", "Pipeline", "Stream"]
@@ -90,6 +91,7 @@ class Pipeline:
         self._sessions.prefetch(prefetch)
         try:
             self.processor = Processor.load(bundle.path("processor"))
+            self._token_bytes = TokenBytes(self.processor.tokenizer)
             modalities = bundle.manifest.modalities
             check_placeholder_ids(self.processor, {kind: spec.placeholder for kind, spec in modalities.items()})
         except BaseException:
@@ -295,7 +297,9 @@ class Pipeline:
             warnings=embedded.warnings,
             visuals=embedded.visuals if return_visuals else [],
         )
-        text = AnswerText(Detokenizer.of(self.processor), stopping)
+        detokenizer = Detokenizer.of(self.processor)
+        stop_strings = StopStrings(stopping.strings, self._token_bytes, detokenizer.special, embedded.ids)
+        text = AnswerText(detokenizer, stop_strings)
         return PreparedRequest(embedded, answer, sampling, text, stopping.ids, generation.max_new_tokens)
 
     def select(

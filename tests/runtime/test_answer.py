@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rediprune.runtime.answer import Answer, Stream
 from rediprune.runtime.detokenize import AnswerText, Detokenizer
-from rediprune.runtime.generate import Stopping
+from rediprune.runtime.stop_strings import StopStrings
 from rediprune.runtime.timing import StageClock, Stopwatch
 
 STEP = 0.02  # seconds that a token takes
@@ -26,7 +26,9 @@ def tokens(closed: list[bool]) -> Generator[int, None, None]:
 
 
 def stream_of(count: int, stop_ids: Any = (), closed: list[bool] | None = None) -> Stream:
-    text = AnswerText(Detokenizer(lambda ids: "".join(f"{token} " for token in ids)), Stopping({}, None))
+    text = AnswerText(
+        Detokenizer(lambda ids: "".join(f"{token} " for token in ids)), StopStrings([], lambda token: None)
+    )
     answer = Answer(timings=StageClock().seconds)
     return Stream(answer, tokens([] if closed is None else closed), text, stop_ids, count, Stopwatch())
 
