@@ -1,7 +1,8 @@
 """The decoder as a stage: embeddings in, logits and KV cache out, the cache updated in place.
 
 The cache is one tensor [B, KV heads, T, head width] per layer and kind. New keys and values are written at
-`write_index`; a boolean mask lets position p attend to 0 … p. Where one buffer is bound to a cache's input and output,
+`write_index`; a boolean mask lets slot s attend to 0 … s. The positions that the rotary embedding sees are an input of
+their own: tokens that were kept may stand where they stood among all of them. Where one buffer is bound to a cache's input and output,
 the ONNX operator that writes (TensorScatter, opset 24) copies nothing, in ONNX Runtime and as KV_CACHE_UPDATE in
 TensorRT. T is as long as the request needs in ONNX Runtime, and fixed when a TensorRT engine is built.
 """
@@ -25,7 +26,7 @@ def write_cache(cache: Tensor, update: Tensor, write_index: Tensor) -> Tensor:
     Args:
         cache: [B, H, T, W].
         update: [B, H, S, W].
-        write_index: [B] int64; row b is written at positions write_index[b] … write_index[b] + S − 1.
+        write_index: [B] int64; row b is written at slots write_index[b] … write_index[b] + S − 1.
 
     Returns:
         [B, H, T, W].
@@ -98,12 +99,15 @@ class LanguageStage(nn.Module):
         self.decoder: Any = model.get_submodule("model.language_model")
         self.head: Any = model.get_submodule("lm_head")
 
-    def forward(self, inputs_embeds: Tensor, write_index: Tensor, *cache: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, inputs_embeds: Tensor, position_ids: Tensor, write_index: Tensor, *cache: Tensor
+    ) -> tuple[Tensor, ...]:
         """One step over S tokens, of the prompt or of the answer.
 
         Args:
             inputs_embeds: [B, S, D].
-            write_index: [B] int64, the position of each row's first token.
+            position_ids: [B, S] int64, what the rotary embedding takes for each token's position.
+            write_index: [B] int64, the slot of each row's first token.
             cache: 2 · layers tensors [B, KV heads, T, W] in the order of `cache_names`; entries at and after
                 write_index + S are never read.
 
@@ -111,15 +115,15 @@ class LanguageStage(nn.Module):
             Logits [B, 1, V] of the last position, then the updated cache.
         """
         steps = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
-        positions = write_index[:, None] + steps[None]  # [batch, tokens]
+        own = write_index[:, None] + steps[None]  # [batch, tokens]
         slots = torch.arange(cache[0].shape[2], device=inputs_embeds.device)
-        mask = slots[None, None, None, :] <= positions[:, None, :, None]  # [batch, 1, tokens, cache length]
+        mask = slots[None, None, None, :] <= own[:, None, :, None]  # [batch, 1, tokens, cache length]
         updated = _TensorCache(cache, write_index)
         with attention_of(self.decoder, ATTENTION):
             hidden = self.decoder(
                 inputs_embeds=inputs_embeds,
                 attention_mask=mask,
-                position_ids=positions,
+                position_ids=position_ids,
                 past_key_values=updated,
                 use_cache=True,
             ).last_hidden_state

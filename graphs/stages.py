@@ -182,6 +182,7 @@ def _language_stage(model: nn.Module, text_config: Any) -> Stage:
         LanguageStage(model),
         (
             Port("inputs_embeds", ("batch", "tokens", text_config.hidden_size)),
+            Port("position_ids", ("batch", "tokens"), torch.int64),
             Port("write_index", ("batch",), torch.int64),
             *(Port(f"past.{name}", cache) for name in names),
         ),

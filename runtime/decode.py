@@ -27,11 +27,13 @@ def decode(
     """
     random = np.random.default_rng(sampling.seed)
     embeds, seen, length = prompt.embeds, list(prompt.ids), prompt.unpruned_length
+    positions, slot = prompt.positions, embeds.shape[0]
     begin = len(seen)
     del prompt  # with its features
     decoding = sessions.language.start(embeds.shape[0] + max_new_tokens)
     with clock("prefill"):
-        logits = decoding.step(embeds.reshape(1, *embeds.shape))  # [vocabulary]
+        spans = None if positions is None else positions.prompt
+        logits = decoding.step(embeds.reshape(1, *embeds.shape), spans)  # [vocabulary]
     del embeds
     while True:
         generated = len(seen) - begin
@@ -39,4 +41,5 @@ def decode(
         yield token
         seen.append(token)
         embedded = sessions.stage("embed").run({"input_ids": np.array([[token]])})["embeds"]  # [1, 1, width]
-        logits = decoding.step(embedded)
+        logits = decoding.step(embedded, None if positions is None else positions.span(slot, 1))
+        slot += 1

@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 from ..graphs.selection.counts import check_weights, num_kept
 from .bundle import KeepDefaults
 from .errors import RedipruneError
+from .positions import POSITIONS
 
 DEFAULT_FRAMES = 8
 
@@ -30,6 +31,9 @@ class SelectOptions:
         frame_tolerance: a video's frame takes the features of an earlier one where no part of it differs by more than
             this, in colour levels of 255 (`media.video.stand_ins`); 0 is for equal frames, None encodes every frame.
         prune_tiles: prune images that are seen in tiles too (the release does not).
+        positions: what the decoder takes for the kept tokens' positions: "compact", one after another, as the release has
+            it; "original", where they stood among all of them, the text behind them going on after them all; None is the
+            bundle's default.
 
     Raises:
         RedipruneError: a setting is not in its range.
@@ -41,9 +45,10 @@ class SelectOptions:
     tau: float | None = None
     frame_tolerance: float | None = None
     prune_tiles: bool = False
+    positions: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("frames", "frame_tolerance"):
+        for name in ("frames", "frame_tolerance", "positions"):
             check_setting(name, getattr(self, name))
         try:
             check_weights(0.0 if self.alpha is None else self.alpha, 0.0 if self.tau is None else self.tau)
@@ -67,6 +72,7 @@ class SelectOptions:
             tau=defaults.tau if self.tau is None else self.tau,
             frame_tolerance=self.frame_tolerance,
             prune_tiles=self.prune_tiles,
+            positions=defaults.positions if self.positions is None else self.positions,
         )
 
 
@@ -80,6 +86,7 @@ class Selection:
     tau: float
     frame_tolerance: float | None
     prune_tiles: bool
+    positions: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +144,7 @@ class SelectKeywords(TypedDict, total=False):
     tau: float | None
     frame_tolerance: float | None
     prune_tiles: bool
+    positions: str | None
 
 
 class AnswerKeywords(SelectKeywords, total=False):
@@ -178,6 +186,7 @@ def _is_number(value: Any) -> bool:
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "frames": (lambda value: _is_whole(value) and value >= 1, "a whole number, at least 1"),
     "frame_tolerance": (lambda value: _is_number(value) and value >= 0, "at least 0"),
+    "positions": (lambda value: value in POSITIONS, " or ".join(POSITIONS)),
     "max_new_tokens": (lambda value: _is_whole(value) and value >= 1, "a whole number, at least 1"),
     "temperature": (lambda value: _is_number(value) and value >= 0, "≥ 0 (0 is greedy)"),
     "top_k": (lambda value: _is_whole(value) and value >= 0, "a whole number ≥ 0 (0 is off)"),

@@ -30,7 +30,7 @@ from .memory import check_memory
 from .options import AnswerKeywords, GenerateOptions, SelectKeywords, SelectOptions, merge_keywords
 from .prepared_request import PreparedRequest
 from .prompt import Prompt, check_placeholder_ids
-from .prompt_embeds import PromptEncoder
+from .prompt_embeds import PromptEmbeds, PromptEncoder
 from .stage_sessions import RequestSessions, StageSessions
 from .stop_strings import StopStrings, TokenBytes
 from .timing import StageClock, Stopwatch
@@ -286,7 +286,7 @@ class Pipeline:
         stopping = Stopping(self.processor.generation, self.processor.tokenizer.eos_token_id, generation.stop)
         sampling = Sampling.from_config(self.processor.generation, stopping.ids, **generation.sampling)
         embedded = self._encoder(sessions, selection, clock).encode(prompt, images, videos, generation.chat, question)
-        self._check_length(embedded.embeds.shape[0], generation.max_new_tokens)
+        self._check_length(embedded, generation.max_new_tokens)
         answer = Answer(
             kept=[visual.kept for visual in embedded.visuals],
             timings=clock.seconds,
@@ -334,12 +334,13 @@ class Pipeline:
             self.bundle.manifest, self.processor, sessions, self.newline, selection, self.limits, clock
         )
 
-    def _check_length(self, length: int, max_new_tokens: int) -> None:
+    def _check_length(self, prompt: PromptEmbeds, max_new_tokens: int) -> None:
         limit = self.bundle.manifest.decoder.max_positions
-        if length + max_new_tokens > limit:
+        if prompt.end + max_new_tokens > limit:
+            dropped = " (positions 'original' count what was dropped too: 'compact' takes fewer)"
             raise RedipruneError(
-                f"the prompt takes {length} of the model's {limit} positions and the answer up to {max_new_tokens}; lower "
-                "keep, frames or max_new_tokens, or shorten the prompt"
+                f"the prompt takes {prompt.end} of the model's {limit} positions and the answer up to {max_new_tokens}; lower "
+                f"keep, frames or max_new_tokens, or shorten the prompt{dropped if prompt.positions else ''}"
             )
 
 

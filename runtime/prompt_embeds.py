@@ -18,10 +18,11 @@ from .media.limits import MediaLimits
 from .media.preprocess import Processor, image_key, load_image, load_video
 from .media.video import stand_ins
 from .options import Selection
+from .positions import Positions
 from .prompt import Prompt, prompt_ids
 from .stage_sessions import RequestSessions
 from .timing import StageClock
-from .visual_tokens import Visual, splice
+from .visual_tokens import Inserted, Visual, splice
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class PromptEmbeds:
         visuals: the images and videos in the order of the prompt.
         kept_tokens: visual tokens in `embeds`.
         warnings: what must be known of them (see `Answer.warnings`).
+        positions: of the tokens in `embeds`; None: their places there.
     """
 
     embeds: Array
@@ -41,6 +43,12 @@ class PromptEmbeds:
     visuals: list[Visual]
     kept_tokens: int
     warnings: list[str]
+    positions: Positions | None = None
+
+    @property
+    def end(self) -> int:
+        """The position of the answer's first token."""
+        return self.embeds.shape[0] if self.positions is None else self.positions.end
 
     @property
     def unpruned_length(self) -> int:
@@ -72,6 +80,11 @@ class PromptEncoder:
         clock: StageClock,
     ):
         self.modalities, self.family = manifest.modalities, manifest.family_name
+        if selection.positions == "original" and not manifest.takes_positions:
+            raise RedipruneError(
+                "positions 'original' need a language stage that takes positions, and this bundle's, of an earlier version, "
+                "takes none; export the checkpoint again, or ask with positions 'compact'"
+            )
         self.processor, self.sessions, self.newline = processor, sessions, newline
         self.selection, self.limits, self.clock = selection, limits, clock
         self.warnings: list[str] = []
@@ -104,13 +117,16 @@ class PromptEncoder:
         visuals = [self._encode(kind, frames) for kind, frames in pictures]
         embeds = self._embed(ids)  # [tokens, D]
         steering = self._question(ids, embeds) if question is None else self._question_of(question, chat)
-        pruned, spliced = [], []
+        pruned, inserted = [], []
         for visual in visuals:
             visual, kept = self._select(visual, steering)
             pruned.append(visual)
-            spliced.append((visual.spec.placeholder, self._project(visual, kept)))
-        kept_tokens = sum(tokens.shape[0] for _, tokens in spliced)
-        return PromptEmbeds(splice(ids, embeds, spliced), ids, pruned, kept_tokens, self.warnings)
+            tokens = self._project(visual, kept)
+            inserted.append(Inserted(visual.spec.placeholder, tokens, visual.places(), visual.total))
+        kept_tokens = sum(visual.tokens.shape[0] for visual in inserted)
+        spliced, original = splice(ids, embeds, inserted)
+        positions = Positions(original[None]) if self.selection.positions == "original" else None
+        return PromptEmbeds(spliced, ids, pruned, kept_tokens, self.warnings, positions)
 
     def _check_kinds(self, images: Sequence[Any], videos: Sequence[Any]) -> None:
         for kind, given in (("image", images), ("video", videos)):

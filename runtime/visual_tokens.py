@@ -39,6 +39,14 @@ class Visual:
         """Visual tokens without pruning, newlines included."""
         return self.features.shape[0] * self.features.shape[1] if self.layout is None else len(self.layout)
 
+    def places(self) -> np.ndarray:
+        """Where the kept tokens, and newlines, stand among all of them: [N] int64 ascending, in 0 … total − 1."""
+        frames, patches, _ = self.features.shape
+        flat = (self.kept + np.arange(frames)[:, None] * patches).ravel()
+        if self.layout is None:
+            return flat
+        return np.flatnonzero((self.layout == NEWLINE) | np.isin(self.layout, flat))
+
     def sequence(self, projected: Array, newline: np.ndarray | None) -> Array:
         """The kept tokens in the order the decoder reads them: [N, D] from projected [F, K, D].
 
@@ -52,32 +60,62 @@ class Visual:
         patches = self.features.shape[1]
         row = np.full(frames * patches + 1, NEWLINE, np.int64)  # slot → row of `flat`; the last entry is NEWLINE's own
         row[(self.kept + np.arange(frames)[:, None] * patches).ravel()] = np.arange(frames * count)
-        slots = self.layout[(self.layout == NEWLINE) | (row[self.layout] != NEWLINE)]
+        slots = self.layout[self.places()]
         table = concatenate([flat, newline[None].astype(flat.dtype)])  # the newline is its last row
         return take(table, np.where(slots == NEWLINE, frames * count, row[slots]))
 
 
-def splice(ids: Sequence[int], embeds: Array, visuals: Sequence[tuple[int, Array]]) -> Array:
+@dataclass(frozen=True)
+class Inserted:
+    """What stands in place of a placeholder.
+
+    Attributes:
+        placeholder: its token id.
+        tokens: [N, D], the visual embeddings.
+        places: [N] int64, where each stands among all that there would be without pruning.
+        total: how many there would be.
+    """
+
+    placeholder: int
+    tokens: Array
+    places: np.ndarray
+    total: int
+
+
+def splice(ids: Sequence[int], embeds: Array, visuals: Sequence[Inserted]) -> tuple[Array, np.ndarray]:
     """Put visual embeddings where their placeholders stand: the one place that counts visual tokens in the prompt.
 
     Args:
         ids: prompt token ids [S], one placeholder per visual.
         embeds: [S, D], the ids' embeddings.
-        visuals: (placeholder id, [N, D]) in the order of the prompt.
+        visuals: in the order of the prompt.
 
     Returns:
-        [S', D]: kept tokens take consecutive positions, as in the release.
+        [S', D], and the position [S'] int64 that each would have without pruning: kept tokens where they stood, text
+        after all of them.
 
     Raises:
         RedipruneError: the prompt's placeholders are not those of the visuals, in order.
     """
-    placeholders = {placeholder for placeholder, _ in visuals}
-    places = [(at, token) for at, token in enumerate(ids) if token in placeholders]
-    if [token for _, token in places] != [placeholder for placeholder, _ in visuals]:
+    placeholders = {visual.placeholder for visual in visuals}
+    found = [(at, token) for at, token in enumerate(ids) if token in placeholders]
+    if [token for _, token in found] != [visual.placeholder for visual in visuals]:
         raise RedipruneError("the prompt's placeholders do not match the images and videos in number and order")
     parts: list[Array] = []
-    start = 0
-    for (at, _), (_, tokens) in zip(places, visuals, strict=True):
-        parts += [embeds[start:at], tokens]
+    positions: list[np.ndarray] = []
+    start, position = 0, 0
+
+    def text(stop: int) -> None:
+        nonlocal position
+        parts.append(embeds[start:stop])
+        positions.append(np.arange(position, position + stop - start))
+        position += stop - start
+
+    for (at, _), visual in zip(found, visuals, strict=True):
+        text(at)
+        parts.append(visual.tokens)
+        positions.append(position + visual.places)
+        position += visual.total
         start = at + 1
-    return concatenate([*parts, embeds[start:]])
+    text(len(ids))
+    return concatenate(parts), np.concatenate(positions)

@@ -61,6 +61,9 @@ def evaluate(
     frame_tolerance: Annotated[
         float | None, typer.Option(min=0, help="Encode only frames that differ from those before by more levels.")
     ] = None,
+    positions: Annotated[
+        str | None, typer.Option(help="Positions of kept tokens: compact or original. Default: the bundle's.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the random rule.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="Threads per stage; 0 leaves it to the backend.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Keep every reply here (JSONL); a rerun goes on from it.")] = None,
@@ -93,7 +96,7 @@ def evaluate(
                     questions,
                     keeps,
                     rules.split(","),
-                    EvaluationOptions(runner, frames, frame_tolerance, seed, threads),
+                    EvaluationOptions(runner, frames, frame_tolerance, seed, threads, positions=positions),
                     data=name,
                     out=out,
                     progress=report,

@@ -32,6 +32,7 @@ class EvaluationOptions:
         seed: of the random rule.
         threads: for every stage; 0 leaves it to the backend.
         max_new_tokens: the longest answer.
+        positions: of kept tokens, as `Pipeline.generate` takes them.
     """
 
     backend: str = AUTO
@@ -40,6 +41,7 @@ class EvaluationOptions:
     seed: int = 0
     threads: int = 0
     max_new_tokens: int = 16
+    positions: str | None = None
 
 
 def evaluate(
@@ -119,6 +121,7 @@ class _Asker:
                 frame_tolerance=options.frame_tolerance,
                 keep=1.0 if rule == "pool2x2" else float(keep),
                 alpha=alpha,
+                positions=options.positions,
                 max_new_tokens=options.max_new_tokens,
                 temperature=0.0,
             )

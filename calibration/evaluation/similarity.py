@@ -39,8 +39,8 @@ def jaccard(ours: Iterable[np.ndarray], theirs: Iterable[np.ndarray]) -> float:
 def stage_runner(
     backend: str, bundle: Bundle, stage: str, threads: int
 ) -> Callable[[Mapping[str, np.ndarray]], Mapping[str, Array]]:
-    """A loaded stage as a function of a case; of `language`, `prompt` [1,S,D], then `steps` [1,N,D] one by one → logits
-    [N+1,V]."""
+    """A loaded stage as a function of a case; of `language`, `prompt` [1,S,D], then `steps` [1,N,D] one by one, at
+    `positions` [A,S+N] where they are given → logits [N+1,V]."""
     session = open_session(backend, bundle, stage, threads)
     return _language_runner(session) if stage == "language" else session.run
 
@@ -48,10 +48,15 @@ def stage_runner(
 def _language_runner(language: LanguageSession) -> Callable[[Mapping[str, np.ndarray]], Mapping[str, Array]]:
 
     def run(feed: Mapping[str, np.ndarray]) -> dict[str, Array]:
-        prompt, steps = feed["prompt"], feed["steps"]
-        decoding = language.start(prompt.shape[1] + steps.shape[1])
-        logits = [decoding.step(prompt)]
-        logits += [decoding.step(steps[:, at : at + 1]) for at in range(steps.shape[1])]
+        prompt, steps, positions = feed["prompt"], feed["steps"], feed.get("positions")
+        tokens = prompt.shape[1]
+        decoding = language.start(tokens + steps.shape[1])
+
+        def step(embeds: np.ndarray, at: int) -> np.ndarray:
+            return decoding.step(embeds, None if positions is None else positions[:, at : at + embeds.shape[1]])
+
+        logits = [step(prompt, 0)]
+        logits += [step(steps[:, at : at + 1], tokens + at) for at in range(steps.shape[1])]
         return {"logits": np.stack(logits)}
 
     return run

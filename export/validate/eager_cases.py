@@ -10,7 +10,8 @@ from ...graphs.stages import Stage
 from ...runtime.backends.eager_torch import eager_model, eager_stages
 from ...runtime.bundle import Bundle
 from ...runtime.media.preprocess import Processor
-from .cases import QUESTION, Arrays, Cases, EndToEndCase, StageCase, StageInput
+from ...runtime.positions import POSITIONS
+from .cases import LANGUAGE_FEED, QUESTION, Arrays, Cases, EndToEndCase, StageCase, StageInput
 from .eager_reference import Reference, Request
 from .stage_inputs import stage_inputs
 
@@ -57,7 +58,7 @@ def _run_stage(module: torch.nn.Module, stage: Stage, inputs: list[StageInput], 
     with torch.inference_mode():
         for one in inputs:
             if stage.name == "language":
-                outputs.append(_run_language(module, tensor(one.feed["prompt"]), tensor(one.feed["steps"])))
+                outputs.append(_run_language(module, *(tensor(one.feed[name]) for name in LANGUAGE_FEED)))
                 continue
             values = module(*(tensor(one.feed[port.name]) for port in stage.inputs))
             values = values if isinstance(values, tuple) else (values,)
@@ -65,13 +66,17 @@ def _run_stage(module: torch.nn.Module, stage: Stage, inputs: list[StageInput], 
     return outputs
 
 
-def _run_language(module: Any, prompt: torch.Tensor, steps: torch.Tensor) -> Arrays:
-    """Logits [N + 1, V] after a prompt [1, S, D] and each of the steps [1, N, D].
+def _run_language(module: Any, prompt: torch.Tensor, steps: torch.Tensor, positions: torch.Tensor) -> Arrays:
+    """Logits [N + 1, V] after a prompt [1, S, D] and each of the steps [1, N, D], at positions [A, S + N].
 
     The whole input at once, with no cache and with transformers' own attention: nothing of the traced decoder is used.
     """
     whole = torch.cat([prompt, steps], dim=1)
-    hidden = module.decoder(inputs_embeds=whole, use_cache=False).last_hidden_state
+    ids = positions if positions.shape[0] == 1 else positions[:, None]
+    mask = torch.ones(whole.shape[:2], dtype=torch.int64)  # without it, gaps between positions are taken for packing
+    hidden = module.decoder(
+        inputs_embeds=whole, position_ids=ids, attention_mask=mask, use_cache=False
+    ).last_hidden_state
     return {"logits": module.head(hidden[0, prompt.shape[1] - 1 :]).numpy()}
 
 
@@ -82,13 +87,22 @@ def _end_to_end_cases(bundle: Bundle, reference: Reference, image: Any, video: A
     cases = []
     for kind, images, videos in media:
         for keep in KEEPS if images or videos else (1.0,):
-            options = {
-                "keep": keep,
-                "frames": FRAMES,
-                "max_new_tokens": NEW_TOKENS,
-                "prune_tiles": bool(images) and bundle.manifest.modalities["image"].tiled,
-            }
-            answer = reference.answer(Request(QUESTION, images, videos, **options))
-            label = f"{kind}, {'K' if isinstance(keep, int) else 'keep'} = {keep}"
-            cases.append(EndToEndCase(label, options, images, videos, answer.token_ids, answer.logits, answer.kept))
+            for positions in _positions(bundle, keep):
+                options = {
+                    "keep": keep,
+                    "frames": FRAMES,
+                    "max_new_tokens": NEW_TOKENS,
+                    "prune_tiles": bool(images) and bundle.manifest.modalities["image"].tiled,
+                    "positions": positions,
+                }
+                answer = reference.answer(Request(QUESTION, images, videos, **options))
+                label = f"{kind}, {'K' if isinstance(keep, int) else 'keep'} = {keep}"
+                label += ", original positions" if positions == "original" else ""
+                cases.append(EndToEndCase(label, options, images, videos, answer.token_ids, answer.logits, answer.kept))
     return cases
+
+
+def _positions(bundle: Bundle, keep: float | int) -> tuple[str, ...]:
+    """The kinds of positions to ask with: where nothing is dropped they are all the same."""
+    whole = isinstance(keep, float) and keep == 1
+    return POSITIONS if bundle.manifest.takes_positions and not whole else ("compact",)

@@ -33,6 +33,7 @@ class Request:
     alpha: float = 0.5
     tau: float = 0.0
     prune_tiles: bool = False
+    positions: str = "compact"
     max_new_tokens: int = 16
 
 
@@ -99,10 +100,14 @@ class Reference:
         query = pool_query(embed(torch.tensor(query_ids(ids, self.placeholders), dtype=torch.int64)))
         counts = {kind: iter(values) for kind, values in pictures.items()}
         parts, kept = [], []
+        positions: list[int] = []  # that the tokens would have without pruning
+        end = 0
         for token in ids:
             kind = self.placeholders.get(token)
             if kind is None:
                 parts.append(embed(torch.tensor([token])))
+                positions.append(end)
+                end += 1
                 continue
             frames = next(counts[kind])
             features = self.features(self.pixels(frames, kind), kind)
@@ -112,20 +117,23 @@ class Reference:
             indices = select_tokens(features, query, count, request.alpha, request.tau)
             kept.append(indices.numpy())
             projected = self.model.model.multi_modal_projector(features)
+            patches = features.shape[1]
             if not tiled:
                 parts += [frame[chosen] for frame, chosen in zip(projected, indices, strict=True)]
+                positions += [end + at * patches + int(patch) for at, row in enumerate(indices) for patch in row]
+                end += len(indices) * patches
                 continue
-            patches = features.shape[1]
             chosen = {tile * patches + int(patch) for tile, row in enumerate(indices) for patch in row}
             flat = projected.flatten(0, 1)
             for slot in self.processor.layout(frames[0]):  # pyright: ignore[reportOptionalIterable]
-                if slot == NEWLINE:
-                    parts.append(self.model.model.image_newline[None])
-                elif int(slot) in chosen:
-                    parts.append(flat[int(slot)][None])
+                if slot == NEWLINE or int(slot) in chosen:
+                    parts.append(self.model.model.image_newline[None] if slot == NEWLINE else flat[int(slot)][None])
+                    positions.append(end)
+                end += 1
         embeds = torch.cat(parts)[None]
         mask = torch.ones(embeds.shape[:2], dtype=torch.int64)
-        return self._generate(request, kept, inputs_embeds=embeds, attention_mask=mask)
+        places = {"position_ids": torch.tensor([positions])} if request.positions == "original" else {}
+        return self._generate(request, kept, inputs_embeds=embeds, attention_mask=mask, **places)
 
     def _generate(self, request: Request, kept: list[np.ndarray], **inputs: Any) -> ReferenceAnswer:
         out = self.model.generate(

@@ -90,10 +90,15 @@ class _StageInputs:
         width = self.manifest.decoder.width
         real = {"prompt": self.prompt, "steps": self.prompt[:, -4:].copy()}
         drawn = {"prompt": self._normal(1, 70, width) * _SPREAD, "steps": self._normal(1, 2, width) * _SPREAD}
-        return [
-            StageInput(f"{self.prompt.shape[1]} tokens + 4", real, real=True),
-            StageInput("70 tokens + 2", {name: self._rounded(array) for name, array in drawn.items()}),
+        drawn = {name: self._rounded(array) for name, array in drawn.items()}
+        tokens = self.prompt.shape[1]
+        apart = np.sort(self.random.choice(400, 72, replace=False))[None]  # positions with gaps, as of pruned pictures
+        inputs = [
+            StageInput(f"{tokens} tokens + 4", real | {"positions": np.arange(tokens + 4)[None]}, real=True),
+            StageInput("70 tokens + 2", drawn | {"positions": np.arange(72)[None]}),
         ]
+        with_gaps = StageInput("70 tokens + 2, positions with gaps", drawn | {"positions": apart})
+        return [*inputs, with_gaps] if self.manifest.takes_positions else inputs
 
     def _normal(self, *shape: int) -> np.ndarray:
         return self._rounded(self.random.standard_normal(shape))

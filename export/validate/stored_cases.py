@@ -31,7 +31,7 @@ from ...runtime.media.preprocess import load_image
 from .cases import QUESTION, Arrays, Cases, EndToEndCase, StageCase, StageInput
 from .eager_cases import FRAMES, KEEPS, NEW_TOKENS, make_cases
 
-_FORMAT = 3
+_FORMAT = 4
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 

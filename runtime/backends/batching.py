@@ -22,12 +22,18 @@ class BatchDecoding(Protocol):
     rewinds: bool
     length: int
 
-    def prefill(self, slot: int, embeds: Array, position: int) -> np.ndarray:
-        """Append embeds [1, S, D] to a slot from `position` on; logits [V] float32 of the last."""
+    def prefill(self, slot: int, embeds: Array, start: int, positions: np.ndarray | None = None) -> np.ndarray:
+        """Append embeds [1, S, D] to a slot from place `start` on; logits [V] float32 of the last.
+
+        `positions` [A, S] are for the rotary embedding; None: each token's place in its slot.
+        """
         ...
 
-    def step(self, embeds: Array, positions: Sequence[int]) -> np.ndarray:
-        """Append one token each to the first slots: embeds [B, 1, D] at positions [B]; logits [B, V] float32."""
+    def step(self, embeds: Array, starts: Sequence[int], positions: np.ndarray | None = None) -> np.ndarray:
+        """Append one token each to the first slots: embeds [B, 1, D] at places `starts` [B]; logits [B, V] float32.
+
+        `positions` [A, B, 1] as in `prefill`.
+        """
         ...
 
     def move(self, source: int, target: int, tokens: int) -> None:
@@ -54,14 +60,14 @@ class SingleDecoding:
         self._decoding: Decoding | None = None
         self.length = 0
 
-    def prefill(self, slot: int, embeds: Array, position: int) -> np.ndarray:
-        if position == 0 or self._decoding is None:
+    def prefill(self, slot: int, embeds: Array, start: int, positions: np.ndarray | None = None) -> np.ndarray:
+        if start == 0 or self._decoding is None:
             self._decoding = self._language.start(self.length)
-        return self._decoding.step(embeds)
+        return self._decoding.step(embeds, positions)
 
-    def step(self, embeds: Array, positions: Sequence[int]) -> np.ndarray:
-        assert self._decoding is not None and len(positions) == 1
-        return self._decoding.step(embeds)[None]
+    def step(self, embeds: Array, starts: Sequence[int], positions: np.ndarray | None = None) -> np.ndarray:
+        assert self._decoding is not None and len(starts) == 1
+        return self._decoding.step(embeds, None if positions is None else positions[:, 0])[None]
 
     def move(self, source: int, target: int, tokens: int) -> None:
         raise AssertionError("there is one slot only")

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import RedipruneError
 from .arrays import Array
+from .position_input import NAME
 
 if TYPE_CHECKING:
     from .ort import OrtLanguage
@@ -26,11 +27,11 @@ class OrtBatch:
         self.slots = self.length = 0
         self._cache = [self._zeros(0, 0) for _ in language.cache_names]  # [slots, KV heads, length, head width]
 
-    def prefill(self, slot: int, embeds: Array, position: int) -> np.ndarray:
-        return self._run(slot, np.asarray(embeds), [position])[0]
+    def prefill(self, slot: int, embeds: Array, start: int, positions: np.ndarray | None = None) -> np.ndarray:
+        return self._run(slot, np.asarray(embeds), [start], None if positions is None else positions[:, None])[0]
 
-    def step(self, embeds: Array, positions: Sequence[int]) -> np.ndarray:
-        return self._run(0, np.asarray(embeds), positions)
+    def step(self, embeds: Array, starts: Sequence[int], positions: np.ndarray | None = None) -> np.ndarray:
+        return self._run(0, np.asarray(embeds), starts, positions)
 
     def move(self, source: int, target: int, tokens: int) -> None:
         for cache in self._cache:
@@ -52,9 +53,9 @@ class OrtBatch:
         decoder = self._language.decoder
         return np.zeros((slots, decoder.kv_heads, length, decoder.head_width), self._language.dtype)
 
-    def _run(self, first: int, embeds: np.ndarray, positions: Sequence[int]) -> np.ndarray:
+    def _run(self, first: int, embeds: np.ndarray, starts: Sequence[int], positions: np.ndarray | None) -> np.ndarray:
         """Logits [B, V] of the last token of embeds [B, S, D], written to slots first … first + B − 1."""
-        furthest, batch = max(positions) + embeds.shape[1], len(positions)
+        furthest, batch = max(starts) + embeds.shape[1], len(starts)
         if furthest > self.length:
             raise RedipruneError(f"the KV cache has room for {self.length} positions, {furthest} are needed")
         language, kind = self._language, self._language.dtype.type
@@ -64,7 +65,10 @@ class OrtBatch:
             binding.bind_input(f"past.{name}", "cpu", 0, kind, list(rows.shape), rows.ctypes.data)
             binding.bind_output(f"present.{name}", "cpu", 0, kind, list(rows.shape), rows.ctypes.data)
         binding.bind_cpu_input("inputs_embeds", np.ascontiguousarray(embeds, language.dtype))
-        binding.bind_cpu_input("write_index", np.asarray(positions, np.int64))
+        binding.bind_cpu_input("write_index", np.asarray(starts, np.int64))
+        ids = language.positions.ids(starts, embeds.shape[1], positions)
+        if ids is not None:
+            binding.bind_cpu_input(NAME, ids)
         logits = np.empty((batch, 1, language.decoder.vocabulary), language.dtype)
         binding.bind_output("logits", "cpu", 0, kind, list(logits.shape), logits.ctypes.data)
         language.session.run_with_iobinding(binding, None)

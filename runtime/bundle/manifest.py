@@ -119,6 +119,7 @@ class KeepDefaults(StrictModel):
     keep: float = 0.15
     alpha: float = 0.5
     tau: float = 0.0
+    positions: Literal["compact", "original"] = "compact"
 
 
 class Manifest(StrictModel):
@@ -162,6 +163,11 @@ class Manifest(StrictModel):
     def float_precision(self) -> str:
         """Precision of what is not quantised: the bundle's own, or that of the one it was calibrated from."""
         return self.precision if self.calibration is None else self.calibration.source_precision
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether a token's position is an input of the language stage; in bundles of earlier versions it is its slot."""
+        return any(port.name == "position_ids" for port in self.stages["language"].inputs)
 
     @property
     def refers(self) -> bool:

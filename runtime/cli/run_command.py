@@ -21,6 +21,7 @@ from .run_options import (
     Image,
     Keep,
     MaxNewTokens,
+    Positions,
     Prompts,
     PruneTiles,
     RepetitionPenalty,
@@ -66,6 +67,7 @@ def run(
     frames: Frames = None,
     frame_tolerance: FrameTolerance = None,
     prune_tiles: PruneTiles = False,
+    positions: Positions = None,
     max_new_tokens: MaxNewTokens = 128,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -99,6 +101,7 @@ def run(
         tau=tau,
         frame_tolerance=frame_tolerance,
         prune_tiles=prune_tiles,
+        positions=positions,
     )
     generation = GenerateOptions(
         max_new_tokens=max_new_tokens,

@@ -49,6 +49,13 @@ PruneTiles = Annotated[
         help="Prune images that the model sees in tiles (LLaVA-NeXT); by default they are not pruned.",
     ),
 ]
+Positions = Annotated[
+    str | None,
+    typer.Option(
+        help="Positions of the kept tokens: compact (one after another) or original (where they stood among all of "
+        "them). Default: the bundle's."
+    ),
+]
 MaxNewTokens = Annotated[int, typer.Option(help="The greatest number of tokens that the answer may have.")]
 Temperature = Annotated[
     float | None, typer.Option(help="The sampling temperature; 0 decodes greedily. Default: the checkpoint's.")

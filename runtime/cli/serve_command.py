@@ -31,6 +31,7 @@ from .serve_options import (
     MaxTokens,
     MaxWaiting,
     Port,
+    Positions,
     PrefillChunk,
     Tau,
     Threads,
@@ -63,6 +64,7 @@ def serve(
     alpha: Alpha = None,
     tau: Tau = None,
     frames: Frames = None,
+    positions: Positions = None,
     max_tokens: MaxTokens = 4096,
     max_items: MaxItems = 16,
     max_frames: MaxFrames = 64,
@@ -95,7 +97,7 @@ def serve(
     from ..serving.serve_settings import ServeSettings
     from ..serving.translate import RequestLimits
 
-    defaults = _given(keep=keep, alpha=alpha, tau=tau, frames=frames)
+    defaults = _given(keep=keep, alpha=alpha, tau=tau, frames=frames, positions=positions)
     _check(port, log_format, allowed_local_media_path)
     domains, hosts = _lower(allowed_media_domains), _lower(allowed_host or (_LOOPBACK if host in _LOOPBACK else ()))
     settings = ServeSettings(

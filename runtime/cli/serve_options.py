@@ -22,6 +22,9 @@ Keep = Annotated[float | None, typer.Option(help="Ratio of visual tokens kept wh
 Alpha = Annotated[float | None, typer.Option(help="Weight of relevance where a request does not say.")]
 Tau = Annotated[float | None, typer.Option(help="Candidate filter where a request does not say.")]
 Frames = Annotated[int | None, typer.Option(help="Frames of a clip where a request does not say.")]
+Positions = Annotated[
+    str | None, typer.Option(help="Positions of kept tokens where a request does not say: compact or original.")
+]
 MaxTokens = Annotated[int, typer.Option(min=1, help="Longest answer that a request may ask for.")]
 MaxItems = Annotated[int, typer.Option(min=0, help="Most pictures and clips in one request.")]
 MaxFrames = Annotated[int, typer.Option(min=1, help="Most frames of one clip.")]

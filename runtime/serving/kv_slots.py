@@ -16,25 +16,31 @@ MIN_PREFIX = 16  # a shorter beginning is computed again sooner than its cache i
 
 @dataclass(eq=False)
 class Slot:
-    """A slot's contents: what was written to its positions, as embeddings [n, D]."""
+    """A slot's contents: what was written to it, as embeddings [n, D] and their positions [A, n]."""
 
     rows: list[np.ndarray] = field(default_factory=list)  # each [S, D]
+    positions: list[np.ndarray] = field(default_factory=list)  # each [A, S]
     used: int = 0
 
-    def wrote(self, embeds: np.ndarray) -> None:
-        """Note that embeds [S, D] were appended."""
+    def wrote(self, embeds: np.ndarray, positions: np.ndarray) -> None:
+        """Note that embeds [S, D] at positions [A, S] were appended."""
         self.rows.append(embeds)
+        self.positions.append(positions)
         self.used += len(embeds)
 
-    def common(self, embeds: np.ndarray) -> int:
-        """How many positions begin like embeds [S, D], the last of which must be computed anyway, for its logits."""
+    def common(self, embeds: np.ndarray, positions: np.ndarray) -> int:
+        """How many tokens begin like embeds [S, D] at positions [A, S].
+
+        The last of a prompt must be computed anyway, for its logits.
+        """
         most = min(self.used, len(embeds) - 1)
         at = 0
-        for row in self.rows:
+        for row, place in zip(self.rows, self.positions, strict=True):
             size = min(len(row), most - at)
             if size <= 0:
                 break
             equal = (row[:size] == embeds[at : at + size]).all(axis=1)
+            equal &= (place[:, :size] == positions[:, at : at + size]).all(axis=0)
             at += size if equal.all() else int(equal.argmin())
             if not equal.all():
                 break
@@ -68,8 +74,10 @@ class KVSlots:
         """Whether a request of so many positions could ever get a slot."""
         return length <= self.max_positions
 
-    def acquire(self, length: int, embeds: np.ndarray) -> Slot | None:
-        """A slot for a prompt embeds [S, D] that takes `length` positions with its answer; None while there is none.
+    def acquire(self, length: int, embeds: np.ndarray, positions: np.ndarray) -> Slot | None:
+        """A slot for a prompt embeds [S, D] at positions [A, S] that takes `length` places with its answer.
+
+        None while there is none.
 
         `Slot.used` positions of it hold the prompt's beginning already.
         """
@@ -77,7 +85,7 @@ class KVSlots:
             return None
         found, most = None, MIN_PREFIX - 1
         for slot in self._slots[self.busy :]:
-            if slot is not None and (common := slot.common(embeds)) > most:
+            if slot is not None and (common := slot.common(embeds, positions)) > most:
                 found, most = slot, common
         target = self.busy
         if found is None:
@@ -86,7 +94,7 @@ class KVSlots:
             self._slots[target] = slot
         else:
             self._exchange(self.index(found), target)
-            slot = Slot([embeds[:most]], most)  # what it holds beyond is written over
+            slot = Slot([embeds[:most]], [positions[:, :most]], most)  # what it holds beyond is written over
             self._slots[target] = slot
         self.busy += 1
         return slot

@@ -79,7 +79,7 @@ class Extra(_Open):
 class ChatRequest(_Open):
     """The body of POST /v1/chat/completions.
 
-    `keep`, `alpha`, `tau`, `frames`, `frame_tolerance` and `prune_tiles` may stand here, in `mm_processor_kwargs`, or (frames, as
+    `keep`, `alpha`, `tau`, `frames`, `frame_tolerance`, `prune_tiles` and `positions` may stand here, in `mm_processor_kwargs`, or (frames, as
     `num_frames`) in `media_io_kwargs["video"]`; here they count first.
     """
 
@@ -110,6 +110,7 @@ class ChatRequest(_Open):
     frames: int | None = None
     frame_tolerance: float | None = None
     prune_tiles: bool | None = None
+    positions: str | None = None
     mm_processor_kwargs: dict[str, Any] | None = None
     media_io_kwargs: dict[str, dict[str, Any]] | None = None
     rediprune: Extra = Extra()

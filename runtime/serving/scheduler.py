@@ -15,6 +15,7 @@ import numpy as np
 
 from ..backends.batching import BatchDecoding
 from ..errors import RedipruneError
+from ..positions import Positions, span_of
 from .kv_slots import KVSlots, Slot
 
 
@@ -46,6 +47,7 @@ class Job:
         embeds: [S, D], the prompt.
         max_new_tokens: the answer has at most so many tokens.
         sink: chooses its tokens.
+        positions: of the prompt's tokens; None: their places in the cache.
         keep_cache: whether its cache may serve a prompt that begins alike.
         reused: positions of the prompt whose cache was there.
         queued, started, prefilled: when it came, got a slot and had its prompt computed (`time.perf_counter`).
@@ -54,6 +56,7 @@ class Job:
     embeds: np.ndarray
     max_new_tokens: int
     sink: TokenSink
+    positions: Positions | None = None
     keep_cache: bool = True
     reused: int = 0
     queued: float = field(default_factory=time.perf_counter)
@@ -188,7 +191,7 @@ class Scheduler:
         if self._prefilling is not None or not self._waiting:
             return
         job = self._waiting[0]
-        job._slot = self._slots.acquire(job.length, job.embeds)
+        job._slot = self._slots.acquire(job.length, job.embeds, span_of(job.positions, 0, len(job.embeds)))
         if job._slot is not None:
             job.reused, job.started = job._slot.used, time.perf_counter()
             self._prefilling = job
@@ -202,12 +205,14 @@ class Scheduler:
             return
         slot = job._slot
         chunk = job.embeds[slot.used : slot.used + self._chunk]  # [tokens, D]
+        places = span_of(job.positions, slot.used, len(chunk))  # [A, tokens]
+        given = None if job.positions is None else places
         try:
-            logits = self._decoding.prefill(self._slots.index(slot), chunk[None], slot.used)
+            logits = self._decoding.prefill(self._slots.index(slot), chunk[None], slot.used, given)
         except Exception as error:
             self._fail(job, error)
             return
-        slot.wrote(chunk)
+        slot.wrote(chunk, places)
         if slot.used == len(job.embeds):
             job.prefilled = time.perf_counter()
             self._prefilling = None
@@ -220,15 +225,17 @@ class Scheduler:
         if not jobs:
             return
         slots = [job._slot for job in jobs if job._slot is not None]
+        places = [span_of(job.positions, slot.used, 1) for job, slot in zip(jobs, slots, strict=True)]  # each [A, 1]
+        given = np.stack(places, axis=1) if any(job.positions for job in jobs) else None  # [A, jobs, 1]
         try:
             embeds = self._embed([job._next for job in jobs])  # [jobs, D]
-            logits = self._decoding.step(embeds[:, None], [slot.used for slot in slots])
+            logits = self._decoding.step(embeds[:, None], [slot.used for slot in slots], given)
         except Exception as error:
             for job in jobs:
                 self._fail(job, error)
             return
-        for slot, row in zip(slots, embeds, strict=True):
-            slot.wrote(row[None])
+        for slot, row, place in zip(slots, embeds, places, strict=True):
+            slot.wrote(row[None], place)
         for job, row in zip(jobs, logits, strict=True):
             self._take(job, row)
 

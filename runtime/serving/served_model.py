@@ -139,7 +139,7 @@ class ServedModel:
             logprobs,
             deliver,
         )
-        job = Job(embeds, asked.generation.max_new_tokens, sink)
+        job = Job(embeds, asked.generation.max_new_tokens, sink, prepared.prompt.positions)
         try:
             scheduler.submit(job)
         except QueueFullError:

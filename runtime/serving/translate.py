@@ -21,7 +21,7 @@ from .protocol import (
     VideoPart,
 )
 
-_SELECT = ("keep", "alpha", "tau", "frames", "frame_tolerance", "prune_tiles")
+_SELECT = ("keep", "alpha", "tau", "frames", "frame_tolerance", "prune_tiles", "positions")
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,12 @@ def embeds_of(model, rows, tokens, seed=0):
     )
 
 
+def step(stage, embeds, starts, *cache, positions=None):
+    """A step of the stage; positions are the tokens' slots unless they are given."""
+    slots = starts[:, None] + torch.arange(embeds.shape[1])
+    return stage(embeds, slots if positions is None else positions, starts, *cache)
+
+
 def rubbish(model, rows, length=CACHE):
     """A cache full of numbers that must not matter."""
     shape = cache_shape(model.config.text_config, rows, length)
@@ -59,9 +65,16 @@ class Transformers:
         self.model = model
         self.cache = DynamicCache(config=model.config.text_config)
 
-    def step(self, embeds):
+    def step(self, embeds, positions=None):
         decoder = self.model.get_submodule("model.language_model")
-        hidden = decoder(inputs_embeds=embeds, past_key_values=self.cache, use_cache=True).last_hidden_state
+        length = self.cache.get_seq_length() + embeds.shape[1]
+        hidden = decoder(
+            inputs_embeds=embeds,
+            position_ids=positions,
+            attention_mask=torch.ones(len(embeds), length, dtype=torch.int64),  # else gaps are taken for packing
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state
         return self.model.get_submodule("lm_head")(hidden[:, -1:])
 
     def tensors(self):
@@ -74,7 +87,7 @@ def test_prefill_and_steps(model):
     cache, start = rubbish(model, 1), 0
     for number, tokens in enumerate([7, 1, 1, 4, 1]):
         embeds = embeds_of(model, 1, tokens, number)
-        logits, *cache = stage(embeds, torch.tensor([start]), *cache)
+        logits, *cache = step(stage, embeds, torch.tensor([start]), *cache)
         start += tokens
         assert logits.shape == (1, 1, 97)
         expected = reference.step(embeds)
@@ -88,7 +101,7 @@ def test_prefill_and_steps(model):
 def test_only_the_new_positions_of_the_cache_change(model):
     stage, before = LanguageStage(model), rubbish(model, 2)
     given = [tensor.clone() for tensor in before]
-    _, *after = stage(embeds_of(model, 2, 3), torch.tensor([4, 10]), *before)
+    _, *after = step(stage, embeds_of(model, 2, 3), torch.tensor([4, 10]), *before)
     assert len(after) == len(before) == 6
     for old, kept, new in zip(given, before, after, strict=True):
         assert torch.equal(old, kept)  # the stage itself is pure; writing in place is the engine's matter
@@ -107,16 +120,29 @@ def test_rows_of_unequal_length(model):
     for row, (reference, length) in enumerate(zip(references, lengths, strict=True)):
         prompt = embeds_of(model, 1, length, 10 + row)
         reference.step(prompt)
-        _, *filled = stage(prompt, torch.tensor([0]), *(tensor[row : row + 1] for tensor in cache))
+        _, *filled = step(stage, prompt, torch.tensor([0]), *(tensor[row : row + 1] for tensor in cache))
         for tensor, new in zip(cache, filled, strict=True):
             tensor[row] = new[0]
     index = torch.tensor(lengths)
     for number, tokens in enumerate([1, 3, 1]):
         embeds = embeds_of(model, 2, tokens, 20 + number)
-        logits, *cache = stage(embeds, index, *cache)
+        logits, *cache = step(stage, embeds, index, *cache)
         index = index + tokens
         for row, reference in enumerate(references):
             torch.testing.assert_close(logits[row : row + 1], reference.step(embeds[row : row + 1]), **CLOSE)
+
+
+@torch.inference_mode()
+def test_positions_with_gaps(model):
+    stage, reference, cache = LanguageStage(model), Transformers(model), rubbish(model, 1)
+    embeds, positions = embeds_of(model, 1, 5), torch.tensor([[0, 1, 7, 30, 31]])
+    logits, *cache = step(stage, embeds, torch.tensor([0]), *cache, positions=positions)
+    torch.testing.assert_close(logits, reference.step(embeds, positions), **CLOSE)
+    assert not torch.isclose(logits, step(stage, embeds, torch.tensor([0]), *rubbish(model, 1))[0]).all()
+    for at, position in ((5, 32), (6, 33)):
+        one, place = embeds_of(model, 1, 1, at), torch.tensor([[position]])
+        logits, *cache = step(stage, one, torch.tensor([at]), *cache, positions=place)
+        torch.testing.assert_close(logits, reference.step(one, place), **CLOSE)
 
 
 @torch.inference_mode()
@@ -125,13 +151,13 @@ def test_what_lies_behind_the_last_token_does_not_matter(model):
     embeds = embeds_of(model, 2, 5)
     zeros = tuple(torch.zeros_like(tensor) for tensor in rubbish(model, 2))
     index = torch.zeros(2, dtype=torch.int64)
-    assert torch.equal(stage(embeds, index, *zeros)[0], stage(embeds, index, *rubbish(model, 2))[0])
+    assert torch.equal(step(stage, embeds, index, *zeros)[0], step(stage, embeds, index, *rubbish(model, 2))[0])
 
 
 @torch.inference_mode()
 def test_a_cache_filled_to_the_brim(model):
     embeds = embeds_of(model, 1, CACHE)
-    logits, *_ = LanguageStage(model)(embeds, torch.tensor([0]), *rubbish(model, 1))
+    logits, *_ = step(LanguageStage(model), embeds, torch.tensor([0]), *rubbish(model, 1))
     torch.testing.assert_close(logits, Transformers(model).step(embeds), **CLOSE)
 
 
@@ -139,7 +165,7 @@ def test_a_cache_filled_to_the_brim(model):
 def test_the_model_keeps_its_own_attention(model):
     decoder = model.get_submodule("model.language_model")
     before = decoder.config._attn_implementation
-    LanguageStage(model)(embeds_of(model, 1, 2), torch.tensor([0]), *rubbish(model, 1))
+    step(LanguageStage(model), embeds_of(model, 1, 2), torch.tensor([0]), *rubbish(model, 1))
     assert decoder.config._attn_implementation == before
     with pytest.raises(RuntimeError, match="inside"), attention_of(decoder, "eager"):
         assert decoder.config._attn_implementation == "eager"

@@ -37,10 +37,13 @@ def test_options_cannot_be_changed() -> None:
 
 def test_what_is_left_open_is_the_bundles() -> None:
     defaults = KeepDefaults(keep=0.3, alpha=0.7, tau=0.1)
-    assert SelectOptions().resolved(defaults, None) == Selection(8, 0.3, 0.7, 0.1, None, False)
+    assert SelectOptions().resolved(defaults, None) == Selection(8, 0.3, 0.7, 0.1, None, False, "compact")
     assert SelectOptions().resolved(defaults, 3).frames == 3
-    asked = SelectOptions(frames=2, keep=5, alpha=0.0, tau=0.0, frame_tolerance=0.0, prune_tiles=True)
-    assert asked.resolved(defaults, 3) == Selection(2, 5, 0.0, 0.0, 0.0, True)
+    asked = SelectOptions(
+        frames=2, keep=5, alpha=0.0, tau=0.0, frame_tolerance=0.0, prune_tiles=True, positions="original"
+    )
+    assert asked.resolved(defaults, 3) == Selection(2, 5, 0.0, 0.0, 0.0, True, "original")
+    assert SelectOptions().resolved(KeepDefaults(positions="original"), 3).positions == "original"
 
 
 def test_one_stop_string_need_not_be_in_a_list() -> None:
@@ -56,6 +59,8 @@ GOOD: list[dict[str, Any]] = [
     {"frames": np.int64(3)},
     {"frame_tolerance": 0},
     {"alpha": 0, "tau": -1.0},
+    {"positions": "compact"},
+    {"positions": "original"},
     {"temperature": 0},
     {"top_k": 0, "top_p": 1.0, "seed": 0},
     {"repetition_penalty": np.float64(1.1)},
@@ -87,6 +92,8 @@ BAD = [
     ("frame_tolerance", -1.0),
     ("frame_tolerance", float("nan")),
     ("frame_tolerance", "some"),
+    ("positions", "absolute"),
+    ("positions", 1),
     ("max_new_tokens", 0),
     ("max_new_tokens", 2.5),
     ("max_new_tokens", None),

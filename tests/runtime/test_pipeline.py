@@ -14,6 +14,7 @@ from rediprune.runtime.backends.eager_torch import eager_model
 from rediprune.runtime.backends.session import Decoding, LanguageSession, open_session
 from rediprune.runtime.bundle import Bundle
 from rediprune.runtime.pipeline import Answer
+from rediprune.runtime.positions import POSITIONS
 
 from .media.test_video import make_video
 
@@ -51,13 +52,15 @@ def test_ids_and_kept_sets_equal_eager(
     reference = Reference(eager_model(pipeline.bundle), pipeline.processor)
     tiled = pipeline.bundle.manifest.modalities["image"].tiled
     answers = set()
-    for (question, images, videos), keep, tiles in product(
-        media_of(pipeline, photo, cat, clip), KEEPS, (False, True) if tiled else (False,)
+    for (question, images, videos), keep, tiles, positions in product(
+        media_of(pipeline, photo, cat, clip), KEEPS, (False, True) if tiled else (False,), POSITIONS
     ):
-        options = {"keep": keep, "frames": 3, "max_new_tokens": TOKENS, "prune_tiles": tiles}
+        if positions == "original" and not (images or videos):
+            continue
+        options = {"keep": keep, "frames": 3, "max_new_tokens": TOKENS, "prune_tiles": tiles, "positions": positions}
         expected = reference.answer(Request(question, images, videos, **options))
         answer = pipeline.generate(question, images, videos, temperature=0.0, **options)
-        case = (question, keep, tiles)
+        case = (question, keep, tiles, positions)
         assert answer.token_ids == expected.token_ids, case
         for ours, theirs in zip(answer.kept, expected.kept, strict=bool(expected.kept)):
             assert np.array_equal(ours, theirs), case
@@ -203,8 +206,8 @@ class SayingDecoding:
     def __init__(self, decoding: Decoding, token_ids: Iterator[int]):
         self.decoding, self.token_ids = decoding, token_ids
 
-    def step(self, embeds: Array) -> np.ndarray:
-        logits = np.full_like(self.decoding.step(embeds), -np.inf)
+    def step(self, embeds: Array, positions: np.ndarray | None = None) -> np.ndarray:
+        logits = np.full_like(self.decoding.step(embeds, positions), -np.inf)
         logits[next(self.token_ids)] = 0.0
         return logits
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rediprune.runtime.bundle import ModalitySpec
 from rediprune.runtime.errors import RedipruneError
-from rediprune.runtime.visual_tokens import NEWLINE, Visual, splice
+from rediprune.runtime.visual_tokens import NEWLINE, Inserted, Visual, splice
 
 IMAGE, VIDEO = 1000, 1001
 
@@ -18,6 +18,13 @@ def text(ids):
 
 def tokens(*values):
     return np.array(values, np.float32).reshape(-1, 1)
+
+
+def inserted(placeholder, new, places=None, total=None):
+    count = len(new)
+    return Inserted(
+        placeholder, new, np.arange(count) if places is None else np.array(places), count if total is None else total
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- splice
@@ -41,7 +48,8 @@ def tokens(*values):
 def test_splice(ids, visuals, expected):
     embeds = text(ids)
     before = embeds.copy()
-    spliced = splice(ids, embeds, visuals)
+    spliced, positions = splice(ids, embeds, [inserted(*each) for each in visuals])
+    assert positions.tolist() == list(range(len(expected)))  # nothing was dropped
     assert spliced[:, 0].tolist() == expected
     assert spliced.dtype == np.float32
     assert np.array_equal(embeds, before, equal_nan=True)
@@ -60,7 +68,15 @@ def test_splice(ids, visuals, expected):
 )
 def test_splice_refuses_what_does_not_match(ids, kinds):
     with pytest.raises(RedipruneError, match="placeholders do not match the images and videos in number and order"):
-        splice(ids, text(ids), [(kind, tokens(-1)) for kind in kinds])
+        splice(ids, text(ids), [inserted(kind, tokens(-1)) for kind in kinds])
+
+
+def test_positions_are_those_before_pruning():
+    ids = [1, IMAGE, 2, 3, VIDEO, 4]
+    visuals = [inserted(IMAGE, tokens(-1, -2), [1, 3], 4), inserted(VIDEO, tokens(-3), [0], 6)]
+    spliced, positions = splice(ids, text(ids), visuals)
+    assert spliced[:, 0].tolist() == [1, -1, -2, 2, 3, -3, 4]
+    assert positions.tolist() == [0, 2, 4, 5, 6, 7, 13]
 
 
 @given(
@@ -77,9 +93,9 @@ def test_splice_of_anything(parts):
             expected.append(part)
         else:
             new = [-1 - len(expected) - i for i in range(part[1])]
-            visuals.append((part[0], tokens(*new)))
+            visuals.append(inserted(part[0], tokens(*new)))
             expected += new
-    assert splice(ids, text(ids), visuals)[:, 0].tolist() == expected
+    assert splice(ids, text(ids), visuals)[0][:, 0].tolist() == expected
 
 
 # -------------------------------------------------------------------------------------------------------- sequence
@@ -104,6 +120,7 @@ def test_sequence_of_frames():
     kept = [[0, 2], [1, 3]]
     seen = visual(2, 4, kept)
     assert seen.total == 8
+    assert seen.places().tolist() == [0, 2, 5, 7]
     for newline in (None, NEWLINE_ROW):
         assert seen.sequence(projected(kept, 4), newline)[:, 0].tolist() == [0, 2, 5, 7]
 
@@ -134,6 +151,8 @@ def test_sequence_of_tiles_leaves_dropped_patches_out(kept, expected):
     seen = visual(3, 4, kept, LAYOUT)
     assert seen.sequence(projected(kept, 4), NEWLINE_ROW)[:, 0].tolist() == expected
     assert seen.total == 14
+    slots = [-7 if LAYOUT[place] == NEWLINE else LAYOUT[place] for place in seen.places()]
+    assert slots == expected
 
 
 def test_sequence_leaves_out_what_the_layout_unpads():

@@ -129,6 +129,9 @@ def test_caches_are_reused_and_requests_may_interleave(bundle, gpu):
             step = embeds(tokens)
             assert np.array_equal(ours.step(step), theirs.step(step))
     assert gpu.graphs == []  # the other request's calls lie between any two
+    step, apart = embeds(2), np.array([[40, 90]])  # positions that are not the tokens' slots
+    near, far = (pairs[0][at].step(step, apart) for at in (0, 1))
+    assert np.array_equal(near, far) and not np.array_equal(near, pairs[1][1].step(step))
     del pairs, ours, theirs
     assert len(language.idle) == 2
     gpu.cudaStreamSynchronize(7)
@@ -244,7 +247,8 @@ def test_features_and_kept_tokens_stay_on_the_gpu(bundle, gpu, backend):
     pixels = 3 * manifest.image_size**2 * size
     ids = 8 * (answer.prompt_tokens + 1)
     query = 4 * manifest.channels  # of the kernels
-    assert gpu.copies[1].count(pixels) == 1 and set(gpu.copies[1]) <= {pixels, ids, query, 8, 4}
+    positions = 8 * (answer.prompt_tokens + answer.kept_tokens)
+    assert gpu.copies[1].count(pixels) == 1 and set(gpu.copies[1]) <= {pixels, ids, query, positions, 8, 4}
 
 
 def test_a_stage_on_the_cpu_between_two_on_the_gpu_costs_a_round_trip(bundle, gpu):

@@ -72,17 +72,27 @@ def test_the_asynchronous_client(server: Running, ask: Any, scene: Path) -> None
 
 
 def test_many_clients_at_once_each_get_their_own_answer(server: Running, ask: Any, scene: Path, cat: Path) -> None:
-    asked = [(q, p, k) for q in QUESTIONS for p in (scene, cat, None) for k in (0.05, 0.5)] * 2
+    asked = [
+        (question, picture, keep, positions)
+        for question in QUESTIONS
+        for picture in (scene, cat, None)
+        for keep, positions in ((0.05, "compact"), (0.5, "compact"), (0.05, "original"))
+    ] * 2
     expected = [
-        server.pipeline.generate(q, images=[p] if p else [], keep=k, max_new_tokens=24).text for q, p, k in asked
+        server.pipeline.generate(q, images=[p] if p else [], keep=k, positions=s, max_new_tokens=24).text
+        for q, p, k, s in asked
     ]
+    assert expected[::3] != expected[2::3]  # positions make a difference
     client = server.client()
 
-    def one(item: tuple[str, Path | None, float]) -> str | None:
-        text, picture, keep = item
+    def one(item: tuple[str, Path | None, float, str]) -> str | None:
+        text, picture, keep, positions = item
         pictures = [picture] if picture else []
         reply = client.chat.completions.create(
-            model="demo", messages=ask(text, *pictures), max_tokens=24, extra_body={"keep": keep}
+            model="demo",
+            messages=ask(text, *pictures),
+            max_tokens=24,
+            extra_body={"keep": keep, "positions": positions},
         )
         return reply.choices[0].message.content
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rediprune.runtime.errors import RedipruneError
+from rediprune.runtime.positions import Positions, span_of
 from rediprune.runtime.serving.scheduler import Job, QueueFullError, Scheduler, StoppedError
 
 WIDTH, VOCABULARY = 6, 40
@@ -17,9 +18,10 @@ TABLE = _RANDOM.standard_normal((VOCABULARY, WIDTH))
 HEAD = _RANDOM.standard_normal((WIDTH, VOCABULARY))
 
 
-def toy_logits(rows: np.ndarray) -> np.ndarray:
+def toy_logits(rows: np.ndarray, positions: np.ndarray | None = None) -> np.ndarray:
     """rows [n, D] → logits [V]; every row and its position count."""
-    return np.tanh((rows * np.cos(np.arange(1, len(rows) + 1))[:, None]).sum(0)) @ HEAD
+    places = np.arange(len(rows)) if positions is None else positions
+    return np.tanh((rows * np.cos(places + 1)[:, None]).sum(0)) @ HEAD
 
 
 class Toy:
@@ -29,22 +31,28 @@ class Toy:
 
     def __init__(self) -> None:
         self.slots = self.length = 0
-        self.cache = np.zeros((0, 0, WIDTH))
+        self.cache = np.zeros((0, 0, WIDTH + 1))  # the last column is the position
         self.calls: list[int] = []  # tokens of each call, prompts negative
         self.gate: threading.Event | None = None
 
-    def prefill(self, slot: int, embeds: np.ndarray, position: int) -> np.ndarray:
+    def prefill(self, slot: int, embeds: np.ndarray, start: int, positions: np.ndarray | None = None) -> np.ndarray:
         if self.gate is not None:
             self.gate.wait(10)
         self.calls.append(-embeds.shape[1])
-        self.cache[slot, position : position + embeds.shape[1]] = embeds[0]
-        return toy_logits(self.cache[slot, : position + embeds.shape[1]])
+        stop = start + embeds.shape[1]
+        self.cache[slot, start:stop, :WIDTH] = embeds[0]
+        self.cache[slot, start:stop, WIDTH] = np.arange(start, stop) if positions is None else positions[0]
+        return self.logits(slot, stop)
 
-    def step(self, embeds: np.ndarray, positions: Sequence[int]) -> np.ndarray:
-        self.calls.append(len(positions))
-        for slot, position in enumerate(positions):
-            self.cache[slot, position] = embeds[slot, 0]
-        return np.stack([toy_logits(self.cache[slot, : position + 1]) for slot, position in enumerate(positions)])
+    def step(self, embeds: np.ndarray, starts: Sequence[int], positions: np.ndarray | None = None) -> np.ndarray:
+        self.calls.append(len(starts))
+        for slot, start in enumerate(starts):
+            self.cache[slot, start, :WIDTH] = embeds[slot, 0]
+            self.cache[slot, start, WIDTH] = start if positions is None else positions[0, slot, 0]
+        return np.stack([self.logits(slot, start + 1) for slot, start in enumerate(starts)])
+
+    def logits(self, slot: int, stop: int) -> np.ndarray:
+        return toy_logits(self.cache[slot, :stop, :WIDTH], self.cache[slot, :stop, WIDTH])
 
     def move(self, source: int, target: int, tokens: int) -> None:
         self.cache[target, :tokens] = self.cache[source, :tokens]
@@ -53,7 +61,7 @@ class Toy:
         self.cache[[one, other], :tokens] = self.cache[[other, one], :tokens]
 
     def resize(self, slots: int, length: int, used: int) -> None:
-        fresh = np.full((slots, length, WIDTH), np.nan)  # what is read but was never written shows
+        fresh = np.full((slots, length, WIDTH + 1), np.nan)  # what is read but was never written shows
         rows, kept = min(slots, self.slots), min(used, length, self.length)
         fresh[:rows, :kept] = self.cache[:rows, :kept]
         self.cache, self.slots, self.length = fresh, slots, length
@@ -85,11 +93,11 @@ class Greedy:
         self.done.set()
 
 
-def alone(embeds: np.ndarray, count: int) -> list[int]:
+def alone(embeds: np.ndarray, count: int, positions: Positions | None = None) -> list[int]:
     """The tokens of a request that runs by itself."""
     rows, tokens = embeds, []
     while len(tokens) < count:
-        tokens.append(int(toy_logits(rows).argmax()))
+        tokens.append(int(toy_logits(rows, span_of(positions, 0, len(rows))[0]).argmax()))
         rows = np.concatenate([rows, TABLE[tokens[-1]][None]])
     return tokens
 
@@ -99,8 +107,8 @@ def make(toy: Toy, **options: int) -> Scheduler:
     return Scheduler(toy, lambda ids: TABLE[list(ids)], **settings)
 
 
-def submit(scheduler: Scheduler, embeds: np.ndarray, sink: Greedy) -> Job:
-    sink.job = Job(embeds, sink.count, sink)
+def submit(scheduler: Scheduler, embeds: np.ndarray, sink: Greedy, positions: Positions | None = None) -> Job:
+    sink.job = Job(embeds, sink.count, sink, positions)
     scheduler.submit(sink.job)
     return sink.job
 
@@ -206,3 +214,32 @@ def test_a_fault_ends_its_request_alone() -> None:
     scheduler.stop()
     assert isinstance(bad.error, ValueError) and good.error is None
     assert good.tokens == alone(prompts[1], 10)
+
+
+def test_positions_of_their_own_go_with_every_token() -> None:
+    """Requests with and without positions of their own, decoded together: each as if it were alone."""
+    random = np.random.default_rng(3)
+    scheduler, asked = make(Toy()), []
+    for number in range(8):
+        embeds, sink = random.standard_normal((21, WIDTH)), Greedy(9)
+        gaps = np.sort(random.choice(70, 21, replace=False))[None]
+        positions = Positions(gaps) if number % 2 else None
+        submit(scheduler, embeds, sink, positions)
+        asked.append((embeds, sink, positions))
+    for embeds, sink, positions in asked:
+        assert sink.done.wait(10) and sink.error is None
+        assert sink.tokens == alone(embeds, 9, positions)
+    scheduler.stop()
+
+
+def test_a_cache_is_not_taken_up_at_other_positions() -> None:
+    embeds = np.random.default_rng(4).standard_normal((40, WIDTH))
+    near, far = Positions(np.arange(40)[None]), Positions(np.r_[np.arange(24), np.arange(50, 66)][None])
+    scheduler, reused = make(Toy()), []
+    for positions in (near, far, near, None):
+        sink = Greedy(3)
+        job = submit(scheduler, embeds, sink, positions)
+        assert sink.done.wait(10) and sink.tokens == alone(embeds, 3, positions)
+        reused.append(job.reused)
+    scheduler.stop()
+    assert reused == [0, 24, 24, 39]  # the second wrote over what it took up
