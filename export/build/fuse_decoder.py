@@ -21,7 +21,9 @@ _HEAD_WIDTHS = 16  # the operator takes multiples of it
 def fuse_decoder(model: ir.Model, decoder: DecoderSpec) -> int:
     """Rewrite the `language` stage's graph in place; inputs, outputs and weights stay the same.
 
-    The rule takes the mask for what `LanguageStage` builds: position p attends to 0 … p.
+    The rules take the mask for what `LanguageStage` builds: slot s attends to 0 … s. Where positions are an input, the
+    rotary embedding is an operator of its own before the attention; the attention's own takes a token's slot for its
+    position.
 
     Args:
         model: the graph.
@@ -39,11 +41,17 @@ def fuse_decoder(model: ir.Model, decoder: DecoderSpec) -> int:
         np.arange(decoder.max_positions, dtype=np.float32)[:, None] * frequencies.const_value.numpy()[None]
     )  # [T, width / 2]
     kind = inputs["inputs_embeds"].dtype or ir.DataType.FLOAT
+    scaling = _scaling(model)
     tables = [
-        add_constant(model, ir.tensor(function(angles).astype(kind.numpy()), name=f"rotary.{name}"))
+        add_constant(model, ir.tensor((function(angles) * scaling).astype(kind.numpy()), name=f"rotary.{name}"))
         for name, function in (("cos", np.cos), ("sin", np.sin))
     ]
     lengths = _lengths(model, inputs["inputs_embeds"], inputs["write_index"])
+    positions = inputs.get("position_ids")
+    if positions is not None:
+        layers = _at_positions(model, decoder, positions, tables, lengths)
+        _tidy(model)
+        return layers
 
     def fused(op: Any, q: Any, k: Any, v: Any, past_key: Any, past_value: Any, attention: Any, **_: Any) -> Any:
         channels = q.shape[2]  # torch.onnx notes it at every value
@@ -64,10 +72,87 @@ def fuse_decoder(model: ir.Model, decoder: DecoderSpec) -> int:
         )
 
     layers = pattern.RewriteRuleSet([pattern.RewriteRule(_attention, fused)]).apply_to_model(model)
+    _tidy(model)
+    return layers
+
+
+def _tidy(model: ir.Model) -> None:
     model.opset_imports["com.microsoft"] = 1
     RemoveUnusedNodesPass()(model)
     TopologicalSortPass()(model)
-    return layers
+
+
+def _scaling(model: ir.Model) -> float:
+    """What cosines and sines are multiplied by: 1 but for scaled rotary embeddings (YaRN's attention factor)."""
+    for node in model.graph:
+        if node.op_type == "Mul" and any(
+            i is not None and i.producer() and i.producer().op_type == "Cos" for i in node.inputs
+        ):
+            for value in node.inputs:
+                constant = None if value is None else ir.convenience.get_const_tensor(value)
+                if constant is not None and constant.size == 1:
+                    return float(constant.numpy().item())
+    return 1.0
+
+
+def _at_positions(
+    model: ir.Model,
+    decoder: DecoderSpec,
+    positions: ir.Value,
+    tables: list[ir.Value],
+    lengths: tuple[ir.Value, ir.Value],
+) -> int:
+    """Fuse layers whose rotary embedding reads the input `position_ids`; returns how many.
+
+    With positions [B, S] it becomes one operator for queries and one for keys; with three axes it stays as it is.
+    """
+    flat = add_constant(model, ir.tensor(np.array([0, 0, -1], np.int64), name="rotary.flat"))
+    own = positions.shape is not None and len(positions.shape) == 2
+
+    def fused(op: Any, q: Any, k: Any, v: Any, past_key: Any, past_value: Any, attention: Any, **_: Any) -> Any:
+        node = attention.producer()
+        heads = int(node.inputs[0].shape[1])
+        if own:  # [B, S, heads, width]
+            q, k = (
+                op.RotaryEmbedding(op.Reshape(x, flat), positions, *tables, _domain="com.microsoft") for x in (q, k)
+            )
+        else:  # [B, heads, S, width], rotated
+            q, k = (op.Reshape(op.Transpose(x, perm=[0, 2, 1, 3]), flat) for x in (q, k))
+        return op.GroupQueryAttention(
+            q,
+            k,
+            op.Reshape(v, flat),
+            past_key,
+            past_value,
+            *lengths,
+            num_heads=heads,
+            kv_num_heads=decoder.kv_heads,
+            scale=node.attributes["scale"].value,
+            do_rotary=0,
+            _domain="com.microsoft",
+            _outputs=3,
+        )
+
+    rule = pattern.RewriteRule(_rotated_attention if own else _plain_attention, fused)
+    return pattern.RewriteRuleSet([rule]).apply_to_model(model)
+
+
+def _rotated_attention(op: Any, q: Any, k: Any, v: Any, past_key: Any, past_value: Any) -> tuple[Any, Any, Any]:
+    """A layer's attention from queries and keys [B, S, heads, width] on that are to be rotated; `v` likewise."""
+    cos, sin = pattern.Var("cos"), pattern.Var("sin")
+    query, key = (op.Transpose(x, perm=[0, 2, 1, 3]) for x in (q, k))
+    return _plain_attention(
+        op, _rotated(op, query, cos, sin, "q"), _rotated(op, key, cos, sin, "k"), v, past_key, past_value
+    )
+
+
+def _plain_attention(op: Any, q: Any, k: Any, v: Any, past_key: Any, past_value: Any) -> tuple[Any, Any, Any]:
+    """A layer's attention from rotated queries and keys [B, heads, S, width] and values [B, S, heads, width] on."""
+    write_index, mask = pattern.Var("write_index"), pattern.Var("mask")
+    keys = op.TensorScatter(past_key, k, write_index)
+    values = op.TensorScatter(past_value, op.Transpose(v, perm=[0, 2, 1, 3]), write_index)
+    attention = op.Attention(q, keys, values, mask, _allow_other_attributes=True, _outputs=["attention"])
+    return op.Reshape(op.Transpose(attention, perm=[0, 2, 1, 3]), pattern.Var("shape")), keys, values
 
 
 def _attention(op: Any, q: Any, k: Any, v: Any, past_key: Any, past_value: Any) -> tuple[Any, Any, Any]:
