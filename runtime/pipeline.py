@@ -5,7 +5,7 @@ pixels → features → indices → kept → projected → spliced (`prompt_embe
 """
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -242,7 +242,8 @@ class Pipeline:
         watch = Stopwatch()
         selection, generation = merge_keywords(selection, generation, keywords)
         clock, sessions = StageClock(), self._request_sessions()
-        ready = self._prepare(prompt, images, videos, selection, generation, None, return_visuals, sessions, clock)
+        encoder = self._encoder(sessions, selection, clock)
+        ready = self._prepare(encoder, prompt, images, videos, generation, None, return_visuals)
         tokens = decode(sessions, ready.prompt, ready.max_new_tokens, ready.sampling, clock)
         return Stream(ready.answer, tokens, ready.text, ready.stop_ids, ready.max_new_tokens, watch)
 
@@ -256,6 +257,7 @@ class Pipeline:
         generation: GenerateOptions | None = None,
         question: Prompt | None = None,
         return_visuals: bool = False,
+        pulse: Callable[[], object] = lambda: None,
     ) -> PreparedRequest:
         """Encode a request's prompt and leave the language stage to the caller, e.g. one that decodes many together.
 
@@ -263,33 +265,34 @@ class Pipeline:
             prompt, images, videos, selection, generation, return_visuals: as `stream` takes them.
             question: a prompt whose question steers the selection in place of `prompt`'s own, such as the first turn of a
                 dialogue: the kept tokens are then the first turn's, and so is the beginning of the prompt.
+            pulse: called between frames and stages; an `AbandonedError` that it raises ends the work for which nobody
+                waits any more.
 
         Raises:
             RedipruneError: what `stream` raises.
         """
         selection, generation = merge_keywords(selection, generation, {})
         sessions, clock = self._request_sessions(), StageClock()
-        return self._prepare(prompt, images, videos, selection, generation, question, return_visuals, sessions, clock)
+        encoder = self._encoder(sessions, selection, clock, pulse)
+        return self._prepare(encoder, prompt, images, videos, generation, question, return_visuals)
 
     def _prepare(
         self,
+        encoder: PromptEncoder,
         prompt: Prompt,
         images: Sequence[Any],
         videos: Sequence[Any],
-        selection: SelectOptions,
         generation: GenerateOptions,
         question: Prompt | None,
         return_visuals: bool,
-        sessions: RequestSessions,
-        clock: StageClock,
     ) -> PreparedRequest:
         stopping = Stopping(self.processor.generation, self.processor.tokenizer.eos_token_id, generation.stop)
         sampling = Sampling.from_config(self.processor.generation, stopping.ids, **generation.sampling)
-        embedded = self._encoder(sessions, selection, clock).encode(prompt, images, videos, generation.chat, question)
+        embedded = encoder.encode(prompt, images, videos, generation.chat, question)
         self._check_length(embedded, generation.max_new_tokens)
         answer = Answer(
             kept=[visual.kept for visual in embedded.visuals],
-            timings=clock.seconds,
+            timings=encoder.clock.seconds,
             prompt_tokens=len(embedded.ids) - len(embedded.visuals),
             visual_tokens=sum(visual.total for visual in embedded.visuals),
             kept_tokens=embedded.kept_tokens,
@@ -328,11 +331,16 @@ class Pipeline:
         caches = [self.cache, *(each.cache for each in replacements if each.cache is not None)]
         return RequestSessions(self._sessions, sessions, caches[-1])
 
-    def _encoder(self, sessions: RequestSessions, options: SelectOptions, clock: StageClock) -> PromptEncoder:
-        selection = options.resolved(self.bundle.manifest.defaults, self.processor.frames)
-        return PromptEncoder(
-            self.bundle.manifest, self.processor, sessions, self.newline, selection, self.limits, clock
-        )
+    def _encoder(
+        self,
+        sessions: RequestSessions,
+        options: SelectOptions,
+        clock: StageClock,
+        pulse: Callable[[], object] = lambda: None,
+    ) -> PromptEncoder:
+        manifest = self.bundle.manifest
+        selection = options.resolved(manifest.defaults, self.processor.frames)
+        return PromptEncoder(manifest, self.processor, sessions, self.newline, selection, self.limits, clock, pulse)
 
     def _check_length(self, prompt: PromptEmbeds, max_new_tokens: int) -> None:
         limit = self.bundle.manifest.decoder.max_positions

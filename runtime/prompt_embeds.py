@@ -3,7 +3,7 @@
 pixels → features → indices → kept → projected → spliced, one step after another.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,6 +67,7 @@ class PromptEncoder:
         selection: which visual tokens are kept.
         limits: what an image or video may be at most.
         clock: adds up what each stage takes.
+        pulse: called between frames and stages; a `RedipruneError` that it raises ends the work.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class PromptEncoder:
         selection: Selection,
         limits: MediaLimits,
         clock: StageClock,
+        pulse: Callable[[], object] = lambda: None,
     ):
         self.modalities, self.family = manifest.modalities, manifest.family_name
         if selection.positions == "original" and not manifest.takes_positions:
@@ -86,7 +88,7 @@ class PromptEncoder:
                 "takes none; export the checkpoint again, or ask with positions 'compact'"
             )
         self.processor, self.sessions, self.newline = processor, sessions, newline
-        self.selection, self.limits, self.clock = selection, limits, clock
+        self.selection, self.limits, self.clock, self.pulse = selection, limits, clock, pulse
         self.warnings: list[str] = []
 
     def encode(
@@ -110,6 +112,7 @@ class PromptEncoder:
         self._check_kinds(images, videos)
         if chat and self.processor.chat_template.warning is not None:
             self.warnings.append(self.processor.chat_template.warning)
+        self.pulse()
         with self.clock("preprocess"):
             ids = prompt_ids(self.processor, prompt, len(images), len(videos), chat)
             self._check_ids(ids, images, videos)
@@ -119,6 +122,7 @@ class PromptEncoder:
         steering = self._question(ids, embeds) if question is None else self._question_of(question, chat)
         pruned, inserted = [], []
         for visual in visuals:
+            self.pulse()
             visual, kept = self._select(visual, steering)
             pruned.append(visual)
             tokens = self._project(visual, kept)
@@ -153,13 +157,20 @@ class PromptEncoder:
         """For each placeholder, in order: its kind, and the image or the video's frames."""
         kinds = {spec.placeholder: kind for kind, spec in self.modalities.items()}
         sources = {"image": iter(images), "video": iter(videos)}
-        pictures = []
+        pictures, pixels = [], 0
         for kind in (kinds[token] for token in ids if token in kinds):
             source = next(sources[kind])
+            self.pulse()
             if kind == "video":
-                frames = load_video(source, self.selection.frames, self.limits, self.warnings.append)
+                frames = load_video(source, self.selection.frames, self.limits, self.warnings.append, self.pulse)
             else:
                 frames = [load_image(source, self.limits)]
+            pixels += sum(width * height for width, height in {id(frame): frame.size for frame in frames}.values())
+            if pixels > self.limits.request_pixels:
+                raise RedipruneError(
+                    f"the pictures and frames have more than {self.limits.request_pixels / 1e6:g} million pixels together: "
+                    "give fewer or smaller ones, or raise the limit request_pixels (--limit)"
+                )
             pictures.append((kind, frames))
         return pictures
 
@@ -180,7 +191,11 @@ class PromptEncoder:
                 session = self.sessions.stage(spec.stage)
                 starts = range(0, len(pixels), session.batch)
                 batches = (pixels[at : at + session.batch] for at in starts)
-                features = concatenate([session.run({"pixel_values": batch})[spec.output] for batch in batches])
+                encoded = []
+                for batch in batches:
+                    self.pulse()
+                    encoded.append(session.run({"pixel_values": batch})[spec.output])
+                features = concatenate(encoded)
                 return features if rows is None else take(features, rows)
 
         features, encoded = self.sessions.cache.get_or_encode((f"{spec.stage}.{spec.output}.{kind}", content), run)

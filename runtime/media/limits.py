@@ -24,6 +24,7 @@ class MediaLimits:
         video_seconds: length of a film, by the time stamps of its packets.
         video_packets: number of its compressed frames.
         sampled_pixels: pixels of all frames taken from one film together.
+        request_pixels: pixels of all pictures and frames of one request together.
     """
 
     image_bytes: int = 256_000_000
@@ -34,6 +35,7 @@ class MediaLimits:
     video_seconds: int = 7_200
     video_packets: int = 500_000
     sampled_pixels: int = 200_000_000
+    request_pixels: int = 400_000_000
 
     def __post_init__(self) -> None:
         for field in fields(self):

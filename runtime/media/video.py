@@ -23,6 +23,7 @@ def load_video(
     frames: int,
     limits: MediaLimits | None = None,
     warn: Callable[[str], object] = warnings.warn,
+    pulse: Callable[[], object] = lambda: None,
 ) -> list[Image.Image]:
     """Read frames spread evenly over a video, the first and the last among them.
 
@@ -35,6 +36,7 @@ def load_video(
         frames: how many.
         limits: what it may be at most; None is `MediaLimits.read()`.
         warn: is told in one line what of it is damaged, where other frames can be read.
+        pulse: called before every frame that is decoded; a `RedipruneError` that it raises ends the work.
 
     Returns:
         `frames` RGB images, upright, in time order.
@@ -52,7 +54,7 @@ def load_video(
     with io.BytesIO(source) if isinstance(source, bytes) else open_media(source, limits.video_bytes) as file:
         film = Film(file, name, limits)
         try:
-            picked, decoded = _sample(film, int(frames))
+            picked, decoded = _sample(film, int(frames), pulse)
         except (RedipruneError, MemoryError):
             raise
         except Exception:  # FFmpeg's errors, and what its bindings make of damaged metadata
@@ -91,14 +93,14 @@ def stand_ins(frames: Sequence[Image.Image], tolerance: float) -> np.ndarray:
     return stand_in
 
 
-def _sample(film: Film, frames: int) -> tuple[list[Image.Image], int]:
+def _sample(film: Film, frames: int, pulse: Callable[[], object]) -> tuple[list[Image.Image], int]:
     """The sampled frames, and how many were decoded."""
     # One packet is one frame in nearly every file: count packets, which is fast, and decode once. Should
     # the decoder yield another number, it has counted the frames by then: decode again with that number.
     count = _count_packets(film)
     for _ in range(4):
         try:
-            picked, decoded = _pick(film, _indices(count, frames))
+            picked, decoded = _pick(film, _indices(count, frames), pulse)
         except DamagedError:
             film.careful = True
             continue
@@ -118,11 +120,12 @@ def _count_packets(film: Film) -> int:
     return film.count_packets()
 
 
-def _pick(film: Film, indices: list[int]) -> tuple[list[Image.Image], int]:
+def _pick(film: Film, indices: list[int], pulse: Callable[[], object]) -> tuple[list[Image.Image], int]:
     """Frames at ascending `indices`, none unless the last of these is the last frame; the count of frames."""
     picked: list[Image.Image] = []
     decoded = pixels = 0
     for frame in film.frames():
+        pulse()
         if len(picked) < len(indices) and indices[len(picked)] == decoded:
             pixels += frame.width * frame.height
             if pixels > film.limits.sampled_pixels:

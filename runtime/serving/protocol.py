@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 MAX_STOP = 4
 MAX_TOP_LOGPROBS = 20
+MAX_MESSAGES = 2048
 
 
 class _Open(BaseModel):
@@ -84,7 +85,7 @@ class ChatRequest(_Open):
     """
 
     model: str
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=100)

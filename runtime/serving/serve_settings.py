@@ -17,6 +17,7 @@ class ServeSettings:
         media: where pictures and clips may come from.
         limits: what one request may ask for.
         max_body_bytes: of a request.
+        max_pending_bytes: of all requests that are being read and encoded; one more is answered 429.
         max_batch: requests decoded together at most.
         cache_memory: bytes of the KV cache, for each model.
         max_waiting: requests that wait for a slot at most, for each model; one more is answered 429.
@@ -30,6 +31,7 @@ class ServeSettings:
     media: MediaPolicy = field(default_factory=MediaPolicy)
     limits: RequestLimits = field(default_factory=RequestLimits)
     max_body_bytes: int = 256 << 20
+    max_pending_bytes: int = 1 << 30
     max_batch: int = 8
     cache_memory: int = 1 << 30
     max_waiting: int = 64

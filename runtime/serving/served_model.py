@@ -1,10 +1,11 @@
 """One bundle in a server: its prompts encoded in threads, its answers decoded together."""
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from ..backends.batching import open_batch
-from ..errors import RedipruneError
+from ..errors import AbandonedError, RedipruneError
 from ..media.visualize import draw_answer
 from ..pipeline import Pipeline
 from ..prepared_request import PreparedRequest
 from .answer_sink import AnswerSink, Failure, Piece, token_logprobs
 from .api_error import ApiError
+from .log import log
 from .metrics import Metrics
 from .responses import png_uri, usage
 from .scheduler import Job, QueueFullError, Scheduler, StoppedError
@@ -48,6 +50,7 @@ class Request:
     text: str = ""
     finish_reason: str = "length"
     logprobs: list[dict[str, Any]] = field(default_factory=list)
+    counted: bool = False
 
 
 class ServedModel:
@@ -103,7 +106,12 @@ class ServedModel:
         if self._encoding + scheduler.waiting >= self._settings.max_waiting:
             raise _too_many()
         self._encoding += 1
-        loop = asyncio.get_running_loop()
+        loop, gone = asyncio.get_running_loop(), threading.Event()
+
+        def pulse() -> None:
+            if gone.is_set():
+                raise AbandonedError("the client left")
+
         prepare = partial(
             self.pipeline.prepare,
             asked.messages,
@@ -113,6 +121,7 @@ class ServedModel:
             generation=asked.generation,
             question=asked.first_turn,
             return_visuals=asked.return_overlay,
+            pulse=pulse,
         )
         try:
             prepared = await loop.run_in_executor(self._encoders, prepare)
@@ -122,6 +131,7 @@ class ServedModel:
             raise ApiError(400, str(error), code="invalid_value") from error
         finally:
             self._encoding -= 1
+            gone.set()  # cancelled, this leaves the thread alone with its work
         pieces: asyncio.Queue[Piece | Failure] = asyncio.Queue()
 
         def deliver(piece: Piece | Failure) -> None:
@@ -146,17 +156,25 @@ class ServedModel:
             raise _too_many() from None
         except StoppedError:
             raise ApiError(503, "the server is stopping", headers={"Retry-After": "5"}) from None
-        return Request(asked, prepared, job, sink, pieces, began)
+        return Request(replace(asked, media=[]), prepared, job, sink, pieces, began)  # what they came from is let go
 
-    async def pieces(self, request: Request) -> AsyncIterator[Piece]:
+    async def pieces(self, request: Request, deadline: float) -> AsyncIterator[Piece]:
         """The answer, piece by piece. Left early, it frees the request's slot.
 
+        Args:
+            request: from `begin`; one that is not read must be cancelled (`Request.job`).
+            deadline: in the event loop's time.
+
         Raises:
-            ApiError: 500, the answer failed.
+            ApiError: 500, the answer failed; 504, the deadline passed.
         """
         try:
             while True:
-                piece = await request.pieces.get()
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        piece = await request.pieces.get()
+                except TimeoutError:
+                    raise timed_out() from None
                 if isinstance(piece, Failure):
                     raise ApiError(500, "the answer failed; the server's log says why") from piece.error
                 request.text += piece.text
@@ -196,8 +214,22 @@ class ServedModel:
             own["overlay"] = png_uri(await asyncio.get_running_loop().run_in_executor(None, draw))
         return own
 
+    def leave(self, request: Request) -> None:
+        """The end of a stream, however it ended: its slot is free, and one whose client left is counted."""
+        request.job.cancel()
+        if not request.counted:
+            request.counted = True
+            self._metrics.failure.labels(self.name, "499").inc()
+
+    def failed(self, request: Request, error: ApiError) -> None:
+        """Note a stream that failed after it had begun."""
+        request.counted = True
+        self._metrics.failure.labels(self.name, str(error.status)).inc()
+        log.error("%s", error.message, exc_info=error.__cause__)
+
     def record(self, request: Request) -> None:
         """Note a finished request in the metrics."""
+        request.counted = True
         metrics, name, answer = self._metrics, self.name, request.prepared.answer
         job, times = request.job, request.sink.times
         generated, decode = len(times), times[-1] - times[0]
@@ -247,6 +279,11 @@ class ServedModel:
 
     def _token_text(self, token: int) -> str:
         return str(self.pipeline.processor.tokenizer.decode([token]))
+
+
+def timed_out() -> ApiError:
+    """The deadline passed."""
+    return ApiError(504, "the request took too long", code="timeout")
 
 
 def _too_many() -> ApiError:

@@ -33,12 +33,14 @@ class RequestLimits:
         max_frames: of one clip.
         max_tokens: of an answer, also where a request names no number.
         default_tokens: of an answer where a request names no number.
+        max_text: characters of all messages; encoding more would take seconds, only to find that there are too many tokens.
     """
 
     max_items: int = 16
     max_frames: int = 64
     max_tokens: int = 4096
     default_tokens: int = 256
+    max_text: int = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Translated:
     top_logprobs: int | None = None
     stream: bool = False
     include_usage: bool = False
+    continuous_usage: bool = False
     return_overlay: bool = False
 
 
@@ -77,6 +80,10 @@ class Translated:
 class _Dialogue:
     messages: list[dict[str, Any]] = field(default_factory=list)
     media: list[MediaRef] = field(default_factory=list)
+
+    @property
+    def characters(self) -> int:
+        return sum(len(part.get("text", "")) for message in self.messages for part in message["content"])
 
 
 def translate(request: ChatRequest, limits: RequestLimits, defaults: Mapping[str, Any]) -> Translated:
@@ -94,6 +101,8 @@ def translate(request: ChatRequest, limits: RequestLimits, defaults: Mapping[str
     dialogue = _dialogue(request.messages)
     if len(dialogue.media) > limits.max_items:
         raise refuse("messages", f"messages hold {len(dialogue.media)} pictures and clips; at most {limits.max_items}")
+    if dialogue.characters > limits.max_text:
+        raise refuse("messages", f"messages hold {dialogue.characters:,} characters; at most {limits.max_text:,}")
     count = request.max_completion_tokens or request.max_tokens
     if count is not None and count > limits.max_tokens:
         raise refuse("max_tokens", f"max_tokens must be at most {limits.max_tokens}, not {count}")
@@ -112,6 +121,7 @@ def translate(request: ChatRequest, limits: RequestLimits, defaults: Mapping[str
             top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
             stream=bool(request.stream),
             include_usage=options is not None and options.include_usage,
+            continuous_usage=options is not None and options.continuous_usage_stats,
             return_overlay=request.rediprune.return_overlay,
         )
     except RedipruneError as error:

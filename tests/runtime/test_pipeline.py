@@ -13,6 +13,7 @@ from rediprune.runtime.backends.arrays import Array
 from rediprune.runtime.backends.eager_torch import eager_model
 from rediprune.runtime.backends.session import Decoding, LanguageSession, open_session
 from rediprune.runtime.bundle import Bundle
+from rediprune.runtime.errors import AbandonedError
 from rediprune.runtime.pipeline import Answer
 from rediprune.runtime.positions import POSITIONS
 
@@ -406,3 +407,31 @@ def test_unknown_backend_and_stage(bundle_of: Callable[[str], Path]) -> None:
         Pipeline.load(bundle_of("llava"), backend="abacus")
     with pytest.raises(RedipruneError, match="vision, select"):
         Pipeline.load(bundle_of("llava"), eager={"ears"})
+
+
+def test_a_preparation_that_nobody_waits_for_ends_between_frames(bundle_of: Callable[[str], Path], clip: Path) -> None:
+    pipeline = Pipeline.load(bundle_of("llava_next_video"))
+    question: Any = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What happens?"}]}]
+    pulses = 0
+
+    def count() -> None:
+        nonlocal pulses
+        pulses += 1
+
+    options = SelectOptions(frames=3, keep=4)
+    whole = pipeline.prepare(question, videos=[clip], selection=options, pulse=count)
+    assert pulses > 20  # decoded frames, then encoded ones
+    for last in (1, 5, pulses):
+        pipeline = Pipeline.load(bundle_of("llava_next_video"))
+        left = last
+
+        def give_up() -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                raise AbandonedError("enough")
+
+        with pytest.raises(AbandonedError):
+            pipeline.prepare(question, videos=[clip], selection=options, pulse=give_up)
+        again = pipeline.prepare(question, videos=[clip], selection=options)
+        np.testing.assert_array_equal(again.prompt.embeds, whole.prompt.embeds)

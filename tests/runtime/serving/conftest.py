@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import uvicorn
-from rediprune.runtime import Pipeline
+from rediprune.runtime import MediaLimits, Pipeline
 from rediprune.runtime.serving.metrics import Metrics
 from rediprune.runtime.serving.routes import Serving, create_app
 from rediprune.runtime.serving.serve_settings import ServeSettings
@@ -33,18 +34,46 @@ class Running:
     def pipeline(self) -> Pipeline:
         return next(iter(self.models.values())).pipeline
 
+    def post(self, body: Any, timeout: float = 60, **headers: str) -> httpx.Response:
+        """The reply to a chat request with this body."""
+        return httpx.post(f"{self.url}/v1/chat/completions", json=body, timeout=timeout, headers=headers)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A metric's value as Prometheus scrapes it; 0 where it has not been set."""
+        for line in httpx.get(f"{self.url}/metrics").text.splitlines():
+            key, _, value = line.rpartition(" ")
+            if key.split("{")[0] == f"rediprune:{name}" and all(f'{k}="{v}"' in key for k, v in labels.items()):
+                return float(value)
+        return 0.0
+
+    def comes_to_rest(self, seconds: float = 10) -> bool:
+        """Whether no request is left after so long at most."""
+        for _ in range(int(seconds / 0.02)):
+            if not any(
+                self.metric(f"num_requests_{state}", model_name=m)
+                for m in self.models
+                for state in ("running", "waiting")
+            ):
+                return True
+            time.sleep(0.02)
+        return False
+
     def client(self, **options: Any) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", **{"api_key": "none", "max_retries": 0} | options)
 
 
 @contextmanager
 def running(
-    bundles: dict[str, Path], settings: ServeSettings | None = None, defaults: dict[str, Any] | None = None
+    bundles: dict[str, Path],
+    settings: ServeSettings | None = None,
+    defaults: dict[str, Any] | None = None,
+    limits: MediaLimits | None = None,
 ) -> Iterator[Running]:
     """A server over bundles by name."""
     settings, metrics = settings or ServeSettings(), Metrics()
     models = {
-        name: ServedModel(name, Pipeline.load(folder, threads=1), settings, metrics) for name, folder in bundles.items()
+        name: ServedModel(name, Pipeline.load(folder, threads=1, limits=limits), settings, metrics)
+        for name, folder in bundles.items()
     }
     app = create_app(Serving(models, settings, metrics, defaults or {}))
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
@@ -53,9 +82,11 @@ def running(
     while not server.started:
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
-    yield Running(f"http://127.0.0.1:{port}", models, metrics)
-    server.should_exit = True
-    thread.join(30)
+    try:
+        yield Running(f"http://127.0.0.1:{port}", models, metrics)
+    finally:
+        server.should_exit = True
+        thread.join(30)
     assert not thread.is_alive()
 
 
@@ -69,6 +100,13 @@ def serve() -> Callable[..., Any]:
 def server(demo_bundle: Path, bundle_of: Callable[[str], Path]) -> Iterator[Running]:
     """A server of the demo bundle and of a tiny one that takes videos."""
     with running({"demo": demo_bundle, "video": bundle_of("llava_next_video")}) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def tiny(bundle_of: Callable[[str], Path]) -> Iterator[Running]:
+    """A server of a bundle with random weights that takes pictures and videos: for what does not depend on the answer."""
+    with running({"tiny": bundle_of("llava_next_video")}) as started:
         yield started
 
 
