@@ -13,6 +13,7 @@ from .logit_rules import (
     refuse_unsupported,
     rules_after_penalty,
     rules_before_penalty,
+    rules_of_request,
 )
 from .options import check_setting
 
@@ -22,7 +23,8 @@ class Sampling:
     """How the next token is chosen. Temperature 0 is greedy.
 
     The order is transformers': sequence bias, repetition penalty, the other rules of the generation config
-    (`logit_rules`); where it samples temperature, top-k, top-p, min-p, typical-p, epsilon and eta cutoff.
+    (`logit_rules`); where it samples temperature, top-k, top-p, min-p, typical-p, epsilon and eta cutoff. A request's
+    presence and frequency penalties come right after the repetition penalty.
     """
 
     temperature: float = 0.0
@@ -48,7 +50,7 @@ class Sampling:
     def from_config(cls, config: dict[str, Any], eos: Collection[int] = (), **overrides: Any) -> "Sampling":
         """The generation config's settings, where `overrides` does not say otherwise (None says nothing).
 
-        A temperature above 0, a top_k, a top_p or a seed asks for sampling, also where the config is greedy: what is
+        A temperature or min_p above 0, a top_k, a top_p or a seed asks for sampling, also where the config is greedy: what is
         left open is then the config's, or as transformers has it with `do_sample`. Temperature 0 is greedy wherever it
         is written, whatever else is given.
 
@@ -65,11 +67,13 @@ class Sampling:
         penalty = config.get("repetition_penalty")
         settings: dict[str, Any] = {"repetition_penalty": 1.0 if penalty is None else penalty}
         asked = given.get("temperature", 0) > 0 or not given.keys().isdisjoint(("top_k", "top_p", "seed"))
+        asked = asked or given.get("min_p", 0) > 0
         if config.get("do_sample") or asked:
             usual = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}  # transformers' own
             usual |= {"epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
             settings |= {name: value if config.get(name) is None else config[name] for name, value in usual.items()}
-        before, after = rules_before_penalty(config), rules_after_penalty(config, eos)
+        penalties = rules_of_request(given.pop("presence_penalty", 0), given.pop("frequency_penalty", 0))
+        before, after = rules_before_penalty(config), [*penalties, *rules_after_penalty(config, eos)]
         return cls(**settings | given, before_penalty=tuple(before), after_penalty=tuple(after))
 
     def choose(

@@ -1,4 +1,5 @@
-"""What a generation config makes of logits before a token is chosen: transformers' logits processors, in their order.
+"""What becomes of logits before a token is chosen: a generation config's rules, as transformers' logits processors and in
+their order, and a request's penalties.
 
 Source: `transformers.generation.logits_process` and `GenerationMixin._get_logits_processor`.
 """
@@ -102,6 +103,26 @@ def rules_after_penalty(config: dict[str, Any], eos: Collection[int]) -> list[Lo
     if tokens := config.get("begin_suppress_tokens"):
         rules.append(partial(_suppress, tokens, lambda step: step.generated == 0))
     return rules
+
+
+def rules_of_request(presence: float, frequency: float) -> list[LogitRule]:
+    """The penalties of OpenAI's API, which no generation config has.
+
+    Source: OpenAI's API reference, "Frequency and presence penalties": `mu[j] - c[j] * alpha_frequency - float(c[j] > 0) *
+    alpha_presence`, c[j] being how often the answer has token j so far. vLLM counts alike.
+
+    Args:
+        presence, frequency: 0 is off.
+    """
+    return [partial(_penalize, presence, frequency)] if presence or frequency else []
+
+
+def _penalize(presence: float, frequency: float, logits: np.ndarray, step: Step) -> np.ndarray:
+    """Tokens of the answer are the less likely, the more often it has them; those of the prompt are not counted."""
+    answer = np.asarray(step.seen[len(step.seen) - step.generated :], np.int64)
+    tokens, counts = np.unique(answer, return_counts=True)
+    logits[tokens] -= (counts * frequency + presence).astype(logits.dtype)
+    return logits
 
 
 def _add_bias(biases: list[tuple[tuple[int, ...], float]], logits: np.ndarray, step: Step) -> np.ndarray:

@@ -99,7 +99,11 @@ class GenerateOptions:
         top_k: sample among the k most likely tokens; 0 is off. Given alone it samples, at temperature 1 where the
             generation config has none.
         top_p: sample among the most likely tokens of this mass, in (0, 1]. Given alone it samples, like `top_k`.
-        repetition_penalty: above 1 repeats less.
+        min_p: sample among the tokens that are at least this share as likely as the likeliest, in [0, 1]. Above 0 and given
+            alone it samples, like `top_k`.
+        repetition_penalty: above 1 repeats less, the prompt's tokens included.
+        presence_penalty: in [−2, 2]; taken off the logit of every token that the answer has already (OpenAI's definition).
+        frequency_penalty: likewise, as often as the answer has the token.
         seed: of sampling; None differs from call to call. Given alone it samples, like `top_k`.
         stop: strings that end the answer, besides the generation config's; one string, or several.
         chat: put the question into the checkpoint's chat form; False takes the prompt as it is.
@@ -112,7 +116,10 @@ class GenerateOptions:
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
     repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
     seed: int | None = None
     stop: Sequence[str] = ()
     chat: bool = True
@@ -131,8 +138,8 @@ class GenerateOptions:
     @property
     def sampling(self) -> dict[str, Any]:
         """The settings that choose a token, by name."""
-        names = ("temperature", "top_k", "top_p", "repetition_penalty", "seed")
-        return {name: getattr(self, name) for name in names}
+        apart = ("max_new_tokens", "stop", "chat")
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in apart}
 
 
 class SelectKeywords(TypedDict, total=False):
@@ -154,7 +161,10 @@ class AnswerKeywords(SelectKeywords, total=False):
     temperature: float | None
     top_k: int | None
     top_p: float | None
+    min_p: float | None
     repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
     seed: int | None
     stop: Sequence[str]
     chat: bool
@@ -191,7 +201,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "temperature": (lambda value: _is_number(value) and value >= 0, "≥ 0 (0 is greedy)"),
     "top_k": (lambda value: _is_whole(value) and value >= 0, "a whole number ≥ 0 (0 is off)"),
     "top_p": (lambda value: _is_number(value) and 0 < value <= 1, "in (0, 1]"),
+    "min_p": (lambda value: _is_number(value) and 0 <= value <= 1, "in [0, 1]"),
     "repetition_penalty": (lambda value: _is_number(value) and value > 0, "> 0"),
+    "presence_penalty": (lambda value: _is_number(value) and -2 <= value <= 2, "from -2 to 2"),
+    "frequency_penalty": (lambda value: _is_number(value) and -2 <= value <= 2, "from -2 to 2"),
     "seed": (lambda value: _is_whole(value) and value >= 0, "a whole number ≥ 0"),
 }
 

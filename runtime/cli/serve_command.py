@@ -7,7 +7,8 @@ from typing import Any
 import typer
 
 from ..errors import RedipruneError
-from .arguments import hide_torch
+from ..media.limits import MediaLimits
+from .arguments import LimitOption, hide_torch
 from .serve_options import (
     AllowedHost,
     AllowedLocalMediaPath,
@@ -28,6 +29,8 @@ from .serve_options import (
     MaxFrames,
     MaxItems,
     MaxMediaMb,
+    MaxPendingMb,
+    MaxText,
     MaxTokens,
     MaxWaiting,
     Port,
@@ -68,8 +71,11 @@ def serve(
     max_tokens: MaxTokens = 4096,
     max_items: MaxItems = 16,
     max_frames: MaxFrames = 64,
+    max_text: MaxText = 1_000_000,
     max_body_mb: MaxBodyMb = 256,
+    max_pending_mb: MaxPendingMb = 1024,
     max_media_mb: MaxMediaMb = 64,
+    limit: LimitOption = None,
     max_batch: MaxBatch = 8,
     cache_memory: CacheMemory = "1GB",
     feature_memory: FeatureMemory = "1GB",
@@ -104,15 +110,16 @@ def serve(
         api_key=api_key or None,
         allowed_hosts=hosts,
         media=MediaPolicy(domains, allowed_local_media_path, allow_private_media, max_media_mb << 20),
-        limits=RequestLimits(max_items, max_frames, max_tokens),
+        limits=RequestLimits(max_items, max_frames, max_tokens, max_text=max_text),
         max_body_bytes=max_body_mb << 20,
+        max_pending_bytes=max_pending_mb << 20,
         max_batch=max_batch,
         cache_memory=parse_size(cache_memory, "--cache-memory"),
         max_waiting=max_waiting,
         prefill_chunk=prefill_chunk,
         timeout=timeout,
     )
-    loading = Loading(backend, threads, parse_size(feature_memory, "--feature-memory"))
+    loading = Loading(backend, threads, parse_size(feature_memory, "--feature-memory"), MediaLimits.read(limit or ()))
     if not run(_named(bundle), loading, settings, defaults, (host, port), log_format):
         raise typer.Exit(2)
 

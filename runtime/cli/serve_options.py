@@ -29,6 +29,11 @@ MaxTokens = Annotated[int, typer.Option(min=1, help="Longest answer that a reque
 MaxItems = Annotated[int, typer.Option(min=0, help="Most pictures and clips in one request.")]
 MaxFrames = Annotated[int, typer.Option(min=1, help="Most frames of one clip.")]
 MaxBodyMb = Annotated[int, typer.Option(min=1, help="Largest request body, in MiB.")]
+MaxPendingMb = Annotated[
+    int,
+    typer.Option(min=1, help="Bodies that are read and encoded at once, together, in MiB; one more is answered 429."),
+]
+MaxText = Annotated[int, typer.Option(min=1, help="Most characters in the messages of one request.")]
 MaxMediaMb = Annotated[int, typer.Option(min=1, help="Largest picture or clip, encoded, in MiB.")]
 MaxBatch = Annotated[int, typer.Option(min=1, help="Most requests decoded together.")]
 CacheMemory = Annotated[str, typer.Option(help="Memory of each model's KV cache, such as 512MB or 4GB.")]

@@ -91,6 +91,7 @@ class ChatRequest(_Open):
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1)
+    min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, le=100)
     seed: int | None = None
     stop: str | list[str] | None = None
@@ -99,8 +100,9 @@ class ChatRequest(_Open):
     n: int | None = 1
     logprobs: bool | None = False
     top_logprobs: int | None = None
-    presence_penalty: float | None = 0
-    frequency_penalty: float | None = 0
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    ignore_eos: bool | None = False
     logit_bias: dict[str, float] | None = None
     response_format: ResponseFormat | None = None
     tools: list[Any] | None = None

@@ -144,7 +144,7 @@ class ServedModel:
             prepared.prompt.ids,
             prepared.prompt.unpruned_length,
             prepared.text,
-            prepared.stop_ids,
+            () if asked.ignore_eos else prepared.stop_ids,
             prepared.max_new_tokens,
             logprobs,
             deliver,

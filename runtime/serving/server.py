@@ -1,5 +1,7 @@
 """A server over bundles: loaded, announced, run until it is told to stop."""
 
+import signal
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 import uvicorn
 
 from ..backend_choice import AUTO, describe_backends
+from ..media.limits import MediaLimits
 from ..pipeline import Pipeline
 from .log import log, log_config
 from .metrics import Metrics
@@ -24,11 +27,13 @@ class Loading:
         backend: what runs their stages.
         threads: for every stage; 0 leaves it to the backend.
         feature_memory: bytes of each bundle's feature cache.
+        limits: what a picture or clip may be at most.
     """
 
     backend: str = AUTO
     threads: int = 0
     feature_memory: int = 1 << 30
+    limits: MediaLimits | None = None
 
 
 def load_models(
@@ -41,7 +46,13 @@ def load_models(
     """
     models = {}
     for name, folder in bundles.items():
-        pipeline = Pipeline.load(folder, loading.backend, threads=loading.threads, cache_bytes=loading.feature_memory)
+        pipeline = Pipeline.load(
+            folder,
+            loading.backend,
+            threads=loading.threads,
+            cache_bytes=loading.feature_memory,
+            limits=loading.limits,
+        )
         models[name] = ServedModel(name, pipeline, settings, metrics)
         log.info("%s runs on %s", name, describe_backends(pipeline.backends))
         if not models[name].batches:
@@ -89,5 +100,7 @@ def run(
     models = load_models(bundles, loading, settings, metrics)
     config.app = create_app(Serving(models, settings, metrics, defaults))
     server = uvicorn.Server(config)
+    # uvicorn drains on SIGTERM, then raises the signal again for the handler of before: a server that drained leaves with 0.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     server.run()
     return server.started

@@ -21,6 +21,24 @@ from .protocol import (
     VideoPart,
 )
 
+# Fields of other servers that would change the answer, and the values that ask for nothing. All others are ignored.
+_NOT_OBEYED: dict[str, tuple[Any, ...]] = {
+    "add_generation_prompt": (None, True),
+    "audio": (None,),
+    "best_of": (None, 1),
+    "continue_final_message": (None, False),
+    "echo": (None, False),
+    "function_call": (None, "none", "auto"),
+    "guided_choice": (None,),
+    "guided_grammar": (None,),
+    "guided_json": (None,),
+    "guided_regex": (None,),
+    "min_tokens": (None, 0),
+    "modalities": (None, ["text"]),
+    "prompt_logprobs": (None, 0),
+    "structured_outputs": (None,),
+    "use_beam_search": (None, False),
+}
 _SELECT = ("keep", "alpha", "tau", "frames", "frame_tolerance", "prune_tiles", "positions")
 
 
@@ -61,6 +79,7 @@ class Translated:
         media: in the order of the dialogue.
         first_turn: the dialogue up to the first question about its media, which steers the selection where `reselect` is
             off; None where it is on.
+        ignore_eos: go on behind the tokens that end an answer, to max_tokens (vLLM's field; load generators use it).
         top_logprobs: how many alternatives to give per token; None: no log probabilities at all.
     """
 
@@ -69,6 +88,7 @@ class Translated:
     selection: SelectOptions
     generation: GenerateOptions
     first_turn: list[dict[str, Any]] | None = None
+    ignore_eos: bool = False
     top_logprobs: int | None = None
     stream: bool = False
     include_usage: bool = False
@@ -118,6 +138,7 @@ def translate(request: ChatRequest, limits: RequestLimits, defaults: Mapping[str
             selection=SelectOptions(**settings),
             generation=_generation(request, count or min(limits.default_tokens, limits.max_tokens)),
             first_turn=None if request.rediprune.reselect else _first_turn(dialogue.messages),
+            ignore_eos=bool(request.ignore_eos),
             top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
             stream=bool(request.stream),
             include_usage=options is not None and options.include_usage,
@@ -142,11 +163,11 @@ async def fetch_media(media: list[MediaRef], policy: MediaPolicy) -> tuple[list[
 def _refuse_unsupported(request: ChatRequest) -> None:
     if request.n not in (None, 1):
         raise refuse("n", "n must be 1: this server gives one answer per request")
-    for name in ("presence_penalty", "frequency_penalty"):
-        if getattr(request, name):
-            raise refuse(name, f"{name} is not supported; leave it out, or use repetition_penalty")
     if request.logit_bias:
         raise refuse("logit_bias", "logit_bias is not supported; leave it out")
+    for name, value in (request.model_extra or {}).items():
+        if name in _NOT_OBEYED and value not in _NOT_OBEYED[name]:
+            raise refuse(name, f"{name} is not supported; leave it out")
     if request.response_format is not None and request.response_format.type != "text":
         raise refuse("response_format", 'response_format must be {"type": "text"}; guided decoding is not supported')
     if request.tool_choice not in (None, "none", "auto"):
@@ -221,8 +242,11 @@ def _generation(request: ChatRequest, max_new_tokens: int) -> GenerateOptions:
         # Clients send these along with temperature 0; greedy decoding has no use for them.
         top_p=None if greedy else request.top_p,
         top_k=None if greedy else top_k,
+        min_p=None if greedy else request.min_p,
         seed=None if greedy else request.seed,
         repetition_penalty=request.repetition_penalty,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
         stop=tuple(stop),
     )
 

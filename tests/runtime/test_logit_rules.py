@@ -163,3 +163,35 @@ def test_a_token_may_be_ruled_out_but_not_all() -> None:
     assert Sampling().choose(logits, [1], np.random.default_rng(0)) == 1
     with pytest.raises(RedipruneError, match="NaN or infinite"):
         Sampling().choose(np.full(SIZE, -np.inf), [1], np.random.default_rng(0))
+
+
+@few
+@given(tokens, st.lists(st.integers(0, 10), max_size=9), st.floats(-2, 2), st.floats(-2, 2), st.integers(0, 10**6))
+def test_penalties_are_openais(
+    prompt: list[int], answer: list[int], presence: float, frequency: float, seed: int
+) -> None:
+    """The formula of OpenAI's API reference, token by token; the prompt does not count."""
+    logits = np.random.default_rng(seed).standard_normal(SIZE)
+    expected = [
+        logit - answer.count(token) * frequency - (answer.count(token) > 0) * presence
+        for token, logit in enumerate(logits)
+    ]
+    sampling = Sampling.from_config({}, EOS, presence_penalty=presence, frequency_penalty=frequency)
+    before = logits.copy()
+    chosen = sampling.choose(logits, [*prompt, *answer], np.random.default_rng(0), len(answer), len(prompt))
+    np.testing.assert_array_equal(logits, before)
+    assert expected[chosen] == pytest.approx(max(expected), abs=1e-12)
+
+
+def test_penalties_stand_behind_the_repetition_penalty_and_before_what_is_ruled_out() -> None:
+    logits = np.array([4.0, 2.0, 1.0, 0.5])
+    for config, penalties, expected in (
+        ({}, {}, 0),
+        ({}, {"presence_penalty": 1.9}, 0),  # 4 − 1.9
+        ({}, {"frequency_penalty": 1.1}, 1),  # 4 − 2.2
+        ({"repetition_penalty": 1.5}, {"presence_penalty": 0.6}, 0),  # 4 / 1.5 − 0.6 = 2.07
+        ({"repetition_penalty": 1.5}, {"presence_penalty": 0.7}, 1),  # 4 / 1.5 − 0.7 = 1.97
+        ({"suppress_tokens": [1]}, {"frequency_penalty": 1.1}, 0),
+    ):
+        sampling = Sampling.from_config(config, EOS, **penalties)
+        assert sampling.choose(logits, [2, 0, 0], np.random.default_rng(0), 2, 1) == expected

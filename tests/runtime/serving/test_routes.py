@@ -210,7 +210,9 @@ def test_a_full_queue_is_429_and_the_client_tries_again(
     ("change", "status", "param"),
     [
         ({"n": 2}, 400, "n"),
-        ({"presence_penalty": 1.0}, 400, "presence_penalty"),
+        ({"presence_penalty": 2.5}, 400, "presence_penalty"),
+        ({"guided_json": {}}, 400, "guided_json"),
+        ({"modalities": ["text", "audio"]}, 400, "modalities"),
         ({"logit_bias": {"5": 1}}, 400, "logit_bias"),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, 400, "response_format"),
         ({"tool_choice": "required", "tools": []}, 400, "tool_choice"),
