@@ -48,7 +48,7 @@ class SelectOptions:
     positions: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("frames", "frame_tolerance", "positions"):
+        for name in ("frames", "frame_tolerance", "prune_tiles", "positions"):
             check_setting(name, getattr(self, name))
         try:
             check_weights(0.0 if self.alpha is None else self.alpha, 0.0 if self.tau is None else self.tau)
@@ -196,6 +196,7 @@ def _is_number(value: Any) -> bool:
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "frames": (lambda value: _is_whole(value) and value >= 1, "a whole number, at least 1"),
     "frame_tolerance": (lambda value: _is_number(value) and value >= 0, "at least 0"),
+    "prune_tiles": (lambda value: isinstance(value, bool), "true or false"),
     "positions": (lambda value: value in POSITIONS, " or ".join(POSITIONS)),
     "max_new_tokens": (lambda value: _is_whole(value) and value >= 1, "a whole number, at least 1"),
     "temperature": (lambda value: _is_number(value) and value >= 0, "≥ 0 (0 is greedy)"),

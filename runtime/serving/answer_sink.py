@@ -10,6 +10,8 @@ import numpy as np
 from ..detokenize import AnswerText
 from ..generate import Sampling
 
+_NEVER = -9999.0  # OpenAI's log probability of what is ruled out; JSON has no −∞
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -102,7 +104,11 @@ def token_logprobs(logits: np.ndarray, chosen: int, top: int, text: Callable[[in
 
     def entry(token: int) -> dict[str, Any]:
         shown = text(token)
-        return {"token": shown, "logprob": float(scaled[token] - log_sum), "bytes": list(shown.encode("utf-8"))}
+        return {
+            "token": shown,
+            "logprob": max(float(scaled[token] - log_sum), _NEVER),
+            "bytes": list(shown.encode("utf-8")),
+        }
 
     likeliest = np.argsort(-scaled, kind="stable")[:top] if top else ()
     return entry(chosen) | {"top_logprobs": [entry(int(token)) for token in likeliest]}

@@ -204,9 +204,9 @@ def _dialogue(messages: list[Message]) -> _Dialogue:
                 parts.append({"type": ref.kind})
         dialogue.messages.append({"role": role, "content": parts})
     if dialogue.messages[-1]["role"] != "user":
-        raise refuse("messages", "the last message must be the user's")
+        raise refuse("messages", "messages: the last must be the user's")
     if not any(part.get("text", "x").strip() for part in dialogue.messages[-1]["content"]):
-        raise refuse("messages", "the last message is empty; ask a question")
+        raise refuse("messages", "messages: the last is empty; ask a question")
     return dialogue
 
 
