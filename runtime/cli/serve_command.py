@@ -120,8 +120,7 @@ def serve(
         timeout=timeout,
     )
     loading = Loading(backend, threads, parse_size(feature_memory, "--feature-memory"), MediaLimits.read(limit or ()))
-    if not run(_named(bundle), loading, settings, defaults, (host, port), log_format):
-        raise typer.Exit(2)
+    run(_named(bundle), loading, settings, defaults, (host, port), log_format)
 
 
 def _given(**settings: Any) -> dict[str, Any]:

@@ -174,6 +174,8 @@ def _is_public(address: str) -> bool:
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
         if inner is None and ip in ipaddress.ip_network("64:ff9b::/96"):  # NAT64
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if ip.is_site_local:  # fec0::/10, deprecated, which `is_global` takes for public
+            return False
         if inner is not None:
             ip = inner
     return ip.is_global and not ip.is_multicast and not ip.is_reserved

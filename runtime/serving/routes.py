@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
@@ -84,7 +84,7 @@ async def show_page() -> HTMLResponse:
     return HTMLResponse(page, headers={"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer"})
 
 
-@router.get("/health", responses=errors(421))
+@router.get("/health", response_class=Response, responses=errors(421))
 async def health() -> Response:
     """200 once every model is loaded."""
     return Response()
@@ -102,13 +102,15 @@ async def show_version() -> dict[str, str]:
     return {"version": version("rediprune")}
 
 
-@router.get("/metrics", responses=errors(401, 421))
+@router.get("/metrics", response_class=PlainTextResponse, responses=errors(401, 421))
 async def show_metrics(request: Request) -> Response:
     """Metrics in Prometheus' text format."""
     serving: Serving = request.app.state.serving
     for model in serving.models.values():
         model.sample()
-    return Response(serving.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return PlainTextResponse(
+        serving.metrics.render(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+    )
 
 
 @router.get("/v1/models", responses=errors(401, 421))

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -210,7 +210,8 @@ class ServedModel:
             "timings": timings,
         }
         if request.asked.return_overlay and answer.visuals:
-            draw = partial(draw_answer, answer, self.pipeline.processor, _last_text(request.asked.messages))
+            # Without question and answer: the client has both, and a long text would make an enormous picture.
+            draw = partial(draw_answer, answer, self.pipeline.processor)
             own["overlay"] = png_uri(await asyncio.get_running_loop().run_in_executor(None, draw))
         return own
 
@@ -288,8 +289,3 @@ def timed_out() -> ApiError:
 
 def _too_many() -> ApiError:
     return ApiError(429, "too many requests wait; try again", code="queue_full", headers={"Retry-After": "1"})
-
-
-def _last_text(messages: list[dict[str, Any]]) -> str:
-    content: list[Mapping[str, Any]] = messages[-1]["content"]
-    return " ".join(part["text"] for part in content if part["type"] == "text")

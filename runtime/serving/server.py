@@ -1,6 +1,7 @@
 """A server over bundles: loaded, announced, run until it is told to stop."""
 
 import signal
+import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import uvicorn
 
 from ..backend_choice import AUTO, describe_backends
+from ..errors import RedipruneError
 from ..media.limits import MediaLimits
 from ..pipeline import Pipeline
 from .log import log, log_config
@@ -64,6 +66,17 @@ def load_models(
     return models
 
 
+class _Server(uvicorn.Server):
+    """One that says where it is once it takes requests."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listening in sockets or () if self.started else ():
+            host, port = listening.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            log.info("ready: the page is http://%s:%d/, the API http://%s:%d/v1", shown, port, shown, port)
+
+
 def run(
     bundles: Mapping[str, Path],
     loading: Loading,
@@ -71,7 +84,7 @@ def run(
     defaults: Mapping[str, Any],
     address: tuple[str, int],
     log_format: str,
-) -> bool:
+) -> None:
     """Serve until SIGTERM or Ctrl-C, then finish what runs.
 
     Args:
@@ -82,25 +95,41 @@ def run(
         address: host and port to listen on.
         log_format: "text" or "json".
 
-    Returns:
-        Whether it could listen; if not, the log says why.
-
     Raises:
-        RedipruneError: a bundle or backend cannot be used.
+        RedipruneError: a bundle or backend cannot be used, or the address is not free.
     """
     config = uvicorn.Config(
         "",
-        host=address[0],
-        port=address[1],
         log_config=log_config(log_format),
         access_log=False,
         timeout_graceful_shutdown=60,
     )
-    metrics = Metrics()
-    models = load_models(bundles, loading, settings, metrics)
-    config.app = create_app(Serving(models, settings, metrics, defaults))
-    server = uvicorn.Server(config)
-    # uvicorn drains on SIGTERM, then raises the signal again for the handler of before: a server that drained leaves with 0.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    server.run()
-    return server.started
+    with _bound(*address) as listening:
+        metrics = Metrics()
+        models = load_models(bundles, loading, settings, metrics)
+        config.app = create_app(Serving(models, settings, metrics, defaults))
+        # uvicorn drains on SIGTERM, then raises the signal again for the handler of before: who drained leaves with 0.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        _Server(config).run([listening])
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that has the address, before anything is loaded, and takes no connection yet.
+
+    Raises:
+        RedipruneError: the address is not free, or not this machine's.
+    """
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as error:
+        raise RedipruneError(f"--host {host} is no address of this machine ({error})") from None
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(where)
+    except OSError as error:
+        listening.close()
+        raise RedipruneError(
+            f"cannot listen on {host}:{port} ({error.strerror}); give another --port or --host"
+        ) from None
+    return listening

@@ -2,8 +2,12 @@
 
 import asyncio
 import base64
+import contextlib
+import gzip
 import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -39,6 +43,23 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", "/picture")
             self.end_headers()
+        elif self.path == "/packed":
+            self.send_response(200)
+            self.send_header("Content-Encoding", "gzip")
+            self.end_headers()
+            self.wfile.write(gzip.compress(bytes(100_000)))
+        elif self.path in ("/declared", "/nonsense"):
+            self.send_response(200)
+            self.send_header("Content-Length", "5000" if self.path == "/declared" else "-1")
+            self.end_headers()
+            self.wfile.write(b"bytes")
+        elif self.path == "/slow":
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for _ in range(100):
+                    self.wfile.write(b"x")
+                    time.sleep(0.05)
         elif self.path == "/endless":
             self.send_response(200)
             self.end_headers()
@@ -130,6 +151,17 @@ def test_too_large_is_413() -> None:
         "fc00::1",
         "::ffff:127.0.0.1",
         "::ffff:169.254.169.254",
+        "::127.0.0.1",
+        "::ffff:0:127.0.0.1",
+        "64:ff9b:1::7f00:1",
+        "fec0::1",
+        "2001:db8::1",
+        "2001:0:0:0:0:0:80ff:fffe",  # Teredo for 127.0.0.1
+        "192.0.2.1",
+        "198.18.0.1",
+        "240.0.0.1",
+        "0177.0.0.1",
+        "2130706433",
         "64:ff9b::7f00:1",
         "2002:7f00:1::",
         "ff02::1",
@@ -143,11 +175,52 @@ def test_an_address_that_is_not_public_is_refused(address: str) -> None:
     assert "not public" in refusal("https://media.test/a.png", policy, ["93.184.216.34", address]).message
 
 
-@pytest.mark.parametrize(
-    "url", ["http://2130706433/", "http://0x7f000001/", "http://127.1/", "http://[::1]/", "http://127.0.0.1/"]
+ADDRESSES = (
+    *("2130706433", "0x7f000001", "127.1", "[::1]", "127.0.0.1", "0177.0.0.1", "0", "[::ffff:7f00:1]", "[::]"),
+    *("127.0.0.1.", "0x7f.1", "[0:0:0:0:0:ffff:127.0.0.1]", "localhost", "LOCALHOST.", "①②⑦.⓪.⓪.①"),
 )
-def test_addresses_in_a_url_are_no_domains(url: str) -> None:
-    assert "not one of" in refusal(url, LOCAL, ["127.0.0.1"]).message
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_addresses_in_a_url_are_no_domains(address: str) -> None:
+    assert "not one of" in refusal(f"http://{address}/", LOCAL, ["127.0.0.1"]).message
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_an_address_that_is_allowed_by_name_must_still_be_public(address: str) -> None:
+    """With the system's own resolver, which reads 2130706433 and 0x7f.1 as addresses."""
+    name = address.strip("[]").rstrip(".").lower()
+    policy = MediaPolicy(domains=(name,))
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(fetch(f"http://{address}:9/", policy, "field"))
+    assert "not public" in caught.value.message or "cannot be resolved" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://media.test@127.0.0.1/",
+        "http://127.0.0.1#@media.test/",
+        "http://127.0.0.1?@media.test/",
+        "http://127.0.0.1\\.media.test/",
+        "http://media.test\\@127.0.0.1/",
+        "http:\\\\media.test/",
+        "http:///media.test/",
+        "http:media.test/a",
+        "//media.test/a",
+        "http://media.test%2f@127.0.0.1/",
+        "http://media.test%00.evil.test/",
+        "http://evil.test／media.test/",
+        "http://media.test:80:80/",
+        "http://[media.test]/",
+        "gopher://media.test/",
+        "jar:http://media.test/",
+    ],
+)
+def test_parsers_are_not_played_against_each_other(url: str, host: ThreadingHTTPServer) -> None:
+    seen = len(host.seen)  # pyright: ignore[reportAttributeAccessIssue]
+    refusal(url, LOCAL, ["127.0.0.1"])
+    assert len(host.seen) == seen  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_no_domains_means_data_only() -> None:
@@ -183,6 +256,23 @@ def test_redirects_faults_and_endless_bodies(host: ThreadingHTTPServer) -> None:
     assert refusal(f"{base}/endless", LOCAL, ["127.0.0.1"]).status == 413
     assert "cannot be resolved" in refusal(f"{base}/picture", LOCAL, None).message
     assert "does not answer" in refusal("http://media.test:1/picture", LOCAL, ["127.0.0.1"]).message
+
+
+def test_what_a_host_sends_is_bounded_whatever_it_says(host: ThreadingHTTPServer) -> None:
+    base = f"http://media.test:{host.server_address[1]}"
+    assert "compresses" in refusal(f"{base}/packed", LOCAL, ["127.0.0.1"]).message
+    assert refusal(f"{base}/declared", LOCAL, ["127.0.0.1"]).status == 413
+    assert refusal(f"{base}/nonsense", LOCAL, ["127.0.0.1"]).status == 400
+    hurried = replace(LOCAL, timeout=0.5)
+    began = time.monotonic()
+    assert "does not answer" in refusal(f"{base}/slow", hurried, ["127.0.0.1"]).message
+    assert time.monotonic() - began < 3
+
+
+def test_a_proxy_of_the_environment_is_not_asked(host: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    assert got(f"http://media.test:{host.server_address[1]}/picture", LOCAL, ["127.0.0.1"]) == b"bytes"
 
 
 def test_files_below_the_folder_only(tmp_path: Path) -> None:
