@@ -303,7 +303,8 @@ class Pipeline:
         detokenizer = Detokenizer.of(self.processor)
         stop_strings = StopStrings(stopping.strings, self._token_bytes, detokenizer.special, embedded.ids)
         text = AnswerText(detokenizer, stop_strings)
-        return PreparedRequest(embedded, answer, sampling, text, stopping.ids, generation.max_new_tokens)
+        intervals = encoder.clock.intervals
+        return PreparedRequest(embedded, answer, sampling, text, stopping.ids, generation.max_new_tokens, intervals)
 
     def select(
         self,

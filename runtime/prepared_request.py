@@ -20,6 +20,7 @@ class PreparedRequest:
         text: makes text of the tokens.
         stop_ids: tokens that end the answer.
         max_new_tokens: it ends after so many at the latest.
+        intervals: when its stages ran (`StageClock.intervals`).
     """
 
     prompt: PromptEmbeds
@@ -28,6 +29,7 @@ class PreparedRequest:
     text: AnswerText
     stop_ids: Collection[int]
     max_new_tokens: int
+    intervals: list[tuple[str, float, float]]
 
     @property
     def kept_by_kind(self) -> dict[str, int]:

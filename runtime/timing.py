@@ -9,16 +9,24 @@ TIMED_STAGES = ("preprocess", "vision", "select", "project", "embed", "prefill")
 
 
 class StageClock:
-    """Adds up the seconds that each stage of a request takes."""
+    """Adds up the seconds that each stage of a request takes.
+
+    Attributes:
+        seconds: by stage.
+        intervals: stage, begin and end (`time.perf_counter`) of every piece of work, in the order of their ends.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = dict.fromkeys(TIMED_STAGES, 0.0)
+        self.intervals: list[tuple[str, float, float]] = []
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         begin = time.perf_counter()
         yield
-        self.seconds[stage] += time.perf_counter() - begin
+        end = time.perf_counter()
+        self.seconds[stage] += end - begin
+        self.intervals.append((stage, begin, end))
 
 
 class Stopwatch:

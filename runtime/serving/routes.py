@@ -23,8 +23,8 @@ from .openapi import chat_operation, errors
 from .request_body import BodyBudget, read_body
 from .responses import chunk, completion
 from .serve_settings import ServeSettings
+from .served_model import Arrival, ServedModel, timed_out
 from .served_model import Request as Answering
-from .served_model import ServedModel, timed_out
 from .translate import fetch_media, translate
 
 _Result = TypeVar("_Result")
@@ -186,8 +186,10 @@ async def _begin(request: Request, serving: Serving, deadline: float) -> tuple[A
         asked = translate(body, settings.limits, {**serving.defaults, **alias})
         identity = {"id": f"chatcmpl-{request.state.id}", "created": int(time.time()), "model": body.model}
         del body
+        at = time.perf_counter()
         images, videos = await fetch_media(asked.media, settings.media)
-        return await model.begin(asked, images, videos), model, identity
+        arrival = Arrival(at, time.perf_counter(), model.caller(request.headers))
+        return await model.begin(asked, images, videos, arrival), model, identity
 
 
 async def _whole(

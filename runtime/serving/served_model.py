@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,7 +25,23 @@ from .metrics import Metrics
 from .responses import png_uri, usage
 from .scheduler import Job, QueueFullError, Scheduler, StoppedError
 from .serve_settings import ServeSettings
+from .spans import Spans, Told
 from .translate import Translated
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """When a request came, and for whom.
+
+    Attributes:
+        at: when its body was read (`time.perf_counter`).
+        fetched: when its media were here.
+        caller: whose work it is part of (`Spans.caller`).
+    """
+
+    at: float
+    fetched: float
+    caller: Any = None
 
 
 @dataclass
@@ -38,7 +54,7 @@ class Request:
         job: its place in the scheduler.
         sink: its tokens.
         pieces: what the scheduler hands over.
-        began: when it came (`time.perf_counter`).
+        arrival: when and for whom it came.
     """
 
     asked: Translated
@@ -46,7 +62,7 @@ class Request:
     job: Job
     sink: AnswerSink
     pieces: "asyncio.Queue[Piece | Failure]"
-    began: float
+    arrival: "Arrival"
     text: str = ""
     finish_reason: str = "length"
     logprobs: list[dict[str, Any]] = field(default_factory=list)
@@ -61,9 +77,13 @@ class ServedModel:
         pipeline: the bundle, loaded.
         settings: of the server.
         metrics: of the server.
+        spans: where they are traced.
     """
 
-    def __init__(self, name: str, pipeline: Pipeline, settings: ServeSettings, metrics: Metrics):
+    def __init__(
+        self, name: str, pipeline: Pipeline, settings: ServeSettings, metrics: Metrics, spans: Spans | None = None
+    ):
+        self._spans = spans or Spans()
         self.name, self.pipeline, self._settings, self._metrics = name, pipeline, settings, metrics
         self.created = int(Path(pipeline.bundle.folder, "manifest.json").stat().st_mtime)
         decoder = pipeline.bundle.manifest.decoder
@@ -91,18 +111,22 @@ class ServedModel:
         self._encoding = 0
         metrics.max_batch.labels(name).set(self._scheduler.max_slots)
 
+    def caller(self, headers: Mapping[str, str]) -> Any:
+        """Whose work a request is part of, for its spans."""
+        return self._spans.caller(headers)
+
     @property
     def max_positions(self) -> int:
         """Positions that prompt and answer may take together."""
         return self.pipeline.bundle.manifest.decoder.max_positions
 
-    async def begin(self, asked: Translated, images: list[bytes], videos: list[bytes]) -> Request:
+    async def begin(self, asked: Translated, images: list[bytes], videos: list[bytes], arrival: Arrival) -> Request:
         """Encode a request's prompt and queue it.
 
         Raises:
             ApiError: 400, the pipeline refuses it; 429, too many wait; 503, the server is stopping.
         """
-        began, scheduler = time.perf_counter(), self._scheduler
+        scheduler = self._scheduler
         if self._encoding + scheduler.waiting >= self._settings.max_waiting:
             raise _too_many()
         self._encoding += 1
@@ -156,7 +180,7 @@ class ServedModel:
             raise _too_many() from None
         except StoppedError:
             raise ApiError(503, "the server is stopping", headers={"Retry-After": "5"}) from None
-        return Request(replace(asked, media=[]), prepared, job, sink, pieces, began)  # what they came from is let go
+        return Request(replace(asked, media=[]), prepared, job, sink, pieces, arrival)  # what they came from is let go
 
     async def pieces(self, request: Request, deadline: float) -> AsyncIterator[Piece]:
         """The answer, piece by piece. Left early, it frees the request's slot.
@@ -196,10 +220,12 @@ class ServedModel:
     async def own(self, request: Request) -> dict[str, Any]:
         """What only this server says of an answer."""
         answer, job, times = request.prepared.answer, request.job, request.sink.times
-        timings = dict(answer.timings) | {"queue": job.started - job.queued, "prefill": job.prefilled - job.started}
-        timings["time_to_first_token"] = times[0] - request.began
+        began = request.arrival.at
+        timings = {"fetch": request.arrival.fetched - began} | answer.timings
+        timings |= {"queue": job.started - job.queued, "prefill": job.prefilled - job.started}
+        timings["time_to_first_token"] = times[0] - began
         timings["decode"] = times[-1] - times[0]
-        timings["total"] = times[-1] - request.began
+        timings["total"] = times[-1] - began
         own: dict[str, Any] = {
             "visual_tokens": answer.visual_tokens,
             "kept_tokens": answer.kept_tokens,
@@ -221,12 +247,14 @@ class ServedModel:
         if not request.counted:
             request.counted = True
             self._metrics.failure.labels(self.name, "499").inc()
+            self._trace(request, "the client left")
 
     def failed(self, request: Request, error: ApiError) -> None:
         """Note a stream that failed after it had begun."""
         request.counted = True
         self._metrics.failure.labels(self.name, str(error.status)).inc()
         log.error("%s", error.message, exc_info=error.__cause__)
+        self._trace(request, error.message)
 
     def record(self, request: Request) -> None:
         """Note a finished request in the metrics."""
@@ -244,12 +272,12 @@ class ServedModel:
         metrics.feature_hits.labels(name).inc(sum(visual.encoded == 0 for visual in visuals))
         metrics.visual_tokens.labels(name).inc(answer.visual_tokens)
         metrics.kept_tokens.labels(name).inc(answer.kept_tokens)
-        metrics.first_token.labels(name).observe(times[0] - request.began)
+        metrics.first_token.labels(name).observe(times[0] - request.arrival.at)
         for before, after in pairwise(times):
             metrics.inter_token.labels(name).observe(after - before)
         if generated > 1:
             metrics.per_token.labels(name).observe(decode / (generated - 1))
-        metrics.end_to_end.labels(name).observe(times[-1] - request.began)
+        metrics.end_to_end.labels(name).observe(times[-1] - request.arrival.at)
         metrics.queue_time.labels(name).observe(job.started - job.queued)
         metrics.prefill_time.labels(name).observe(job.prefilled - job.started)
         metrics.decode_time.labels(name).observe(decode)
@@ -257,9 +285,11 @@ class ServedModel:
         metrics.request_prompt.labels(name).observe(len(job.embeds))
         metrics.request_generation.labels(name).observe(generated)
         metrics.request_max_tokens.labels(name).observe(request.asked.generation.max_new_tokens)
+        metrics.stage_seconds.labels(name, "fetch").observe(request.arrival.fetched - request.arrival.at)
         for stage in ("preprocess", "vision", "select", "project", "embed"):
             metrics.stage_seconds.labels(name, stage).observe(answer.timings[stage])
         metrics.stage_seconds.labels(name, "prefill").observe(job.prefilled - job.started)
+        self._trace(request)
 
     def sample(self) -> None:
         """Set the gauges to what is now."""
@@ -272,6 +302,26 @@ class ServedModel:
         """Finish what runs, and take nothing more."""
         self._scheduler.stop()
         self._encoders.shutdown(cancel_futures=True)
+
+    def _trace(self, request: Request, error: str | None = None) -> None:
+        """Write the spans of a request that ended."""
+        job, times, arrival = request.job, request.sink.times, request.arrival
+        now = time.perf_counter()
+        stages = [("fetch", arrival.at, arrival.fetched), *request.prepared.intervals]
+        stages.append(("queue", job.queued, job.started or now))
+        if job.prefilled:
+            stages += [("prefill", job.started, job.prefilled), ("decode", job.prefilled, times[-1] if times else now)]
+        answer = request.prepared.answer
+        attributes = {
+            "gen_ai.usage.input_tokens": len(job.embeds),
+            "gen_ai.usage.output_tokens": len(times),
+            "gen_ai.response.finish_reasons": [request.finish_reason],
+            "rediprune.visual_tokens": answer.visual_tokens,
+            "rediprune.kept_tokens": answer.kept_tokens,
+            "rediprune.reused_tokens": job.reused,
+        }
+        end = now if error or not times else times[-1]
+        self._spans.write(Told(self.name, arrival.at, end, stages, attributes, error), arrival.caller)
 
     def _embed(self, ids: Any) -> np.ndarray:
         """Embeddings [n, D] of n token ids."""

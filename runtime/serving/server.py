@@ -19,6 +19,7 @@ from .metrics import Metrics
 from .routes import Serving, create_app
 from .serve_settings import ServeSettings
 from .served_model import ServedModel
+from .spans import Spans, export_spans
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def load_models(
     Raises:
         RedipruneError: a bundle or backend cannot be used.
     """
-    models = {}
+    models, spans = {}, Spans.installed()
     for name, folder in bundles.items():
         pipeline = Pipeline.load(
             folder,
@@ -55,7 +56,7 @@ def load_models(
             cache_bytes=loading.feature_memory,
             limits=loading.limits,
         )
-        models[name] = ServedModel(name, pipeline, settings, metrics)
+        models[name] = ServedModel(name, pipeline, settings, metrics, spans)
         log.info("%s runs on %s", name, describe_backends(pipeline.backends))
         if not models[name].batches:
             log.warning(
@@ -105,6 +106,7 @@ def run(
         timeout_graceful_shutdown=60,
     )
     with _bound(*address) as listening:
+        export_spans()
         metrics = Metrics()
         models = load_models(bundles, loading, settings, metrics)
         config.app = create_app(Serving(models, settings, metrics, defaults))

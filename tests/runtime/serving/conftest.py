@@ -18,6 +18,7 @@ from rediprune.runtime.serving.metrics import Metrics
 from rediprune.runtime.serving.routes import Serving, create_app
 from rediprune.runtime.serving.serve_settings import ServeSettings
 from rediprune.runtime.serving.served_model import ServedModel
+from rediprune.runtime.serving.spans import Spans
 
 SCENE = Path(__file__).parents[3] / "docs" / "demo" / "scene.png"
 
@@ -68,11 +69,12 @@ def running(
     settings: ServeSettings | None = None,
     defaults: dict[str, Any] | None = None,
     limits: MediaLimits | None = None,
+    spans: Spans | None = None,
 ) -> Iterator[Running]:
     """A server over bundles by name."""
     settings, metrics = settings or ServeSettings(), Metrics()
     models = {
-        name: ServedModel(name, Pipeline.load(folder, threads=1, limits=limits), settings, metrics)
+        name: ServedModel(name, Pipeline.load(folder, threads=1, limits=limits), settings, metrics, spans)
         for name, folder in bundles.items()
     }
     app = create_app(Serving(models, settings, metrics, defaults or {}))
