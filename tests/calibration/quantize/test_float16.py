@@ -57,7 +57,11 @@ def test_islands_and_products(half: ir.DataType, bundle_of) -> None:
             assert node.outputs[0].dtype == ir.DataType.FLOAT
     assert [value.name for value in (*model.graph.inputs, *model.graph.outputs)] == names
     boundary = half if half == ir.DataType.FLOAT16 else ir.DataType.FLOAT
-    values = [value for value in (*model.graph.inputs, *model.graph.outputs) if value.name not in ("position_ids", "write_index")]
+    values = [
+        value
+        for value in (*model.graph.inputs, *model.graph.outputs)
+        if value.name not in ("position_ids", "write_index")
+    ]
     assert {value.dtype for value in values} == {boundary}
 
 
