@@ -45,28 +45,43 @@ def prompt(start: int, count: int) -> np.ndarray:
     return np.arange(start, start + count, dtype=float)[:, None]
 
 
+def places(embeds: np.ndarray, start: int = 0) -> np.ndarray:
+    """Positions [1, count] of tokens one after another."""
+    return np.arange(start, start + len(embeds))[None]
+
+
+def acquired(slots: KVSlots, length: int, embeds: np.ndarray) -> Slot | None:
+    return slots.acquire(length, embeds, places(embeds))
+
+
 def taken(slots: KVSlots, cache: Cache, embeds: np.ndarray, length: int | None = None) -> Slot:
-    slot = slots.acquire(length or len(embeds), embeds)
+    slot = acquired(slots, length or len(embeds), embeds)
     assert slot is not None
     rest = embeds[slot.used :]
     cache.prefill(slots.index(slot), rest[None], slot.used)
-    slot.wrote(rest)
+    slot.wrote(rest, places(rest, slot.used))
     return slot
 
 
 def test_what_two_prompts_have_in_common() -> None:
     slot = Slot()
     for part in (prompt(0, 10), prompt(10, 1), prompt(11, 9)):
-        slot.wrote(part)
+        slot.wrote(part, places(part, slot.used))
     assert slot.used == 20
-    assert slot.common(prompt(0, 30)) == 20
-    assert slot.common(prompt(0, 20)) == 19  # the last is computed anyway
-    assert slot.common(prompt(0, 5)) == 4
-    assert slot.common(prompt(1, 20)) == 0
+    assert slot.common(prompt(0, 30), places(prompt(0, 30))) == 20
+    assert slot.common(prompt(0, 20), places(prompt(0, 20))) == 19  # the last is computed anyway
+    assert slot.common(prompt(0, 5), places(prompt(0, 5))) == 4
+    assert slot.common(prompt(1, 20), places(prompt(1, 20))) == 0
     for at in (0, 9, 10, 11, 15):
         other = prompt(0, 30)
         other[at] = -1
-        assert slot.common(other) == at
+        assert slot.common(other, places(other)) == at
+
+
+def test_the_same_tokens_at_other_positions_have_nothing_in_common() -> None:
+    slot = Slot()
+    slot.wrote(prompt(0, 20), places(prompt(0, 20)))
+    assert slot.common(prompt(0, 30), places(prompt(0, 30)) * 2) == 1
 
 
 def test_a_kept_prefix_is_taken_up_and_what_is_too_short_is_not() -> None:
@@ -74,13 +89,13 @@ def test_a_kept_prefix_is_taken_up_and_what_is_too_short_is_not() -> None:
     slots = KVSlots(cache, 2, 4096)
     first = taken(slots, cache, prompt(0, 100))
     slots.release(first, keep=True, ready=1)
-    follow = slots.acquire(200, np.concatenate([prompt(0, 100), prompt(500, 20)]))
+    follow = acquired(slots, 200, np.concatenate([prompt(0, 100), prompt(500, 20)]))
     assert follow is not None and follow.used == 100
     np.testing.assert_array_equal(cache.rows[slots.index(follow), :100], np.arange(100))
     slots.release(follow, keep=False, ready=1)
     short = taken(slots, cache, prompt(0, MIN_PREFIX - 1))
     slots.release(short, keep=True, ready=1)
-    other = slots.acquire(50, np.concatenate([prompt(0, MIN_PREFIX - 1), prompt(500, 20)]))
+    other = acquired(slots, 50, np.concatenate([prompt(0, MIN_PREFIX - 1), prompt(500, 20)]))
     assert other is not None and other.used == 0
 
 
@@ -88,7 +103,7 @@ def test_a_cache_that_cannot_rewind_keeps_nothing() -> None:
     cache = Cache(rewinds=False)
     slots = KVSlots(cache, 1, 4096)
     slots.release(taken(slots, cache, prompt(0, 100)), keep=True, ready=1)
-    again = slots.acquire(100, prompt(0, 100))
+    again = acquired(slots, 100, prompt(0, 100))
     assert again is not None and again.used == 0
 
 
@@ -98,7 +113,7 @@ def test_a_cache_that_cannot_rewind_keeps_nothing() -> None:
 def test_the_budget_bounds_the_slots(budget: int, lengths: list[int], expected: int) -> None:
     cache = Cache()
     slots = KVSlots(cache, 8, budget)
-    got = [slots.acquire(length, prompt(1000 * at, length)) for at, length in enumerate(lengths)]
+    got = [acquired(slots, length, prompt(1000 * at, length)) for at, length in enumerate(lengths)]
     assert sum(slot is not None for slot in got) == expected
     assert cache.slots * cache.length <= budget
     assert slots.fits(budget) and not slots.fits(budget + 1)
@@ -109,7 +124,7 @@ def test_a_long_request_shrinks_the_number_of_slots_and_a_short_one_gives_it_bac
     slots = KVSlots(cache, 8, 2048)
     short = taken(slots, cache, prompt(0, 100))
     assert (cache.slots, cache.length) == (8, 256)
-    assert slots.acquire(2000, prompt(0, 1900)) is None  # it would take all positions
+    assert acquired(slots, 2000, prompt(0, 1900)) is None  # it would take all positions
     slots.release(short, keep=True, ready=1)
     long = taken(slots, cache, prompt(5000, 1900), 2000)
     assert (cache.slots, cache.length) == (1, 2048)
@@ -138,14 +153,14 @@ class Machine(RuleBasedStateMachine):
     def acquire(self, stem: int, shared: int, own: int, room: int) -> None:
         self.prompts += 1
         embeds = np.concatenate([prompt(10_000 * stem, shared), prompt(1_000_000 + 1000 * self.prompts, own)])
-        slot = self.slots.acquire(len(embeds) + room, embeds)
+        slot = acquired(self.slots, len(embeds) + room, embeds)
         if slot is None:
             longest = max(self.cache.length, -(-(len(embeds) + room) // 256) * 256)
             assert len(self.held) == 4 or (len(self.held) + 1) * longest > 2048
             return
         rest = embeds[slot.used :]
         self.cache.prefill(self.slots.index(slot), rest[None], slot.used)
-        slot.wrote(rest)
+        slot.wrote(rest, places(rest, slot.used))
         self.held.append(Held(slot, embeds))
 
     @precondition(lambda self: self.held)
