@@ -27,9 +27,12 @@ def multiply_adds(skeleton: Skeleton, kind: str, frames: int, kept: int, prompt:
     tokens = prompt + frames * kept
 
     def of_language(count: int, length: int) -> int:
-        cache = [torch.empty(cache_shape(text, 1, length), device="meta") for _ in language.inputs[2:]]
+        caches = [port for port in language.inputs if port.name.startswith("past.")]
+        cache = [torch.empty(cache_shape(text, 1, length), device="meta") for _ in caches]
+        positions = torch.empty(1, count, dtype=torch.int64, device="meta")
         index = torch.empty(1, dtype=torch.int64, device="meta")
-        return _count(language.module, torch.empty(1, count, text.hidden_size, device="meta"), index, *cache)
+        embeds = torch.empty(1, count, text.hidden_size, device="meta")
+        return _count(language.module, embeds, positions, index, *cache)
 
     channels: Any = project.inputs[0].shape[2]
     return {

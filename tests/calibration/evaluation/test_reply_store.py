@@ -30,7 +30,7 @@ def bundle(bundle_of: Callable[[str], Path], tmp_path: Path) -> Bundle:
 
 
 def key(bundle: Bundle, *questions: Question, backend: str = "ort", **options: object) -> str:
-    return replies_key(bundle, questions, backend, options)
+    return replies_key(bundle, questions, dict.fromkeys(bundle.manifest.stages, backend), options)
 
 
 def test_other_pictures_of_the_same_name_and_size_are_other_questions(bundle: Bundle, question: Question) -> None:

@@ -95,7 +95,7 @@ def test_a_peer_that_fails_or_takes_too_long_is_left_out_with_its_reason(
     assert set(document["absent"]) == {"compiled", "eager fp32", "llava on kernel"}
     assert "float31" in document["absent"]["eager fp32"]
     assert document["absent"]["llava on kernel"].startswith("backend 'kernel' runs the stage 'select' only")
-    assert [row["contender"] for row in document["rows"]] == ["llava on ort"]
+    assert [row["contender"] for row in document["rows"]] == ["llava on auto"]
 
 
 def test_where_no_bundle_runs_it_is_an_error(bundle_of: Callable[[str], Path]) -> None:
@@ -162,7 +162,7 @@ def test_a_decoder_alone_is_asked_for_as_many_positions_as_the_prompt_takes(
     alone = contenders.Contender("alone", "alone", {"pace": 0.5}, (1.0, 0.5), 8, 4, whole=False)
     monkeypatch.setattr("rediprune.export.bench.bench.peer_contenders", lambda *_: ([alone], {}))
     document = bench([bundle_of("llava")], BenchSettings(keeps=(0.5,), peers=("alone",), runs=1, threads=1))
-    assert [row["contender"] for row in document["rows"]] == ["llava on ort"]
+    assert [row["contender"] for row in document["rows"]] == ["llava on auto"]
     assert all(not ratios for ratios in document["speed_up"].values())
     patches, prompt = document["model"]["visual_tokens"], document["model"]["prompt_tokens"]
     seconds = {row["keep"]: row["stages"] for row in document["decoders"]}
