@@ -26,6 +26,7 @@ from .contenders import Contender, TurnError, our_contenders, peer_contenders, t
 from .multiply_adds import multiply_adds
 from .roofline import measure_roofline
 from .scaling import scaling_sweep
+from .verdicts import verdicts
 
 QUESTION = "Look at the picture closely and say in one sentence what is left of the person, and in which colours it is."
 REPEATS = 2  # of every request within a turn
@@ -191,6 +192,7 @@ def _document(
         "rows": whole,
         "decoders": [row for row in rows if "time_to_first_token" not in row],
         "speed_up": speed_ups(whole),
+        "verdicts": verdicts(whole),
     }
 
 

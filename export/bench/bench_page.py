@@ -35,6 +35,7 @@ def _page(document: dict[str, Any], command: str, pictures: list[Path]) -> str:
     frames = f"a video of {model['frames']} frames" if model["kind"] == "video" else "one image"
     parts = [
         "# Time to first token beside peers",
+        *(["\n".join(f"- {says}" for says in document["verdicts"])] if document.get("verdicts") else []),
         f"Written on {document['date']} by\n\n    {command}",
         f"{machine['processor']}, {machine['threads']} threads; {versions}. {model['parameters'] / 1e6:.0f} M parameters, "
         f"{frames} of {model['visual_tokens']} visual tokens, {model['prompt_tokens']} text tokens. Contenders take turns, "

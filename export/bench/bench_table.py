@@ -11,6 +11,8 @@ SHOWN = ("vision", "select", "prefill")
 
 def print_table(console: Console, document: dict[str, Any]) -> None:
     rows = document["rows"]
+    for says in document["verdicts"]:
+        console.print(says, highlight=False, soft_wrap=True)
     base = next((row["time_to_first_token"] for row in rows if not row["ours"]), None)
     table = Table("", "first token", *SHOWN, "token/s", "GB", "×", title="seconds to the first token", box=SIMPLE)
     table.columns[0].overflow = "fold"

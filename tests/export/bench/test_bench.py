@@ -95,7 +95,7 @@ def test_a_peer_that_fails_or_takes_too_long_is_left_out_with_its_reason(
     assert set(document["absent"]) == {"compiled", "eager fp32", "llava on kernel"}
     assert "float31" in document["absent"]["eager fp32"]
     assert document["absent"]["llava on kernel"].startswith("backend 'kernel' runs the stage 'select' only")
-    assert [row["contender"] for row in document["rows"]] == ["llava on auto"]
+    assert [row["contender"] for row in document["rows"]] == ["llava on ort"]
 
 
 def test_where_no_bundle_runs_it_is_an_error(bundle_of: Callable[[str], Path]) -> None:
