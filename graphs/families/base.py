@@ -130,8 +130,16 @@ def check_decoder(text_config: Any) -> None:
         raise UnsupportedModelError(
             f"language model '{text_config.model_type}' is not supported; supported are: {', '.join(DECODERS)}"
         )
-    if getattr(text_config, "use_sliding_window", False):
-        raise UnsupportedModelError("a language model with sliding-window attention is not supported")
+    flagged = ["sliding_attention"] if getattr(text_config, "use_sliding_window", False) else []
+    kinds: list[str] = (
+        getattr(text_config, "layer_types", None) or flagged
+    )  # transformers goes by these where it has them
+    windowed = [kind for kind in kinds if kind != "full_attention"]
+    if windowed:
+        raise UnsupportedModelError(
+            f"a language model with sliding-window attention is not supported: {len(windowed)} of its {len(kinds)} layers "
+            f"are '{windowed[0]}'"
+        )
     rope = getattr(text_config, "rope_parameters", None) or {}
     if rope.get("rope_type", "default") in ("dynamic", "longrope"):
         raise UnsupportedModelError(

@@ -102,6 +102,19 @@ def test_refuses_a_sliding_window():
     assert family_of(config_of("llava", text=decoder(Qwen2Config, use_sliding_window=False, sliding_window=8)))
 
 
+def test_a_window_that_no_layer_has():
+    """vllm#15705: the flag is on, but windows begin behind the last layer."""
+    layers = decoder(Qwen2Config).num_hidden_layers
+    flagged = {"use_sliding_window": True, "sliding_window": 8}
+    assert family_of(config_of("llava", text=decoder(Qwen2Config, **flagged, max_window_layers=layers)))
+    full = ["full_attention"] * layers
+    assert family_of(config_of("llava", text=decoder(Qwen2Config, **flagged, layer_types=full)))
+    for windowed in ([*full[1:], "sliding_attention"], ["chunked_attention", *full[1:]]):
+        text = decoder(Qwen2Config, **flagged, layer_types=windowed)
+        with pytest.raises(UnsupportedModelError, match=rf"sliding-window .*: 1 of its {layers} layers"):
+            family_of(config_of("llava", text=text))
+
+
 @pytest.mark.parametrize(
     "scaling",
     [
