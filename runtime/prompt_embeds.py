@@ -87,6 +87,7 @@ class PromptEncoder:
                 "positions 'original' need a language stage that takes positions, and this bundle's, of an earlier version, "
                 "takes none; export the checkpoint again, or ask with positions 'compact'"
             )
+        self.vocabulary = manifest.decoder.vocabulary
         self.processor, self.sessions, self.newline = processor, sessions, newline
         self.selection, self.limits, self.clock, self.pulse = selection, limits, clock, pulse
         self.warnings: list[str] = []
@@ -114,8 +115,7 @@ class PromptEncoder:
             self.warnings.append(self.processor.chat_template.warning)
         self.pulse()
         with self.clock("preprocess"):
-            ids = prompt_ids(self.processor, prompt, len(images), len(videos), chat)
-            self._check_ids(ids, images, videos)
+            ids = self._prompt_ids(prompt, len(images), len(videos), chat)
             pictures = self._read_pictures(ids, images, videos)
         visuals = [self._encode(kind, frames) for kind, frames in pictures]
         embeds = self._embed(ids)  # [tokens, D]
@@ -140,9 +140,14 @@ class PromptEncoder:
                     f"give a {kind}'s frames as images, or use another checkpoint"
                 )
 
-    def _check_ids(self, ids: Sequence[int], images: Sequence[Any], videos: Sequence[Any]) -> None:
-        """Hold the placeholder ids of a prompt against its media: a picture without one would not be seen."""
-        for kind, given in (("image", len(images)), ("video", len(videos))):
+    def _prompt_ids(self, prompt: Prompt, images: int, videos: int, chat: bool) -> list[int]:
+        """Token ids [S] of a prompt, held against the media given and against the model's embeddings.
+
+        Raises:
+            RedipruneError: a picture without a placeholder, which would not be seen; a token without an embedding.
+        """
+        ids = prompt_ids(self.processor, prompt, images, videos, chat)
+        for kind, given in (("image", images), ("video", videos)):
             spec = self.modalities.get(kind)
             found = 0 if spec is None else ids.count(spec.placeholder)
             if found != given:
@@ -150,6 +155,15 @@ class PromptEncoder:
                     f"the encoded prompt holds {found} {kind} placeholders (token id {spec and spec.placeholder}) and {given} "
                     f"{kind}s were given: the bundle's tokenizer and its manifest disagree; export the checkpoint again"
                 )
+        placeholders = {spec.placeholder for spec in self.modalities.values()}
+        for token in ids:
+            if token >= self.vocabulary and token not in placeholders:
+                raise RedipruneError(
+                    f"the prompt holds {self.processor.tokenizer.convert_ids_to_tokens(token)!r}, token {token} of the "
+                    f"tokenizer, but the model has embeddings for {self.vocabulary} tokens only; leave it out, or export the "
+                    "checkpoint with the tokenizer that belongs to it"
+                )
+        return ids
 
     def _read_pictures(
         self, ids: Sequence[int], images: Sequence[Any], videos: Sequence[Any]
@@ -221,7 +235,7 @@ class PromptEncoder:
         """The question [L, D] of another prompt."""
         parts = [] if isinstance(prompt, str) else [p for m in prompt for p in m["content"] if not isinstance(p, str)]
         images, videos = (sum(part["type"] == kind for part in parts) for kind in ("image", "video"))
-        ids = prompt_ids(self.processor, prompt, images, videos, chat)
+        ids = self._prompt_ids(prompt, images, videos, chat)
         return self._question(ids, self._embed(ids))
 
     def _select(self, visual: Visual, question: Array) -> tuple[Visual, Array]:
