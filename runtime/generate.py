@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from .errors import RedipruneError
+from .generation_settings import refuse_unsupported
 from .logit_rules import (
     LogitRule,
     Step,
-    refuse_unsupported,
     rules_after_penalty,
     rules_before_penalty,
     rules_of_request,
@@ -114,6 +114,7 @@ class Sampling:
             logits = rule(logits, step)
         if self.repetition_penalty != 1:
             ids = np.unique(np.asarray(step.seen, np.int64))
+            ids = ids[ids < logits.size]  # a placeholder may lie beyond
             score = logits[ids]
             with np.errstate(over="ignore"):
                 logits[ids] = np.where(score < 0, score * self.repetition_penalty, score / self.repetition_penalty)

@@ -13,26 +13,6 @@ import numpy as np
 
 from .errors import RedipruneError
 
-# Settings that are no rule on logits, with the value that leaves them off. Set otherwise they are refused by name.
-_REFUSED: dict[str, Collection[Any]] = {
-    "num_beams": (1,),
-    "num_beam_groups": (1,),
-    "num_return_sequences": (1,),
-    "guidance_scale": (1, 1.0),
-    "penalty_alpha": (0, 0.0),
-    "encoder_repetition_penalty": (1, 1.0),
-    "encoder_no_repeat_ngram_size": (0,),
-    "prompt_lookup_num_tokens": (0,),
-    "token_healing": (False,),
-    "dola_layers": (),
-    "force_words_ids": (),
-    "constraints": (),
-    "forced_decoder_ids": (),
-    "watermarking_config": (),
-    "top_h": (),
-    "max_time": (),
-}
-
 
 @dataclass(frozen=True)
 class Step:
@@ -52,21 +32,6 @@ class Step:
 
 
 LogitRule = Callable[[np.ndarray, Step], np.ndarray]  # logits [V], changed in place
-
-
-def refuse_unsupported(config: dict[str, Any]) -> None:
-    """Refuse a generation config that asks for what is not done here.
-
-    Raises:
-        RedipruneError: names the setting, and how to go without it.
-    """
-    for name, off in _REFUSED.items():
-        value = config.get(name)
-        if value is not None and value not in off:
-            raise RedipruneError(
-                f"the checkpoint's generation config asks for {name} = {value}, which is not supported; remove {name} from "
-                "its generation_config.json and export it again"
-            )
 
 
 def rules_before_penalty(config: dict[str, Any]) -> list[LogitRule]:
@@ -130,6 +95,7 @@ def _add_bias(biases: list[tuple[tuple[int, ...], float]], logits: np.ndarray, s
     for sequence, bias in biases:
         before = sequence[:-1]
         if not before or tuple(step.seen[-len(before) :]) == before:
+            _known(sequence, logits)
             logits[sequence[-1]] += bias
     return logits
 
@@ -140,20 +106,21 @@ def _ban_repeated(size: int, logits: np.ndarray, step: Step) -> np.ndarray:
     if len(seen) + 1 >= size:
         begin = tuple(seen[len(seen) + 1 - size :])
         grams = (tuple(seen[at : at + size]) for at in range(len(seen) - size + 1))
-        logits[[gram[-1] for gram in grams if gram[:-1] == begin]] = -np.inf
+        logits[_within([gram[-1] for gram in grams if gram[:-1] == begin], logits)] = -np.inf
     return logits
 
 
 def _at_least(count: int, ends: list[int], whole: bool, logits: np.ndarray, step: Step) -> np.ndarray:
     """No end before so many tokens, of the answer or of prompt and answer as a whole."""
     if step.generated + (step.prompt_length if whole else 0) < count:
-        logits[ends] = -np.inf
+        logits[_within(ends, logits)] = -np.inf
     return logits
 
 
 def _force(tokens: list[int], when: Callable[[Step], bool], logits: np.ndarray, step: Step) -> np.ndarray:
     """Nothing but these tokens."""
     if when(step):
+        _known(tokens, logits)
         logits[:] = -np.inf
         logits[tokens] = 0
     return logits
@@ -163,12 +130,28 @@ def _favour_end(start: int, factor: float, ends: list[int], logits: np.ndarray, 
     """The end is the likelier, the longer an answer is beyond `start`."""
     if step.generated > start:
         growth = factor ** (step.generated - start) - 1
-        logits[ends] += np.abs(logits[ends]) * growth
+        known = _within(ends, logits)
+        logits[known] += np.abs(logits[known]) * growth
     return logits
 
 
 def _suppress(tokens: list[int], when: Callable[[Step], bool], logits: np.ndarray, step: Step) -> np.ndarray:
     """None of these tokens."""
     if when(step):
-        logits[tokens] = -np.inf
+        logits[_within(tokens, logits)] = -np.inf
     return logits
+
+
+def _within(tokens: Collection[int], logits: np.ndarray) -> list[int]:
+    """The tokens that the model has; transformers passes over others, such as a placeholder beyond the vocabulary."""
+    return [token for token in tokens if 0 <= token < logits.size]
+
+
+def _known(tokens: Collection[int], logits: np.ndarray) -> None:
+    """Refuse a rule about a token that the model does not have, as transformers does."""
+    for token in tokens:
+        if not 0 <= token < logits.size:
+            raise RedipruneError(
+                f"the checkpoint's generation config has a rule on token {token}, but the model has {logits.size} tokens; "
+                "correct its generation_config.json and export it again"
+            )

@@ -22,7 +22,10 @@ PACKAGES = ("graphs", "runtime", "calibration", "export")
 # The same within runtime, its other modules being steps of a request. Rooms of one floor do not know each other.
 RUNTIME = (
     {"runtime.errors"},
-    {"runtime.memory", "runtime.machine", "runtime.timing", "runtime.chat_template", "runtime.generation_config"},
+    {
+        *("runtime.memory", "runtime.machine", "runtime.timing", "runtime.chat_template"),
+        *("runtime.generation_config", "runtime.generation_settings"),
+    },
     {"runtime.bundle"},
     {"runtime.backends", "runtime.media"},
     {"runtime"},

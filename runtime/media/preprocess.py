@@ -17,6 +17,7 @@ from PIL import Image
 from ..chat_template import ChatTemplate, check_messages, find_template, render_messages
 from ..errors import RedipruneError
 from ..generation_config import read_generation_config, read_json_object
+from ..generation_settings import check_forms
 from .images import image_key, load_image
 from .tiles import anyres_layout
 from .video import load_video
@@ -100,7 +101,7 @@ class Processor:
             image_token=processor.get("image_token", "<image>"),
             video_token=processor.get("video_token", "<video>"),
             frames=(videos or {}).get("num_frames"),
-            generation=read_generation_config(folder),
+            generation=check_forms(read_generation_config(folder), f"{folder}/generation_config.json"),
         )
 
     @property

@@ -1,12 +1,14 @@
 """What an answer is generated with where a checkpoint says it in one file, in the other, or in none."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from rediprune.runtime.errors import RedipruneError
 from rediprune.runtime.generation_config import read_generation_config
+from rediprune.runtime.media.preprocess import Processor
 from transformers import AutoConfig, GenerationConfig
 
 
@@ -58,3 +60,12 @@ def test_a_damaged_file(folder: Path, text: str) -> None:
     (folder / "generation_config.json").write_text(text)
     with pytest.raises(RedipruneError, match=r"generation_config\.json .*copy it anew"):
         read_generation_config(folder)
+
+
+def test_a_setting_of_another_form_is_refused_at_the_load(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint_of("llava"), tmp_path / "checkpoint"))
+    (folder / "generation_config.json").write_text('{"suppress_tokens": "all"}')
+    with pytest.raises(
+        RedipruneError, match=r"suppress_tokens in .*generation_config.json must be a list of token ids"
+    ):
+        Processor.load(folder)

@@ -195,3 +195,36 @@ def test_penalties_stand_behind_the_repetition_penalty_and_before_what_is_ruled_
     ):
         sampling = Sampling.from_config(config, EOS, **penalties)
         assert sampling.choose(logits, [2, 0, 0], np.random.default_rng(0), 2, 1) == expected
+
+
+# ------------------------------------------------------------------------------------- tokens that the model lacks
+
+
+@pytest.mark.parametrize("config", [{"suppress_tokens": [2, SIZE, -1]}, {"begin_suppress_tokens": [SIZE + 9, 2]}])
+def test_tokens_to_suppress_that_are_none_are_passed_over(config: dict[str, Any]) -> None:
+    """As transformers does; −1 is not the last token."""
+    logits = np.linspace(-1, 3, SIZE, dtype=np.float32)
+    assert ours(config, logits, [1, 2], 2, 9) == theirs(config, logits, [1, 2], 2, 9).argmax() == SIZE - 1
+
+
+@pytest.mark.parametrize("config", [{"min_new_tokens": 5}, {"exponential_decay_length_penalty": [0, 2.0]}])
+def test_an_end_that_is_no_token_is_no_other_one(config: dict[str, Any]) -> None:
+    logits = np.linspace(-1, 3, SIZE, dtype=np.float32)
+    sampling = Sampling.from_config(config, [-1, SIZE])
+    assert sampling.choose(logits, [1, 2, 3], np.random.default_rng(0), 1, 2) == SIZE - 1
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"sequence_bias": [[[SIZE], 1.0]]}, {"bad_words_ids": [[1, SIZE]]}, {"forced_eos_token_id": SIZE}],
+)
+def test_a_rule_on_a_token_that_is_none_is_refused(config: dict[str, Any]) -> None:
+    sampling = Sampling.from_config(config, EOS)
+    with pytest.raises(RedipruneError, match=f"a rule on token {SIZE}, but the model has {SIZE} tokens"):
+        sampling.choose(np.zeros(SIZE, np.float32), [1], np.random.default_rng(0), 1, 0, True)
+
+
+@pytest.mark.parametrize("config", [{"repetition_penalty": 2.0}, {"no_repeat_ngram_size": 1}])
+def test_a_placeholder_beyond_the_vocabulary_is_passed_over(config: dict[str, Any]) -> None:
+    logits = np.linspace(1, 3, SIZE, dtype=np.float32)
+    assert ours(config, logits, [SIZE + 3, SIZE - 1], 2, 9) == SIZE - 2
