@@ -24,6 +24,7 @@ def draw_kept(
     question: str | None = None,
     answer: str | None = None,
     labels: Sequence[str] | None = None,
+    bare: bool = False,
 ) -> Image.Image:
     """Draw pictures or a video's frames with their dropped patches dark and grey, the kept ones as they are.
 
@@ -36,9 +37,10 @@ def draw_kept(
         question: written under the pictures.
         answer: written under the question.
         labels: written under each picture; by default its number, where there are several.
+        bare: without margin, counts and paper, for who shows them in a place of his own.
 
     Returns:
-        RGB image.
+        RGB image; bare RGBA, transparent between the pictures.
 
     Raises:
         ValueError: not one index array for each image, or an index outside the grid.
@@ -61,7 +63,7 @@ def draw_kept(
     counts = f"{count} of {total} tokens kept ({100 * count / total:.0f} %)"
     if several and labels is None:
         labels = [str(number) for number in range(1, len(images) + 1)]
-    return _compose(pictures, labels, [(counts, _MUTED), (question, _INK), (answer, _INK)])
+    return _compose(pictures, labels, [] if bare else [(counts, _MUTED), (question, _INK), (answer, _INK)])
 
 
 def _enlarge(image: Image.Image, factor: int) -> Image.Image:
@@ -101,27 +103,29 @@ def _compose(
     labels: Sequence[str] | None,
     lines: list[tuple[str | None, tuple[int, int, int]]],
 ) -> Image.Image:
-    """Pictures side by side, four in a row, with labels under them and lines of text below."""
+    """Pictures side by side, four in a row, with labels under them and lines of text below; without lines no paper."""
     size, small = ImageFont.load_default(18), ImageFont.load_default(13)
     columns = min(4, len(pictures))
     rows = -(-len(pictures) // columns)
     width, height = pictures[0].size
     label_height = 20 if labels else 0
-    gap = 8
-    canvas_width = 2 * _MARGIN + columns * width + (columns - 1) * gap
+    gap, margin = 8, _MARGIN if lines else 0
+    canvas_width = 2 * margin + columns * width + (columns - 1) * gap
     body = rows * (height + label_height) + (rows - 1) * gap
-    texts = [(line, colour) for text, colour in lines if text for line in _wrap(text, size, canvas_width - 2 * _MARGIN)]
+    texts = [(line, colour) for text, colour in lines if text for line in _wrap(text, size, canvas_width - 2 * margin)]
     line_height = 26
-    canvas = Image.new("RGB", (canvas_width, 2 * _MARGIN + body + 10 + line_height * len(texts)), _PAPER)
+    below = 10 + line_height * len(texts) if lines else 0
+    size_of_all = canvas_width, 2 * margin + body + below
+    canvas = Image.new("RGB", size_of_all, _PAPER) if lines else Image.new("RGBA", size_of_all, (0, 0, 0, 0))
     draw = ImageDraw.Draw(canvas)
     for number, picture in enumerate(pictures):
-        left = _MARGIN + number % columns * (width + gap)
-        top = _MARGIN + number // columns * (height + label_height + gap)
+        left = margin + number % columns * (width + gap)
+        top = margin + number // columns * (height + label_height + gap)
         canvas.paste(picture, (left, top))
         if labels:
             draw.text((left, top + height + 3), labels[number], _MUTED, small)
     for number, (line, colour) in enumerate(texts):
-        draw.text((_MARGIN, _MARGIN + body + 10 + number * line_height), line, colour, size)
+        draw.text((margin, margin + body + 10 + number * line_height), line, colour, size)
     return canvas
 
 
@@ -139,13 +143,14 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
     return [*lines, line]
 
 
-def draw_answer(answer: Answer, processor: Processor, question: str | None = None) -> Image.Image:
+def draw_answer(answer: Answer, processor: Processor, question: str | None = None, bare: bool = False) -> Image.Image:
     """Draw all images and videos of an answer; those with another grid of tokens stand below each other.
 
     Args:
         answer: asked for with `return_visuals=True`.
         processor: the bundle's.
         question: written under the pictures.
+        bare: the pictures alone, as in `draw_kept`.
 
     Raises:
         RedipruneError: the question was about text only, or its visuals were not asked for.
@@ -176,9 +181,11 @@ def draw_answer(answer: Answer, processor: Processor, question: str | None = Non
                 question if last else None,
                 answer.text if last else None,
                 labels if len(images) > 1 else None,
+                bare,
             )
         )
-    sheet = Image.new("RGB", (max(d.width for d in drawn), sum(d.height for d in drawn)), _PAPER)
+    size = max(d.width for d in drawn), sum(d.height for d in drawn)
+    sheet = Image.new("RGBA", size, (0, 0, 0, 0)) if bare else Image.new("RGB", size, _PAPER)
     top = 0
     for picture in drawn:
         sheet.paste(picture, (0, top))

@@ -236,8 +236,8 @@ class ServedModel:
             "timings": timings,
         }
         if request.asked.return_overlay and answer.visuals:
-            # Without question and answer: the client has both, and a long text would make an enormous picture.
-            draw = partial(draw_answer, answer, self.pipeline.processor)
+            # Bare: the client has question and answer, and a long text would make an enormous picture.
+            draw = partial(draw_answer, answer, self.pipeline.processor, bare=True)
             own["overlay"] = png_uri(await asyncio.get_running_loop().run_in_executor(None, draw))
         return own
 

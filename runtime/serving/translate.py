@@ -229,6 +229,9 @@ def _selection(request: ChatRequest, defaults: Mapping[str, Any]) -> dict[str, A
     if "num_frames" in video:
         settings["frames"] = video["num_frames"]
     settings |= {name: value for name in _SELECT if (value := getattr(request, name)) is not None}
+    # JavaScript writes 1.0 as 1: it is the ratio, as in the alias name@1; a single token cannot be asked for here.
+    if settings.get("keep") == 1 and not isinstance(settings["keep"], bool):
+        settings["keep"] = 1.0
     return settings
 
 

@@ -116,3 +116,14 @@ def test_a_long_question_is_broken_into_lines(monkeypatch):
 def test_indices_that_do_not_fit_are_refused(kept):
     with pytest.raises(ValueError, match="ind"):
         draw_kept([photo()], kept, (8, 8))
+
+
+def test_bare_pictures_have_no_paper_and_no_counts() -> None:
+    images = [Image.new("RGB", (448, 448), colour) for colour in ("red", "green")]
+    kept = [np.array([0]), np.array([1])]
+    one = draw_kept(images[:1], kept[:1], (2, 2), question="Why?", bare=True)
+    assert one.size == (448, 448) and one.mode == "RGBA" and one.getpixel((10, 10)) == (255, 0, 0, 255)
+    both = draw_kept(images, kept, (2, 2), bare=True)
+    assert both.width == 2 * 448 + 8 and both.getpixel((450, 10)) == (0, 0, 0, 0)  # between them
+    framed = draw_kept(images[:1], kept[:1], (2, 2))
+    assert framed.mode == "RGB" and framed.size > one.size

@@ -80,6 +80,14 @@ def test_settings_that_are_nearer_to_the_request_count_first() -> None:
     )
 
 
+def test_keep_1_is_all_of_them_however_json_writes_it() -> None:
+    for keep in (1, 1.0):
+        got = translated(keep=keep).selection.keep
+        assert got == 1.0 and isinstance(got, float)
+    assert isinstance(translated(keep=2).selection.keep, int)
+    assert isinstance(translated(mm_processor_kwargs={"keep": 1}).selection.keep, float)
+
+
 def test_generation_settings() -> None:
     assert translated().generation == GenerateOptions(max_new_tokens=40)
     assert translated(max_tokens=5, max_completion_tokens=6).generation.max_new_tokens == 6
