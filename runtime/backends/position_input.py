@@ -44,4 +44,8 @@ class PositionInput:
         else:
             found = positions if positions.ndim == 3 else positions[:, None]
         whole = np.broadcast_to(found, (self.axes, len(slots), tokens))
-        return np.array(whole[0] if self.axes == 1 else whole, np.int64, order="C")
+        chosen = whole[0] if self.axes == 1 else whole
+        # Made and filled: `np.array` keeps C's long long where it is given that, which OpenVINO does not take for int64.
+        ids = np.empty(chosen.shape, np.int64)
+        ids[...] = chosen
+        return ids
