@@ -85,9 +85,8 @@ def _tidy(model: ir.Model) -> None:
 def _scaling(model: ir.Model) -> float:
     """What cosines and sines are multiplied by: 1 but for scaled rotary embeddings (YaRN's attention factor)."""
     for node in model.graph:
-        if node.op_type == "Mul" and any(
-            i is not None and i.producer() and i.producer().op_type == "Cos" for i in node.inputs
-        ):
+        makers = [value.producer() for value in node.inputs if value is not None]
+        if node.op_type == "Mul" and any(maker is not None and maker.op_type == "Cos" for maker in makers):
             for value in node.inputs:
                 constant = None if value is None else ir.convenience.get_const_tensor(value)
                 if constant is not None and constant.size == 1:

@@ -52,7 +52,7 @@ def untie(model: Any, stored: Mapping[str, StoredTensor]) -> None:
     """
     for name, source in model.all_tied_weights_keys.items():
         pair = [stored[each] for each in (name, source) if each in stored]
-        if len(pair) == 2 and not _equal(*pair, model.dtype):
+        if len(pair) == 2 and not _equal(pair[0], pair[1], model.dtype):
             place, _, leaf = name.rpartition(".")
             apart = nn.Parameter(torch.empty_like(model.get_parameter(source)), requires_grad=False)
             setattr(model.get_submodule(place), leaf, apart)
