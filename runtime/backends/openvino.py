@@ -4,7 +4,7 @@ Products are computed in float32 unless `bf16` is asked for: OpenVINO's own choi
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from ..bundle import Bundle
 from ..errors import RedipruneError
 from .arrays import Array
+from .openvino_cache import compiled_model
 from .position_input import NAME, PositionInput
 from .session import cast_inputs
 
@@ -23,8 +24,7 @@ class OpenvinoStage:
 
     def __init__(self, bundle: Bundle, stage: str, threads: int, precision: str):
         self.spec = bundle.manifest.stages[stage]
-        model = _read(bundle, stage, [])
-        self.session = _compile(bundle, stage, model, threads, precision)
+        self.session = _compile(bundle, stage, lambda: _read(bundle, stage, []), threads, precision)
         self.outputs = [port.name for port in self.spec.outputs]
         self.idle: deque[Any] = deque()  # infer requests that no thread uses; an append or pop is atomic
 
@@ -51,9 +51,13 @@ class OpenvinoLanguage:
         spec = bundle.manifest.stages["language"]
         self.dtype = np.dtype(spec.inputs[0].dtype)
         self.positions = PositionInput(spec)
-        model = _read(bundle, "language", conversions())
-        keep_state(model)
-        self.session = _compile(bundle, "language", model, threads, precision)
+
+        def read_model() -> Any:
+            model = _read(bundle, "language", conversions())
+            keep_state(model)
+            return model
+
+        self.session = _compile(bundle, "language", read_model, threads, precision)
 
     def start(self, length: int) -> "OpenvinoDecoding":
         return OpenvinoDecoding(self, length)
@@ -122,8 +126,8 @@ def _read(bundle: Bundle, stage: str, conversions: list[Any]) -> Any:
         raise _refusal(bundle, stage, error) from error
 
 
-def _compile(bundle: Bundle, stage: str, model: Any, threads: int, precision: str) -> Any:
-    """Compile for the CPU.
+def _compile(bundle: Bundle, stage: str, read_model: Callable[[], Any], threads: int, precision: str) -> Any:
+    """Compile for the CPU, or take what was compiled before.
 
     Raises:
         RedipruneError: bf16 on a CPU without it, or OpenVINO refuses the model.
@@ -139,7 +143,7 @@ def _compile(bundle: Bundle, stage: str, model: Any, threads: int, precision: st
         "ENABLE_CPU_PINNING": False,  # a pinned thread waits for its core whoever is on it, and everyone for the thread
     }
     try:
-        return core.compile_model(model, "CPU", settings)
+        return compiled_model(core, bundle, stage, settings, lambda: core.compile_model(read_model(), "CPU", settings))
     except RuntimeError as error:
         raise _refusal(bundle, stage, error) from error
 
