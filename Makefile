@@ -29,10 +29,10 @@ RUN_BACKEND := $(if $(GPU),$(BACKEND),$(if $(filter tensorrt%,$(BACKEND)),ort,$(
 
 MEDIA := $(addprefix --image ,$(IMAGE)) $(addprefix --video ,$(VIDEO))
 
-.PHONY: engine run validate test test-slow test-all bench bench-peers bench-7b gpu-measurements evaluate report plugin demo-checkpoint docs lint types setup clean
+.PHONY: engine run validate test test-slow test-all bench bench-fast bench-peers bench-7b gpu-measurements evaluate report plugin demo-checkpoint docs lint types setup clean
 
 # Quantised bundles are made of the fp32 one beside them.
-RECIPES := int8 int8-dynamic int4 fp8
+RECIPES := int8 int8-dynamic int8-weights int4 fp8
 FLOAT := $(patsubst %-$(PRECISION),%,$(BUNDLE))
 SOURCE := $(if $(filter $(RECIPES),$(PRECISION)),$(FLOAT)-fp32,$(BUNDLE))
 engine: $(READY) | $(MODEL)
@@ -93,6 +93,16 @@ BENCH ?= real
 bench: $(READY) | checkpoints/$(BENCH)
 	$(BIN)/rediprune export checkpoints/$(BENCH) -o engines/$(BENCH)-$(PRECISION) --precision $(PRECISION)
 	$(BIN)/rediprune bench engines/$(BENCH)-$(PRECISION) --image $(IMAGE) --backends ort,openvino --page engines/bench.md
+
+# The fastest bundle for this machine beside its peers at equal bits (docs/measurements/cpu-forms.md); the peers take
+# `make bench-peers` first.
+bench-fast: $(READY) | checkpoints/$(BENCH)
+	test -x $(PEERS) || $(MAKE) bench-peers
+	$(BIN)/rediprune export checkpoints/$(BENCH) -o engines/$(BENCH)-fp32
+	$(BIN)/rediprune optimize engines/$(BENCH)-fp32 -o engines/$(BENCH)-fast --page engines/$(BENCH)-fast.md
+	$(BIN)/rediprune bench engines/$(BENCH)-fast --image $(IMAGE) --keeps 1,0.15 \
+		--peers eager,eager-bf16,openvino-genai-int8,openvino-genai-int4 --peers-python $(PEERS) \
+		--page engines/$(BENCH)-bench-fast.md
 
 # The environment of the bench's peers that do not fit into ours (optimum-intel caps transformers below 5.6), about 2 GB;
 # llama.cpp is compiled for this machine, which takes a C++ compiler and up to half an hour. Then:
