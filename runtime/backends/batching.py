@@ -10,7 +10,7 @@ from .session import Decoding, LanguageSession
 
 
 class BatchDecoding(Protocol):
-    """A KV cache with a slot for each request. One thread uses it.
+    """A KV cache with a slot for each request. One thread uses it; logits are good until its next call.
 
     Attributes:
         slots: requests at most.

@@ -19,6 +19,7 @@ from .serve_options import (
     Backend,
     Bundle,
     CacheMemory,
+    Encoders,
     FeatureMemory,
     Frames,
     Host,
@@ -80,6 +81,7 @@ def serve(
     cache_memory: CacheMemory = "1GB",
     feature_memory: FeatureMemory = "1GB",
     max_waiting: MaxWaiting = 64,
+    encoders: Encoders = 0,
     prefill_chunk: PrefillChunk = 256,
     timeout: Timeout = 300,
     allowed_media_domains: AllowedMediaDomains = None,
@@ -116,6 +118,7 @@ def serve(
         max_batch=max_batch,
         cache_memory=parse_size(cache_memory, "--cache-memory"),
         max_waiting=max_waiting,
+        encoders=encoders,
         prefill_chunk=prefill_chunk,
         timeout=timeout,
     )

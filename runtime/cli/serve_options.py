@@ -38,6 +38,9 @@ MaxMediaMb = Annotated[int, typer.Option(min=1, help="Largest picture or clip, e
 MaxBatch = Annotated[int, typer.Option(min=1, help="Most requests decoded together.")]
 CacheMemory = Annotated[str, typer.Option(help="Memory of each model's KV cache, such as 512MB or 4GB.")]
 FeatureMemory = Annotated[str, typer.Option(help="Memory for features of pictures seen before.")]
+Encoders = Annotated[
+    int, typer.Option(min=0, help="Prompts encoded at the same time; 0 is one for every four cores, up to four.")
+]
 MaxWaiting = Annotated[int, typer.Option(min=1, help="Most requests that wait; one more is answered 429.")]
 PrefillChunk = Annotated[
     int, typer.Option(min=1, help="Prompt tokens computed before the other answers get their next token.")

@@ -22,7 +22,7 @@ class ServeSettings:
         cache_memory: bytes of the KV cache, for each model.
         max_waiting: requests that wait for a slot at most, for each model; one more is answered 429.
         prefill_chunk: prompt tokens that are computed before the answers under way get their next token.
-        encoders: prompts that are encoded at the same time.
+        encoders: prompts that are encoded at the same time; 0 is one for every four cores, up to four.
         timeout: seconds that a request may take.
     """
 
@@ -36,5 +36,5 @@ class ServeSettings:
     cache_memory: int = 1 << 30
     max_waiting: int = 64
     prefill_chunk: int = 256
-    encoders: int = 1
+    encoders: int = 0
     timeout: float = 300.0

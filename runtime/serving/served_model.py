@@ -1,6 +1,7 @@
 """One bundle in a server: its prompts encoded in threads, its answers decoded together."""
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -107,7 +108,8 @@ class ServedModel:
             max_waiting=settings.max_waiting,
             prefill_chunk=settings.prefill_chunk,
         )
-        self._encoders = ThreadPoolExecutor(settings.encoders, thread_name_prefix="rediprune-encoder")
+        encoders = settings.encoders or min(4, max(1, (os.cpu_count() or 1) // 4))
+        self._encoders = ThreadPoolExecutor(encoders, thread_name_prefix="rediprune-encoder")
         self._encoding = 0
         metrics.max_batch.labels(name).set(self._scheduler.max_slots)
 

@@ -12,8 +12,11 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from ..docs.conftest import ROOT, code_blocks
+from ..runtime.serving.conftest import running
 
 pytestmark = pytest.mark.demo
+
+SERVER = "http://127.0.0.1:8000"
 
 
 @pytest.fixture
@@ -62,7 +65,20 @@ def test_the_notebook_runs_and_is_committed_without_outputs(clone: Path) -> None
 def test_python_of_a_page_runs(page: str, clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The blocks of a page follow each other in one program; those about other bundles are left out."""
     blocks = [block.text for block in code_blocks(ROOT / page) if block.language == "python"]
-    blocks = [text for text in blocks if "engines/llava" not in text]
+    blocks = [text for text in blocks if "engines/llava" not in text and SERVER not in text]
     assert blocks
     exec("\n".join(blocks), {"__name__": "__main__"})
     assert "29" in capsys.readouterr().out or page == "docs/quickstart.md"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/serving.md"])
+def test_clients_of_a_page_get_their_answer(
+    page: str, clone: Path, demo_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each block that asks a server, with one on a free port."""
+    blocks = [block.text for block in code_blocks(ROOT / page) if SERVER in block.text and block.language == "python"]
+    assert blocks
+    with running({"demo-fp32": demo_bundle}) as server:
+        for text in blocks:
+            exec(text.replace(SERVER, server.url), {"__name__": "__main__"})
+    assert capsys.readouterr().out.splitlines() == ["purple cross"] * len(blocks)
