@@ -6,7 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 MAX_STOP = 4
 MAX_TOP_LOGPROBS = 20
-MAX_MESSAGES = 2048
+MAX_MESSAGES = 1024
+MAX_PARTS = 1024  # of all messages
 
 
 class _Open(BaseModel):
@@ -92,7 +93,7 @@ class ChatRequest(_Open):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1)
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     seed: int | None = None
     stop: str | list[str] | None = None
     stream: bool | None = False

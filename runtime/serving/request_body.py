@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 
 from fastapi import Request
 from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
 
 from .api_error import ApiError, refuse
 from .protocol import ChatRequest
@@ -68,7 +69,7 @@ async def read_body(request: Request, limit: int, share: BodyShare, deadline: fl
         deadline: by which it must be here, in the event loop's time.
 
     Raises:
-        ApiError: 400, 408, 413, 415 or 429.
+        ApiError: 400, 408, 413, 415 or 429; 499, the client left (nobody reads it).
     """
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind != "application/json":  # a web page of another origin can send other types without asking
@@ -85,6 +86,8 @@ async def read_body(request: Request, limit: int, share: BodyShare, deadline: fl
                 data += piece
                 if len(data) > limit:
                     raise too_large
+    except ClientDisconnect:
+        raise ApiError(499, "the client left") from None
     except TimeoutError:
         raise ApiError(408, "the body did not arrive in time", code="timeout") from None
     try:

@@ -183,7 +183,8 @@ async def _begin(request: Request, serving: Serving, deadline: float) -> tuple[A
     with serving.bodies.share() as share:
         body = await read_body(request, settings.max_body_bytes, share, deadline)
         model, alias = _find(serving.models, body.model)
-        asked = translate(body, settings.limits, {**serving.defaults, **alias})
+        limits = settings.limits.of_model(model.max_positions)
+        asked = translate(body, limits, {**serving.defaults, **alias})
         identity = {"id": f"chatcmpl-{request.state.id}", "created": int(time.time()), "model": body.model}
         del body
         at = time.perf_counter()

@@ -2,14 +2,15 @@
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
 from ..errors import RedipruneError
 from ..options import GenerateOptions, SelectOptions
 from .api_error import ApiError, refuse
 from .media_fetch import MediaPolicy, fetch
 from .protocol import (
+    MAX_PARTS,
     MAX_STOP,
     MAX_TOP_LOGPROBS,
     ChatRequest,
@@ -54,11 +55,18 @@ class RequestLimits:
         max_text: characters of all messages; encoding more would take seconds, only to find that there are too many tokens.
     """
 
+    # For each position of a model: a longer text does not fit, as a token has four characters on average.
+    CHARACTERS_PER_POSITION: ClassVar[int] = 32
+
     max_items: int = 16
     max_frames: int = 64
     max_tokens: int = 4096
     default_tokens: int = 256
     max_text: int = 1_000_000
+
+    def of_model(self, positions: int) -> "RequestLimits":
+        """The limits for a model with so many positions."""
+        return replace(self, max_text=min(self.max_text, self.CHARACTERS_PER_POSITION * positions))
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,8 @@ def translate(request: ChatRequest, limits: RequestLimits, defaults: Mapping[str
     dialogue = _dialogue(request.messages)
     if len(dialogue.media) > limits.max_items:
         raise refuse("messages", f"messages hold {len(dialogue.media)} pictures and clips; at most {limits.max_items}")
+    if (parts := sum(len(message["content"]) for message in dialogue.messages)) > MAX_PARTS:
+        raise refuse("messages", f"messages hold {parts} parts; at most {MAX_PARTS}")
     if dialogue.characters > limits.max_text:
         raise refuse("messages", f"messages hold {dialogue.characters:,} characters; at most {limits.max_text:,}")
     count = request.max_completion_tokens or request.max_tokens

@@ -70,11 +70,12 @@ def running(
     defaults: dict[str, Any] | None = None,
     limits: MediaLimits | None = None,
     spans: Spans | None = None,
+    backend: str = "ort",
 ) -> Iterator[Running]:
     """A server over bundles by name."""
     settings, metrics = settings or ServeSettings(), Metrics()
     models = {
-        name: ServedModel(name, Pipeline.load(folder, threads=1, limits=limits), settings, metrics, spans)
+        name: ServedModel(name, Pipeline.load(folder, backend, threads=1, limits=limits), settings, metrics, spans)
         for name, folder in bundles.items()
     }
     app = create_app(Serving(models, settings, metrics, defaults or {}))

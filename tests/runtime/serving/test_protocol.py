@@ -55,6 +55,7 @@ def test_unknown_fields_stay_where_they_are_seen() -> None:
         {"top_k": -2},
         {"min_p": 2},
         {"presence_penalty": -3},
+        {"repetition_penalty": 1e-300},  # the logits would be infinite
         {"stop": [1]},
         {"stream": "perhaps"},
         {"rediprune": {"reselect": 7}},

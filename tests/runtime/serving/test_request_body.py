@@ -93,7 +93,12 @@ def test_json_that_breaks_parsers(tiny: Running, text: str) -> None:
 
 
 def test_a_long_dialogue_is_refused_before_it_costs_anything(tiny: Running) -> None:
-    for messages in ([{"role": "user", "content": "x" * (2 << 20)}], [{"role": "user", "content": "x"}] * 5000):
+    many = [{"type": "text", "text": ""}] * 100_000 + [{"type": "text", "text": "x"}]
+    for messages in (
+        [{"role": "user", "content": "x" * 70_000}],  # the model has 2048 positions
+        [{"role": "user", "content": "x"}] * 5000,
+        [{"role": "user", "content": many}],
+    ):
         began = time.monotonic()
         reply = tiny.post({"model": "tiny", "messages": messages})
         assert reply.status_code == 400 and reply.json()["error"]["param"] == "messages"

@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +102,20 @@ def test_usage_with_every_piece(tiny: Running, ask: Any) -> None:
     )
     counts = [chunk.usage.completion_tokens for chunk in chunks if chunk.usage]
     assert len(counts) == len(chunks) and counts == sorted(counts) and counts[-1] == 5
+
+
+def test_a_backend_that_cannot_batch_answers_one_at_a_time(
+    serve: Callable[..., Any], bundle_of: Callable[[str], Path], ask: Any, cat: Path
+) -> None:
+    pytest.importorskip("openvino")
+    with serve({"tiny": bundle_of("llava")}, backend="openvino") as server:
+        assert server.metric("max_batch_size") == 1 and not server.models["tiny"].batches
+        asked = [(f"Question {number}?", [cat] * (number % 2)) for number in range(6)]
+        expected = [server.pipeline.generate(q, images=p, keep=0.5, max_new_tokens=10).text for q, p in asked]
+
+        def one(question: str, pictures: list[Path]) -> str:
+            body = {"model": "tiny", "messages": ask(question, *pictures), "max_tokens": 10, "keep": 0.5}
+            return server.post(body).json()["choices"][0]["message"]["content"]
+
+        with ThreadPoolExecutor(6) as pool:
+            assert list(pool.map(lambda each: one(*each), asked)) == expected

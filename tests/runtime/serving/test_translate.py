@@ -104,6 +104,12 @@ def test_generation_settings() -> None:
     assert translated(**penalties).generation == GenerateOptions(max_new_tokens=40, **penalties)
 
 
+def test_a_text_that_no_model_has_room_for_is_refused_before_it_is_encoded() -> None:
+    assert RequestLimits().of_model(4096).max_text == 32 * 4096
+    assert LIMITS.of_model(4096) == LIMITS
+    assert RequestLimits().of_model(10**6).max_text == 1_000_000
+
+
 def test_the_first_turn_steers_where_nothing_is_selected_anew() -> None:
     turns = [{"role": "system", "content": "S"}, user(text("A")), user(IMAGE, text("B")), user(text("C"))]
     off: dict[str, Any] = {"rediprune": {"reselect": False}}
