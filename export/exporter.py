@@ -1,7 +1,7 @@
 """Checkpoint → bundle: every stage traced, bound to its weights, checked and saved; the bundle complete or absent.
 
 The graphs refer to the checkpoint's own weight files, hard-linked into the bundle, unless copies are asked for.
-Work is done beside the bundle (`runtime.staging`): a stage finished there is not redone by the next run.
+Work is done beside the bundle (`runtime.bundle.staging`): a stage finished there is not redone by the next run.
 """
 
 import json
@@ -36,8 +36,8 @@ from ..runtime.bundle.staging import Staging, check_room, check_target
 from ..runtime.errors import RedipruneError
 from ..runtime.media.preprocess import Processor
 from ..runtime.prompt import check_placeholder_ids
+from .checkpoint.linked_files import Hashing, can_link, link
 from .checkpoint.reader import Checkpoint, Skeleton
-from .checkpoint.shard_files import Hashing, can_link, link
 from .checkpoint.weight_range import check_range
 from .model_card import write_card
 from .trace.check_graph import COMPARED, COMPARED_WHOLE, check_graph, check_stage
@@ -67,7 +67,7 @@ def export_bundle(
         precision: "fp32" or "fp16", of weights and activations (selection is always float32).
         force: redo everything.
         check: run every graph beside its eager module at three sizes: large ones with their first layers only, and
-            not those that are too large even then (`check.COMPARED`); `StageSpec.compared` says which were. That a graph
+            not those that are too large even then (`check_graph.COMPARED`); `StageSpec.compared` says which were. That a graph
             is valid ONNX is always checked.
         progress: told what is being done.
         copy: write the weights anew, converted and laid out as the engines read them, instead of referring to the

@@ -5,7 +5,7 @@ from collections.abc import Generator
 import numpy as np
 
 from .generate import Sampling
-from .prompt_embeds import PromptEmbeds
+from .prompt_encoder import PromptEmbeds
 from .stage_sessions import RequestSessions
 from .timing import StageClock
 

@@ -1,4 +1,4 @@
-"""From token ids to text as they come, at a cost per token that does not grow with the answer."""
+"""From token ids to text as they come, cut at a stop string (`AnswerText`), at a cost per token that does not grow."""
 
 import re
 from collections.abc import Callable, Collection

@@ -1,6 +1,6 @@
 """A bundle that answers: images and a question in, text out.
 
-pixels → features → indices → kept → projected → spliced (`prompt_embeds`) → prefill → decode (`decode`) → text
+pixels → features → indices → kept → projected → spliced (`prompt_encoder`) → prefill → decode (`decode`) → text
 (`detokenize`, `answer`): one after another, without going back.
 """
 
@@ -30,7 +30,7 @@ from .memory import check_memory
 from .options import AnswerKeywords, GenerateOptions, SelectKeywords, SelectOptions, merge_keywords
 from .prepared_request import PreparedRequest
 from .prompt import Prompt, check_placeholder_ids
-from .prompt_embeds import PromptEmbeds, PromptEncoder
+from .prompt_encoder import PromptEmbeds, PromptEncoder
 from .stage_sessions import RequestSessions, StageSessions
 from .stop_strings import StopStrings, TokenBytes
 from .timing import StageClock, Stopwatch

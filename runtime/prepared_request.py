@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from .answer import Answer
 from .detokenize import AnswerText
 from .generate import Sampling
-from .prompt_embeds import PromptEmbeds
+from .prompt_encoder import PromptEmbeds
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Visual tokens on their way into the prompt: what an image or video became, what of it is kept, where it goes."""
+"""An image's or video's tokens as data, and the splice into the prompt; `prompt_encoder` decides what is kept."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -28,7 +28,8 @@ from ...runtime import Pipeline
 from ...runtime.serving.load_plan import picture_uri
 from ...runtime.serving.media_fetch import MediaPolicy
 from ...runtime.serving.protocol import ChatRequest
-from ...runtime.serving.translate import RequestLimits, fetch_media, translate
+from ...runtime.serving.serve_settings import RequestLimits
+from ...runtime.serving.translate import fetch_media, translate
 
 FLAT = 0.02  # growth of the memory's last half that is allowed
 EVERY = 100  # requests between two looks at the memory

@@ -20,7 +20,7 @@ from ...runtime.backends.nvinfer import load_plugin, make_log, one_line
 from ...runtime.bundle.atomic_file import replacing
 from ...runtime.errors import RedipruneError
 from ...runtime.memory import peak_memory
-from .precisions import asked_precisions, built_precisions, check_precisions
+from .engine_precisions import asked_precisions, built_precisions, check_precisions
 from .shape_profiles import Profile
 
 

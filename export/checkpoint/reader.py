@@ -138,7 +138,7 @@ class Skeleton:
 
     @cached_property
     def shallow(self) -> "Skeleton":
-        """The same model with only the first layers of its tower and its decoder (`layers`)."""
+        """The same model with only the first layers of its tower and its decoder (`replicate_layers`)."""
         precision = next(name for name, dtype in DTYPES.items() if dtype == self.dtype)
         return replace(self.checkpoint, config=shallow_config(self.checkpoint.config)).skeleton(precision)
 

@@ -14,7 +14,7 @@ _RECIPES = (
     ("int8-weights", "int4"),
     ("", "int8"),
 )
-BACKENDS = ("ort", "openvino", "openvino-bf16", "ort-cuda")
+TRIED_BACKENDS = ("ort", "openvino", "openvino-bf16", "ort-cuda")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def candidates(source: Bundle, made: Sequence[Bundle]) -> list[Candidate]:
         for stage in (*towers_of(bundle), "language"):
             precision = bundle.manifest.stages[stage].precision
             unchanged = precision == source.manifest.stages[stage].precision
-            for backend in BACKENDS:
+            for backend in TRIED_BACKENDS:
                 if backend == "openvino-bf16" and unchanged:
                     continue  # what is promised in float32 is not computed in bfloat16
                 if record is not None and record.refusal(backend, stage=stage) is not None:

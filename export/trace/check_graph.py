@@ -15,7 +15,7 @@ from ..checkpoint.reader import Skeleton
 _LARGEST_ERROR = {torch.float32: 1e-3, torch.float16: 3e-2}
 
 # Parameters of the largest stage that is compared whole: each side reads them once per size. Of a larger one the first
-# layers are compared, where the others are made after them (`layers`), if these have no more than COMPARED: what is
+# layers are compared, where the others are made after them (`replicate_layers`), if these have no more than COMPARED: what is
 # mapped and converted of them counts as memory.
 COMPARED_WHOLE = 1 << 27
 COMPARED = 1 << 29

@@ -2,6 +2,7 @@
 
 Breakage must stand out from rounding. A stage in fp32 or fp16 is held to the noise of an eager run in its own
 precision; a quantised one to the error that was measured when it was calibrated; indices must be equal.
+Tolerances of whole answers are in `end_to_end_comparison`, caps on recorded ones in `runtime.bundle.calibration_record`.
 """
 
 from collections.abc import Sequence

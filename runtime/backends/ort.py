@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime on the CPU: sessions, and the KV cache of one request bound in place (`ort_batch`: of many)."""
 
 from collections.abc import Mapping
 from typing import Any

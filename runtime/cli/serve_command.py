@@ -102,8 +102,7 @@ def serve(
         from ..serving.server import Loading, run
     except ImportError as error:
         raise RedipruneError(f"serve needs {error.name}: pip install 'rediprune[serve]'") from error
-    from ..serving.serve_settings import ServeSettings
-    from ..serving.translate import RequestLimits
+    from ..serving.serve_settings import RequestLimits, ServeSettings
 
     defaults = _given(keep=keep, alpha=alpha, tau=tau, frames=frames, positions=positions)
     _check(port, log_format, allowed_local_media_path)

@@ -1,4 +1,7 @@
-"""A request's body: read up to a limit, within a budget that all requests share, and checked."""
+"""A request's body: read up to a limit, within a budget that all requests share, and checked.
+
+The limit itself is `ServeSettings.max_body_bytes`.
+"""
 
 import asyncio
 from collections.abc import Iterator

@@ -1,9 +1,39 @@
-"""How a server runs."""
+"""How a server runs, and the limits of a request: items, frames, tokens, text, body, time.
 
-from dataclasses import dataclass, field
+Pixels and packets are limited by `media.limits`, one item's encoded size by `media_fetch`, counts of the protocol by
+`protocol`.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from .media_fetch import MediaPolicy
-from .translate import RequestLimits
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """What one request may ask for.
+
+    Attributes:
+        max_items: pictures and clips.
+        max_frames: of one clip.
+        max_tokens: of an answer, also where a request names no number.
+        default_tokens: of an answer where a request names no number.
+        max_text: characters of all messages; encoding more would take seconds, only to find that there are too many tokens.
+    """
+
+    # For each position of a model: a longer text does not fit, as a token has four characters on average.
+    CHARACTERS_PER_POSITION: ClassVar[int] = 32
+
+    max_items: int = 16
+    max_frames: int = 64
+    max_tokens: int = 4096
+    default_tokens: int = 256
+    max_text: int = 1_000_000
+
+    def of_model(self, positions: int) -> "RequestLimits":
+        """The limits for a model with so many positions."""
+        return replace(self, max_text=min(self.max_text, self.CHARACTERS_PER_POSITION * positions))
 
 
 @dataclass(frozen=True)

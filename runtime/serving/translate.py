@@ -2,8 +2,8 @@
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from ..errors import RedipruneError
 from ..options import GenerateOptions, SelectOptions
@@ -21,6 +21,7 @@ from .protocol import (
     TextPart,
     VideoPart,
 )
+from .serve_settings import RequestLimits
 
 # Fields of other servers that would change the answer, and the values that ask for nothing. All others are ignored.
 _NOT_OBEYED: dict[str, tuple[Any, ...]] = {
@@ -41,32 +42,6 @@ _NOT_OBEYED: dict[str, tuple[Any, ...]] = {
     "use_beam_search": (None, False),
 }
 _SELECT = ("keep", "alpha", "tau", "frames", "frame_tolerance", "prune_tiles", "positions")
-
-
-@dataclass(frozen=True)
-class RequestLimits:
-    """What one request may ask for.
-
-    Attributes:
-        max_items: pictures and clips.
-        max_frames: of one clip.
-        max_tokens: of an answer, also where a request names no number.
-        default_tokens: of an answer where a request names no number.
-        max_text: characters of all messages; encoding more would take seconds, only to find that there are too many tokens.
-    """
-
-    # For each position of a model: a longer text does not fit, as a token has four characters on average.
-    CHARACTERS_PER_POSITION: ClassVar[int] = 32
-
-    max_items: int = 16
-    max_frames: int = 64
-    max_tokens: int = 4096
-    default_tokens: int = 256
-    max_text: int = 1_000_000
-
-    def of_model(self, positions: int) -> "RequestLimits":
-        """The limits for a model with so many positions."""
-        return replace(self, max_text=min(self.max_text, self.CHARACTERS_PER_POSITION * positions))
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,7 @@ def test_a_weight_file_that_cannot_be_read_is_named(
     def closed(path: Path) -> str:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr("rediprune.export.checkpoint.shard_files.file_sha256", closed)
+    monkeypatch.setattr("rediprune.export.checkpoint.linked_files.file_sha256", closed)
     with pytest.raises(RedipruneError, match=r"weight file '.*checkpoint/model\.safetensors' cannot be read \(Perm"):
         export_bundle(Checkpoint.open(str(checkpoint)), tmp_path / "bundle", check=False)
     monkeypatch.undo()

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from rediprune.export.build.precisions import Asked, built_precisions, check_precisions
+from rediprune.export.build.engine_precisions import Asked, built_precisions, check_precisions
 from rediprune.export.build.tensorrt_engines import build_tensorrt
 from rediprune.runtime.backends.nvinfer import RTX_TARGETS
 from rediprune.runtime.bundle import Bundle, EngineSpec, file_sha256

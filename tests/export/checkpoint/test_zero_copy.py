@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from rediprune.export.checkpoint import shard_files as shards
+from rediprune.export.checkpoint import linked_files as shards
 from rediprune.export.checkpoint.maker import make_checkpoint
 from rediprune.export.checkpoint.reader import Checkpoint
 from rediprune.export.exporter import export_bundle

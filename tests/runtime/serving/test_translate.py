@@ -9,7 +9,8 @@ from rediprune.runtime.options import GenerateOptions, SelectOptions
 from rediprune.runtime.serving.api_error import ApiError
 from rediprune.runtime.serving.media_fetch import MediaPolicy
 from rediprune.runtime.serving.protocol import ChatRequest
-from rediprune.runtime.serving.translate import RequestLimits, Translated, fetch_media, translate
+from rediprune.runtime.serving.serve_settings import RequestLimits
+from rediprune.runtime.serving.translate import Translated, fetch_media, translate
 
 LIMITS = RequestLimits(max_items=3, max_frames=16, max_tokens=100, default_tokens=40, max_text=200)
 

@@ -1,4 +1,6 @@
-"""Precisions asked for and built: the parsed network beside the layers that the finished engine really has.
+"""Checks a built TensorRT engine: the precisions its graph asks for beside those of the finished layers.
+
+Which precision a stage has is chosen in `export.exporter` and `calibration.quantize.recipes`.
 
 A strongly typed network asks for the precision that its ONNX graph says. What was built stands in the library's
 detailed layer list, whose metadata names the ONNX nodes that each layer computes.

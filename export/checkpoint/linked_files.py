@@ -1,5 +1,7 @@
 """The checkpoint's weight files as a bundle has them: hashed beside other work, and hard-linked instead of copied.
 
+Which files count is for `weight_files` to say.
+
 A hard link is the file itself under a second name: it takes no room, stays when the checkpoint is removed, and is an
 ordinary file to whoever copies the bundle. ONNX Runtime refuses symbolic links that leave the bundle.
 """

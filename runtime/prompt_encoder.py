@@ -1,4 +1,5 @@
-"""From a prompt with its pictures to the embeddings that the decoder reads.
+"""Encodes a request's prompt: pictures are read and encoded, visual tokens selected (pruned) for the question, projected
+and spliced into the text.
 
 pixels → features → indices → kept → projected → spliced, one step after another.
 """
