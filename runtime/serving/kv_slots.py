@@ -116,6 +116,11 @@ class KVSlots:
         self._exchange(at, self.busy - 1)
         self.busy -= 1
 
+    def clear(self) -> None:
+        """Take every slot from who has it, and forget what they hold."""
+        self.decoding.resize(0, 0, 0)
+        self._slots, self.busy = [None] * self.decoding.slots, 0
+
     def _make_room(self, length: int) -> bool:
         """Whether one more slot, of so many positions at least, is within the budget; the cache is resized for it."""
         decoding, needed = self.decoding, self._rounded(length)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -172,10 +173,22 @@ class Scheduler:
                 if idle:
                     self._changed.wait()
                     continue
-            self._drop_cancelled()
-            self._admit()
-            self._prefill()
-            self._decode()
+            try:
+                self._drop_cancelled()
+                self._admit()
+                self._prefill()
+                self._decode()
+            except Exception as error:  # no memory for the cache: what it held is lost, those who come next are not
+                self._start_over(error)
+
+    def _start_over(self, error: Exception) -> None:
+        """Fail whoever has a slot, and begin with an empty cache."""
+        failing = [*self._decoded, *filter(None, [self._prefilling])]
+        self._decoded, self._prefilling = [], None
+        self._slots.clear()
+        for job in failing:
+            job._slot = None
+            _tell(job, error)
 
     def _drop_cancelled(self) -> None:
         with self._changed:
@@ -191,7 +204,13 @@ class Scheduler:
         if self._prefilling is not None or not self._waiting:
             return
         job = self._waiting[0]
-        job._slot = self._slots.acquire(job.length, job.embeds, span_of(job.positions, 0, len(job.embeds)))
+        try:
+            job._slot = self._slots.acquire(job.length, job.embeds, span_of(job.positions, 0, len(job.embeds)))
+        except Exception as error:
+            with self._changed:
+                self._waiting.popleft()
+            _tell(job, error)
+            raise
         if job._slot is not None:
             job.reused, job.started = job._slot.used, time.perf_counter()
             self._prefilling = job
@@ -253,7 +272,7 @@ class Scheduler:
 
     def _fail(self, job: Job, error: Exception) -> None:
         self._release(job)
-        job.sink.failed(error)
+        _tell(job, error)
 
     def _release(self, job: Job, keep: bool = False) -> None:
         assert job._slot is not None
@@ -266,3 +285,9 @@ class Scheduler:
             at, last = self._decoded.index(job), self._decoded.pop()
             if last is not job:
                 self._decoded[at] = last
+
+
+def _tell(job: Job, error: Exception) -> None:
+    """Hand a fault to a job's sink. Should there be nobody to hear it, the others' answers go on."""
+    with suppress(Exception):
+        job.sink.failed(error)

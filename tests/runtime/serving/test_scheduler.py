@@ -243,3 +243,43 @@ def test_a_cache_is_not_taken_up_at_other_positions() -> None:
         reused.append(job.reused)
     scheduler.stop()
     assert reused == [0, 24, 24, 39]  # the second wrote over what it took up
+
+
+def test_no_memory_for_the_cache_costs_those_who_have_it_and_no_others() -> None:
+    class Small(Toy):
+        """There is none for 4 slots of 512; half of it is taken when that shows."""
+
+        def resize(self, slots: int, length: int, used: int) -> None:
+            if slots * length > 4 * 256:
+                self.cache = self.cache[:, :3]
+                raise MemoryError
+            super().resize(slots, length, used)
+
+    toy = Small()
+    scheduler = make(toy)
+    toy.gate = threading.Event()
+    prompts = np.random.default_rng(0).standard_normal((3, 20, WIDTH))
+    running, large, after = Greedy(30), Greedy(300), Greedy(10)
+    for prompt, sink in zip(prompts, (running, large, after), strict=True):
+        submit(scheduler, prompt, sink)
+    toy.gate.set()
+    scheduler.stop()
+    assert isinstance(running.error, MemoryError) and isinstance(large.error, MemoryError)
+    assert after.error is None and after.tokens == alone(prompts[2], 10)
+    assert scheduler.running == 0 and scheduler.waiting == 0
+
+
+def test_a_sink_that_cannot_even_be_told_ends_nobody_else() -> None:
+    class Deaf(Greedy):
+        def token(self, logits: np.ndarray) -> int | None:
+            raise ValueError("no such token")
+
+        def failed(self, error: Exception) -> None:
+            raise RuntimeError("the event loop is closed")
+
+    scheduler = make(Toy())
+    after = Greedy(5)
+    submit(scheduler, np.ones((3, WIDTH)), Deaf(5))
+    submit(scheduler, np.ones((4, WIDTH)), after)
+    scheduler.stop()
+    assert after.tokens == alone(np.ones((4, WIDTH)), 5)
