@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from ..graphs.families.base import image_side
 from ..graphs.language import cache_shape
 from ..graphs.stages import Port, Stage
 from ..runtime.bundle import (
@@ -266,7 +267,7 @@ def _manifest(skeleton: Skeleton, source: Source, precision: str, stages: dict[s
         tower=vision.model_type,
         language_model=text.model_type,
         precision=precision,
-        image_size=vision.image_size,
+        image_size=image_side(vision),
         patch_size=vision.patch_size,
         channels=features,
         decoder=DecoderSpec(

@@ -7,38 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from .families import Family
-from .families.base import hidden_indices
+from .families.base import image_side
 from .language import LanguageStage, cache_names, cache_shape
+from .ports import Port, Stack
 from .selection.query_vector import pool_query
 from .selection.reference import select_tokens
-
-
-@dataclass(frozen=True)
-class Port:
-    """One input or output of a stage.
-
-    Attributes:
-        name: as in the ONNX graph.
-        shape: dimensions, each a size or, where it is dynamic, a symbol.
-        dtype: None follows the precision of the stage.
-    """
-
-    name: str
-    shape: tuple[int | str, ...]
-    dtype: torch.dtype | None = None
-
-
-@dataclass(frozen=True)
-class Stack:
-    """Layers of one kind that a module runs one after the other.
-
-    Attributes:
-        path: of their ModuleList within the stage's module.
-        layers: how many of them are run, from the first on.
-    """
-
-    path: str
-    layers: int
 
 
 @dataclass(frozen=True)
@@ -113,10 +86,11 @@ def stages_of(model: nn.Module, family: Family) -> list[Stage]:
         own), `select`, `project`, `embed`, `language`.
     """
     config: Any = model.config
-    text, channels = config.text_config, _channels(config)
-    depth = text.hidden_size
+    text = config.text_config
+    depth, vision = text.hidden_size, _vision_stages(model, family)
+    channels = vision[0].outputs[0].shape[2]
     return [
-        *_vision_stages(model, family),
+        *vision,
         Stage(
             "select",
             SelectStage(),
@@ -145,29 +119,22 @@ def stages_of(model: nn.Module, family: Family) -> list[Stage]:
     ]
 
 
-def _channels(config: Any) -> int:
-    """C, width of the features: that of the tower times the number of layers that they are taken from."""
-    layer = config.vision_feature_layer
-    return config.vision_config.hidden_size * (1 if isinstance(layer, int) else len(layer))
-
-
 def _vision_stages(model: nn.Module, family: Family) -> list[Stage]:
     """One stage for each tower, with an output for each kind of input that the family encodes by it."""
     config: Any = model.config
-    modalities, size = family.modalities(config), config.vision_config.image_size
+    modalities, size = family.modalities(config), image_side(config.vision_config)
     stages = []
     for name, module in family.vision_stages(model).items():
         outputs = {m.output: m.leading + m.rows * m.columns for m in modalities.values() if m.stage == name}
-        if getattr(module, "pool", None) is not None:  # both outputs exist, in this order
+        if module.pool is not None:  # both outputs exist, in this order
             outputs = {key: outputs[key] for key in ("features", "pooled_features")}
-        chosen = hidden_indices(module.get_submodule("tower"), config.vision_feature_layer)
         stages.append(
             Stage(
                 name,
                 module,
                 (Port("pixel_values", ("frames", 3, size, size)),),
-                tuple(Port(output, ("frames", patches, _channels(config))) for output, patches in outputs.items()),
-                Stack("tower.encoder.layers", chosen[0]) if len(chosen) == 1 else None,
+                tuple(Port(output, ("frames", patches, module.channels)) for output, patches in outputs.items()),
+                module.stack,
             )
         )
     return stages

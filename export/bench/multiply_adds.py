@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ...graphs.language import cache_shape
+from ...graphs.stages import Stage
 from ..checkpoint.reader import Skeleton
 
 
@@ -23,24 +23,25 @@ def multiply_adds(skeleton: Skeleton, kind: str, frames: int, kept: int, prompt:
     stages = {stage.name: stage for stage in skeleton.stages}
     modality = skeleton.checkpoint.family.modalities(skeleton.checkpoint.config)[kind]
     vision, project, language = stages[modality.stage], stages["project"], stages["language"]
-    text, size = skeleton.checkpoint.config.text_config, skeleton.checkpoint.config.vision_config.image_size
     tokens = prompt + frames * kept
 
     def of_language(count: int, length: int) -> int:
-        caches = [port for port in language.inputs if port.name.startswith("past.")]
-        cache = [torch.empty(cache_shape(text, 1, length), device="meta") for _ in caches]
-        positions = torch.empty(1, count, dtype=torch.int64, device="meta")
-        index = torch.empty(1, dtype=torch.int64, device="meta")
-        embeds = torch.empty(1, count, text.hidden_size, device="meta")
-        return _count(language.module, embeds, positions, index, *cache)
+        sizes = {"batch": 1, "tokens": count, "cache": length}
+        return _count(language.module, *_empty(language, sizes))
 
-    channels: Any = project.inputs[0].shape[2]
     return {
-        "vision": _count(vision.module, torch.empty(frames, 3, size, size, device="meta")),
-        "project": _count(project.module, torch.empty(frames, kept, channels, device="meta")),
+        "vision": _count(vision.module, *_empty(vision, {"frames": frames})),
+        "project": _count(project.module, *_empty(project, {"frames": frames, "kept": kept})),
         "prefill": of_language(tokens, tokens),
         "decode": of_language(1, tokens + 1),
     }
+
+
+def _empty(stage: Stage, sizes: dict[str, int]) -> list[torch.Tensor]:
+    """A stage's inputs of the given sizes, on the meta device."""
+    shapes = [[sizes[d] if isinstance(d, str) else d for d in port.shape] for port in stage.inputs]
+    types = [port.dtype or torch.float32 for port in stage.inputs]
+    return [torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in zip(shapes, types, strict=True)]
 
 
 def _count(module: Any, *inputs: torch.Tensor) -> int:

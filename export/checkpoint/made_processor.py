@@ -5,6 +5,8 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from .made_tokenizer import sentencepiece
+
 # Vicuna's dialogue, as LLaVA-1.5 and the video families use it: pictures first, then videos, then the words.
 _VICUNA = """\
 {%- for message in messages -%}
@@ -50,6 +52,7 @@ _CHATML = """\
 
 _CLASSES = {  # processor, image processor, video processor
     "llava": ("LlavaProcessor", "CLIPImageProcessor", None),
+    "llava_next": ("LlavaNextProcessor", "LlavaNextImageProcessor", None),
     "llava_next_video": (
         "LlavaNextVideoProcessor",
         "LlavaNextImageProcessor",
@@ -67,14 +70,14 @@ def write_processor(folder: Path, config: PreTrainedConfig, tokenizer: PreTraine
     if siglip and config.model_type == "llava":
         image_processor = "SiglipImageProcessor"
 
-    tokenizer.chat_template = _VICUNA if config.text_config.model_type == "llama" else _CHATML
+    tokenizer.chat_template = _VICUNA if sentencepiece(config.text_config.model_type) else _CHATML
     tokenizer.save_pretrained(folder)  # writes chat_template.jinja too
     names = ("bos_token", "eos_token", "unk_token", "pad_token")
     special = {name: token for name in names if (token := getattr(tokenizer, name))}
     _write(folder / "special_tokens_map.json", special)
 
     settings = pictures | {"image_processor_type": image_processor, "processor_class": processor}
-    if config.model_type == "llava_next_video":
+    if hasattr(config, "image_grid_pinpoints"):
         settings |= {"image_grid_pinpoints": config.image_grid_pinpoints, "do_pad": True}
     _write(folder / "preprocessor_config.json", settings)
     if video_processor:

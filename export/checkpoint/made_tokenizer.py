@@ -44,28 +44,34 @@ number.
 """
 
 SPECIAL = {  # from the end of the plain vocabulary on, in the order of the hub's checkpoints
-    "llama": {"llava": ["<image>", "<pad>"], "llava_next_video": ["<video>", "<image>", "<pad>"],
+    "llama": {"llava": ["<image>", "<pad>"], "llava_next": ["<image>", "<pad>"],
+              "llava_next_video": ["<video>", "<image>", "<pad>"],
               "video_llava": ["<image>", "<video>", "<pad>"]},
     "qwen2": {family: ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
-              for family in ("llava", "llava_next_video", "video_llava")},
+              for family in ("llava", "llava_next", "llava_next_video", "video_llava")},
 }  # fmt: skip
+
+
+def sentencepiece(decoder: str) -> bool:
+    """Whether a decoder's tokenizer is SentencePiece-like (Llama, Mistral); Qwen's are of bytes."""
+    return decoder in ("llama", "mistral")
 
 
 def make_tokenizer(decoder: str, family: str, words: int, context: int) -> PreTrainedTokenizerBase:
     """A tokenizer of the decoder's own class.
 
     Args:
-        decoder: "llama" (SentencePiece-like with byte fallback, adds `<s>`) or "qwen2" (byte level).
+        decoder: one of Llama's kind (SentencePiece-like with byte fallback, adds `<s>`) or of Qwen's (byte level).
         family: decides which special tokens follow the plain vocabulary; see `SPECIAL`.
         words: size of the plain vocabulary. What training on the text does not fill is filled with invented
             words, so that every id decodes to text.
         context: length of the model's context in tokens.
 
     Returns:
-        Tokenizer of `words + len(SPECIAL[decoder][family])` entries.
+        Tokenizer of `words` entries and the special tokens.
     """
-    special = SPECIAL[decoder][family]
-    if decoder == "llama":
+    special = SPECIAL["llama" if sentencepiece(decoder) else "qwen2"][family]
+    if sentencepiece(decoder):
         control = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
         pieces, merges = _train(pre_tokenizers.Metaspace(), [], words - len(control))
         vocabulary = _fill([*control, *pieces], "▁", words) + special

@@ -18,37 +18,33 @@ from transformers import (
     AutoModelForImageTextToText,
     GenerationConfig,
     LlavaConfig,
+    LlavaNextConfig,
     LlavaNextVideoConfig,
     PreTrainedConfig,
     VideoLlavaConfig,
 )
 
+from .made_decoders import DECODERS, text_settings
 from .made_processor import write_processor
-from .made_tokenizer import make_tokenizer
+from .made_tokenizer import make_tokenizer, sentencepiece
 
 _CONFIGS: dict[str, Callable[..., PreTrainedConfig]] = {
     "llava": LlavaConfig,
+    "llava_next": LlavaNextConfig,
     "llava_next_video": LlavaNextVideoConfig,
     "video_llava": VideoLlavaConfig,
 }
 FAMILIES = tuple(_CONFIGS)
+TILED = ("llava_next", "llava_next_video")
+VIDEO = ("llava_next_video", "video_llava")
 
 # [hidden, layers, heads, FFN]. The tiny widths let query pooling meet every case: decoder width a multiple of
 # the tower's (32 → 64), larger but no multiple (32 → 48), smaller (72 → 64, 72 → 48).
-_TOWERS = {
+TOWERS = {
     ("clip", "tiny"): (32, 3, 2, 64),
     ("clip", "real"): (1024, 24, 16, 4096),
     ("siglip", "tiny"): (72, 3, 4, 96),
     ("siglip", "real"): (1152, 26, 16, 4304),
-}
-# [hidden, layers, heads, KV heads, FFN], plain vocabulary, embedding rows, context, tied embeddings.
-_DECODERS = {
-    ("llama", "tiny"): ((64, 2, 4, 2, 128), 1000, 1024, 2048, False),
-    ("llama", "real"): ((2048, 22, 32, 4, 5632), 32000, 32064, 4096, False),
-    ("llama", "7b"): ((4096, 32, 32, 32, 11008), 32000, 32064, 4096, False),
-    ("qwen2", "tiny"): ((48, 2, 6, 2, 96), 1000, 1024, 2048, True),
-    ("qwen2", "real"): ((896, 24, 14, 2, 4864), 151643, 151936, 32768, True),
-    ("qwen2", "7b"): ((3584, 28, 28, 4, 18944), 151643, 152064, 32768, False),
 }
 _PATCH = 14
 
@@ -72,11 +68,11 @@ def make_checkpoint(
 
     Args:
         folder: where to; made if missing.
-        family: "llava" (LLaVA-1.5), "llava_next_video" or "video_llava".
+        family: "llava" (LLaVA-1.5), "llava_next", "llava_next_video" or "video_llava".
         tower: "clip" or "siglip" (no CLS token; not for video_llava).
-        decoder: "llama" (Vicuna) or "qwen2"; both with grouped KV heads, save llama at 7b.
-        size: "tiny" (tests; 1 MB), "real" (CLIP-L/336 or SigLIP-so400m, TinyLlama-1.1B or Qwen2-0.5B) or "7b"
-            (the same towers, Vicuna-7B or Qwen2-7B): the geometry of these models.
+        decoder: "llama" (Vicuna), "mistral", "qwen2" or "qwen3"; all with grouped KV heads, save llama at 7b.
+        size: "tiny" (tests; 1 MB), "real" (CLIP-L/336 or SigLIP-so400m, TinyLlama-1.1B, Qwen2-0.5B or
+            Qwen3-0.6B) or "7b" (the same towers, Vicuna-7B, Mistral-7B or Qwen2-7B): the geometry of these models.
         seed: of the weights.
         dtype: "float32", "float16" or "bfloat16"; by default float32, bfloat16 at 7b.
         legacy_names: weight names of the hub's repositories (`language_model.model.…`,
@@ -91,13 +87,15 @@ def make_checkpoint(
     """
     _check("family", family, FAMILIES)
     _check("tower", tower, ("clip",) if family == "video_llava" else ("clip", "siglip"))
-    _check("decoder", decoder, ("llama", "qwen2"))
+    _check("decoder", decoder, tuple(dict.fromkeys(name for name, _ in DECODERS)))
     _check("size", size, ("tiny", "real", "7b"))
+    _check("size", size, tuple(known for name, known in DECODERS if name == decoder))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
 
-    _, words, _, context, _ = _DECODERS[decoder, size]
-    tokenizer = make_tokenizer(decoder, family, words, context)
+    geometry = DECODERS[decoder, size]
+    words = geometry.words
+    tokenizer = make_tokenizer(decoder, family, words, geometry.context)
     config = _config(family, tower, decoder, size, tokenizer)
     dtype = dtype or ("bfloat16" if size == "7b" else "float32")
     config.dtype = dtype
@@ -108,12 +106,12 @@ def make_checkpoint(
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if config.tie_word_embeddings:
         del shapes["lm_head.weight"]
-    plain = range(259 if decoder == "llama" else 256, words)  # behind the control and byte tokens
+    plain = range(259 if sentencepiece(decoder) else 256, words)  # behind the control and byte tokens
     make = partial(_weight, plain=plain, seed=seed)
     rename = _legacy_name if legacy_names else str
     _write_weights(folder, shapes, make, getattr(torch, dtype), rename, shard_size)
     write_processor(folder, config, tokenizer)
-    ends = [tokenizer.eos_token_id] + ([tokenizer.pad_token_id] if decoder == "qwen2" else [])
+    ends = [tokenizer.eos_token_id] + ([tokenizer.pad_token_id] if not sentencepiece(decoder) else [])
     GenerationConfig(
         bos_token_id=config.text_config.bos_token_id,
         eos_token_id=ends if len(ends) > 1 else ends[0],
@@ -130,7 +128,7 @@ def _check(what: str, value: str, known: tuple[str, ...]) -> None:
 
 def _config(family: str, tower: str, decoder: str, size: str, tokenizer) -> PreTrainedConfig:
     """The checkpoint's config, with ids taken from the tokenizer."""
-    hidden, layers, heads, ffn = _TOWERS[tower, "tiny" if size == "tiny" else "real"]
+    hidden, layers, heads, ffn = TOWERS[tower, "tiny" if size == "tiny" else "real"]
     image = _image_size(family, tower, size)
     vision = {
         "model_type": f"{tower}_vision_model",
@@ -143,38 +141,22 @@ def _config(family: str, tower: str, decoder: str, size: str, tokenizer) -> PreT
     }
     vision |= {"vision_use_head": False} if tower == "siglip" else {"projection_dim": 768}
 
-    (width, depth, heads, kv_heads, ffn), _, rows, context, tied = _DECODERS[decoder, size]
-    text = {
-        "model_type": decoder,
-        "hidden_size": width,
-        "num_hidden_layers": depth,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "intermediate_size": ffn,
-        "vocab_size": rows,
-        "max_position_embeddings": context,
-        "tie_word_embeddings": tied,
-        "bos_token_id": tokenizer.convert_tokens_to_ids("<s>" if decoder == "llama" else "<|endoftext|>"),
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    text |= {"rms_norm_eps": 1e-5} if decoder == "llama" else {"rope_theta": 1_000_000.0}
-
     patches = (image // _PATCH) ** 2
     settings = {
         "vision_config": vision,
-        "text_config": text,
+        "text_config": text_settings(decoder, size, tokenizer),
         "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
         "image_seq_length": patches,
-        "tie_word_embeddings": tied,
+        "tie_word_embeddings": DECODERS[decoder, size].tied,
         # As on the hub: CLIP from its last layer but one without CLS; SigLIP, which has none, from its last.
         "vision_feature_layer": -2 if tower == "clip" else -1,
         "vision_feature_select_strategy": "default" if tower == "clip" else "full",
     }
-    if family != "llava":
+    if family in VIDEO:
         settings["video_token_index"] = tokenizer.convert_tokens_to_ids("<video>")
     if family == "llava_next_video":
         settings["video_seq_length"] = patches // 4 * 8
+    if family in TILED:
         grid = [(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)]
         settings["image_grid_pinpoints"] = [[image * rows, image * columns] for rows, columns in grid]
     if family == "video_llava":
@@ -251,6 +233,8 @@ def _weight(name: str, shape: torch.Size, plain: range, seed: int) -> Tensor:
     weight = torch.empty(shape).normal_(generator=generator)
     if name.endswith("bias"):
         return weight.mul_(0.05)
+    if name.endswith(("q_norm.weight", "k_norm.weight")):  # which undo the gain of queries and keys
+        return weight.mul_(0.1).add_(2)
     if "norm" in name or "layrnorm" in name:
         return weight.mul_(0.1).add_(1)
     if "position_embedding" in name or "class_embedding" in name:

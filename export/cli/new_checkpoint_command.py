@@ -23,9 +23,11 @@ def add(app: typer.Typer) -> None:
 
 def new_checkpoint(
     folder: Annotated[Path, typer.Argument(help="The folder to write the checkpoint to.")],
-    family: Annotated[str, typer.Option(help="The model family: llava, llava_next_video or video_llava.")] = "llava",
+    family: Annotated[
+        str, typer.Option(help="The model family: llava, llava_next, llava_next_video or video_llava.")
+    ] = "llava",
     tower: Annotated[str, typer.Option(help="The vision tower: clip or siglip.")] = "clip",
-    decoder: Annotated[str, typer.Option(help="The language model: llama or qwen2.")] = "llama",
+    decoder: Annotated[str, typer.Option(help="The language model: llama, mistral, qwen2 or qwen3.")] = "llama",
     size: Annotated[
         str,
         typer.Option(help="The size: tiny, real (CLIP-L/336 with 0.5 or 1.1 billion parameters of the decoder) or 7b."),

@@ -158,15 +158,30 @@ class Reference:
         return len(frames) * (modality.leading + modality.rows * modality.columns)
 
     def features(self, pixels: Tensor, kind: str) -> Tensor:
-        """[F, P, C] before the projector, as `get_image_features` and `get_video_features` have them."""
-        model, config = self.model.model, self.model.config
-        split = config.model_type == "video_llava"
-        tower = getattr(model, f"{kind}_tower") if split else model.vision_tower
-        states = tower(pixels, output_hidden_states=True, return_dict=True).hidden_states
-        layer = config.vision_feature_layer
-        features = states[layer] if isinstance(layer, int) else torch.cat([states[i] for i in layer], dim=-1)
-        if config.vision_feature_select_strategy == "default" and not (split and kind == "video"):
-            features = features[:, 1:]
-        if config.model_type == "llava_next_video" and kind == "video":
-            features = model.vision_resampler(features)
-        return features
+        """[F, P, C] as transformers hands them to the projector, for the frames [F, 3, H, W] of one image or video."""
+        model = self.model.model
+        handle = model.multi_modal_projector.register_forward_pre_hook(_stop_with_input)
+        try:
+            if kind == "video":
+                model.get_video_features(pixels[None])
+            elif self.modalities[kind].tiled:  # the picture's size is used behind the projector only
+                model.get_image_features(pixels, image_sizes=torch.tensor([pixels.shape[2:]]))
+            else:
+                model.get_image_features(pixels)
+        except _AtProjector as reached:
+            return reached.features
+        finally:
+            handle.remove()
+        raise AssertionError("transformers did not call the projector")
+
+
+class _AtProjector(Exception):
+    """Ends a forward pass at the projector, with what it was given."""
+
+    def __init__(self, features: Tensor):
+        super().__init__()
+        self.features = features
+
+
+def _stop_with_input(module: torch.nn.Module, arguments: tuple[Tensor, ...]) -> None:
+    raise _AtProjector(arguments[0])

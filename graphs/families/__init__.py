@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from . import llava, llava_next_video, video_llava
-from .base import Modality, UnsupportedModelError, check_decoder, check_tower, drops_class_token
+from . import llava, llava_next, llava_next_video, video_llava
+from .base import Modality, UnsupportedModelError, VisionModule, check_decoder
 
 __all__ = ["FAMILIES", "Family", "Modality", "UnsupportedModelError", "family_of"]
 
@@ -36,23 +36,23 @@ class Family(Protocol):
             `image` and, where the family has them, `video`: the stage that encodes it and the layout of its tokens.
 
         Raises:
-            UnsupportedModelError: the config's settings of the tower do not fit the family.
+            UnsupportedModelError: the tower, or the config's settings of it, do not fit the family.
         """
         ...
 
-    def vision_stages(self, model: nn.Module) -> dict[str, nn.Module]:
+    def vision_stages(self, model: nn.Module) -> dict[str, VisionModule]:
         """The encoders of a transformers model.
 
         Args:
             model: the model, on any device.
 
         Returns:
-            Modules by stage name, in the order of the stages; each takes pixel_values [F, 3, H, W].
+            Modules by stage name, in the order of the stages.
         """
         ...
 
 
-_MODULES: tuple[Family, ...] = (llava, llava_next_video, video_llava)
+_MODULES: tuple[Family, ...] = (llava, llava_next, llava_next_video, video_llava)
 FAMILIES = {family.MODEL_TYPE: family for family in _MODULES}
 
 
@@ -82,7 +82,6 @@ def family_of(config: Any) -> Family:
         if str(model_type).startswith("llava_onevision"):
             hint = " (it pools video tokens after the projector, where pruned tokens no longer form a grid)"
         raise UnsupportedModelError(f"model_type '{model_type}' is not supported{hint}; supported are: {supported}")
-    check_tower(config.vision_config)
-    drops_class_token(config)  # raises where there is none to drop
     check_decoder(config.text_config)
+    FAMILIES[model_type].modalities(config)  # raises where the tower is not one that the family takes
     return FAMILIES[model_type]

@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ports import Stack
+
 TOWERS = ("clip_vision_model", "siglip_vision_model")
-DECODERS = ("llama", "qwen2")
+DECODERS = ("llama", "mistral", "qwen2", "qwen3")
 
 
 class UnsupportedModelError(ValueError):
@@ -34,7 +36,21 @@ class Modality:
     tiled: bool = False
 
 
-class VisionStage(nn.Module):
+class VisionModule(nn.Module):
+    """A vision stage: normalised pixels [F, 3, H, W] → features [F, P, C], as they are before the projector.
+
+    Attributes:
+        channels: C.
+        stack: its layers, where all are alike and features are taken from the last of them that is run.
+        pool: of the features of video frames, a second output [F, P', C]; None where the family has no pool.
+    """
+
+    channels: int
+    stack: Stack | None
+    pool: nn.Module | None
+
+
+class VisionStage(VisionModule):
     """The vision tower up to the chosen hidden layers, without the class token, then the pool.
 
     Layers above the highest chosen one are never run. With a pool there are two outputs, so that one engine serves
@@ -53,6 +69,8 @@ class VisionStage(nn.Module):
         self.pool = pool
         self.drop_class = drop_class
         self.chosen = hidden_indices(tower, layer)
+        self.channels = self.tower.config.hidden_size * len(self.chosen)
+        self.stack = Stack("tower.encoder.layers", self.chosen[0]) if len(self.chosen) == 1 else None
 
     def forward(self, pixel_values: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Normalised pixels [F, 3, H, W] → features [F, P, C], and with a pool also pooled features [F, P', C]."""
@@ -82,9 +100,30 @@ def hidden_indices(tower: Any, layer: int | list[int]) -> list[int]:
     return [index % count for index in ([layer] if isinstance(layer, int) else layer)]
 
 
-def grid_side(vision_config: Any) -> int:
-    """Number of patches along one side of an image."""
-    return vision_config.image_size // vision_config.patch_size
+def image_side(vision_config: Any) -> int:
+    """Side of the tower's square image in pixels.
+
+    Raises:
+        UnsupportedModelError: the image is not square.
+    """
+    size = vision_config.image_size
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) > 1:
+        raise UnsupportedModelError(
+            f"the vision tower takes images of {list(size)} pixels; only square ones are supported"
+        )
+    return sides.pop()
+
+
+def square_grid(config: Any) -> tuple[int, int]:
+    """Side of the patch grid of a CLIP or SigLIP tower, and how many tokens stand before it (a class token that is kept).
+
+    Raises:
+        UnsupportedModelError: another tower, or one without the class token that the config would drop.
+    """
+    check_tower(config.vision_config)
+    kept = not drops_class_token(config) and has_class_token(config.vision_config)
+    return image_side(config.vision_config) // config.vision_config.patch_size, int(kept)
 
 
 def has_class_token(vision_config: Any) -> bool:
@@ -130,7 +169,7 @@ def check_decoder(text_config: Any) -> None:
         raise UnsupportedModelError(
             f"language model '{text_config.model_type}' is not supported; supported are: {', '.join(DECODERS)}"
         )
-    flagged = ["sliding_attention"] if getattr(text_config, "use_sliding_window", False) else []
+    flagged = ["sliding_attention"] if getattr(text_config, "use_sliding_window", _mistral_window(text_config)) else []
     kinds: list[str] = (
         getattr(text_config, "layer_types", None) or flagged
     )  # transformers goes by these where it has them
@@ -145,3 +184,9 @@ def check_decoder(text_config: Any) -> None:
         raise UnsupportedModelError(
             f"rotary scaling '{rope['rope_type']}' changes with the prompt's length and cannot be traced"
         )
+
+
+def _mistral_window(text_config: Any) -> bool:
+    """Whether a Mistral, which has no switch for it, attends to fewer positions than it has."""
+    window = getattr(text_config, "sliding_window", None) if text_config.model_type == "mistral" else None
+    return window is not None and window < text_config.max_position_embeddings

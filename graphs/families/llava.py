@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from .base import Modality, VisionStage, drops_class_token, grid_side, has_class_token
+from .base import Modality, VisionModule, VisionStage, drops_class_token, square_grid
 
 MODEL_TYPE = "llava"
 NAME = "LLaVA-1.5"
@@ -12,12 +12,11 @@ NAME = "LLaVA-1.5"
 
 def modalities(config: Any) -> dict[str, Modality]:
     """Layout of the visual tokens by kind of input, see `Family.modalities`."""
-    side = grid_side(config.vision_config)
-    leading = int(not drops_class_token(config) and has_class_token(config.vision_config))
+    side, leading = square_grid(config)
     return {"image": Modality("vision", "features", side, side, leading)}
 
 
-def vision_stages(model: nn.Module) -> dict[str, nn.Module]:
+def vision_stages(model: nn.Module) -> dict[str, VisionModule]:
     """Vision stages by name, see `Family.vision_stages`."""
     config: Any = model.config
     tower: Any = model.get_submodule("model.vision_tower")

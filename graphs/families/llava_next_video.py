@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from .base import Modality, UnsupportedModelError, VisionStage, drops_class_token, grid_side, has_class_token
+from .base import Modality, VisionModule, VisionStage, drops_class_token
+from .llava_next import tile_side
 
 MODEL_TYPE = "llava_next_video"
 NAME = "LLaVA-NeXT-Video"
@@ -15,11 +16,7 @@ NAME = "LLaVA-NeXT-Video"
 
 def modalities(config: Any) -> dict[str, Modality]:
     """Layout of the visual tokens by kind of input, see `Family.modalities`."""
-    side = grid_side(config.vision_config)
-    if not drops_class_token(config) and has_class_token(config.vision_config):
-        raise UnsupportedModelError(
-            "LLaVA-NeXT-Video needs a square grid: set vision_feature_select_strategy to 'default'"
-        )
+    side = tile_side(config)
     pooled = side // config.spatial_pool_stride
     return {
         "image": Modality("vision", "features", side, side, tiled=True),
@@ -27,7 +24,7 @@ def modalities(config: Any) -> dict[str, Modality]:
     }
 
 
-def vision_stages(model: nn.Module) -> dict[str, nn.Module]:
+def vision_stages(model: nn.Module) -> dict[str, VisionModule]:
     """Vision stages by name, see `Family.vision_stages`."""
     config: Any = model.config
     tower: Any = model.get_submodule("model.vision_tower")

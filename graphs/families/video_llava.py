@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from .base import Modality, VisionStage, drops_class_token, grid_side, has_class_token
+from .base import Modality, VisionModule, VisionStage, drops_class_token, has_class_token, square_grid
 
 MODEL_TYPE = "video_llava"
 NAME = "Video-LLaVA"
@@ -16,15 +16,14 @@ NAME = "Video-LLaVA"
 
 def modalities(config: Any) -> dict[str, Modality]:
     """Layout of the visual tokens by kind of input, see `Family.modalities`."""
-    side = grid_side(config.vision_config)
-    has_class = has_class_token(config.vision_config)
+    side, leading = square_grid(config)
     return {
-        "image": Modality("vision", "features", side, side, int(not drops_class_token(config) and has_class)),
-        "video": Modality("vision_video", "features", side, side, int(has_class)),
+        "image": Modality("vision", "features", side, side, leading),
+        "video": Modality("vision_video", "features", side, side, int(has_class_token(config.vision_config))),
     }
 
 
-def vision_stages(model: nn.Module) -> dict[str, nn.Module]:
+def vision_stages(model: nn.Module) -> dict[str, VisionModule]:
     """Vision stages by name, see `Family.vision_stages`."""
     config: Any = model.config
     image_tower: Any = model.get_submodule("model.image_tower")

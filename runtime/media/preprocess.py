@@ -48,6 +48,7 @@ _PILLOW = {
 # By the processor class where the image processor is not named.
 _DEFAULT = {
     "LlavaProcessor": "CLIPImageProcessor",
+    "LlavaNextProcessor": "LlavaNextImageProcessor",
     "LlavaNextVideoProcessor": "LlavaNextImageProcessor",
     "VideoLlavaProcessor": "VideoLlavaImageProcessor",
 }

@@ -9,10 +9,12 @@ from transformers import (
     DynamicCache,
     LlamaConfig,
     LlavaConfig,
+    MistralConfig,
     Qwen2Config,
+    Qwen3Config,
 )
 
-KINDS = {"llama": LlamaConfig, "qwen2": Qwen2Config}
+KINDS = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 CACHE = 24
 # The stage attends over the whole cache, transformers over the tokens so far: other sums, rounded in float32.
 CLOSE = {"rtol": 1e-4, "atol": 2e-6}
@@ -28,6 +30,7 @@ def model(request):
         num_attention_heads=4,
         num_key_value_heads=kv_heads,
         vocab_size=97,
+        **({"sliding_window": None} if kind == "mistral" else {"head_dim": 8} if kind == "qwen3" else {}),
     )
     tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
     vision = CLIPVisionConfig(image_size=28, patch_size=14, **tower)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from rediprune.export import exporter as exporting
 from rediprune.export.checkpoint import maker as checkpoints
+from rediprune.export.checkpoint.made_decoders import DECODERS
 from rediprune.export.checkpoint.reader import Checkpoint, Skeleton
 from rediprune.export.exporter import export_bundle
 from rediprune.export.trace.replicate_layers import SCOPES, SHALLOW, UnlikeLayersError, can_deepen, deepen
@@ -139,10 +141,10 @@ def test_a_layer_that_more_than_the_next_one_reads(skeleton: Skeleton, few: ir.M
 
 
 def test_of_a_large_stage_the_first_layers_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for table, key in ((checkpoints._DECODERS, ("llama", "tiny")), (checkpoints._TOWERS, ("clip", "tiny"))):
-        sizes = table[key]
-        deep = ((*sizes[0][:1], DEEP, *sizes[0][2:]), *sizes[1:]) if len(sizes) == 5 else (sizes[0], DEEP, *sizes[2:])
-        monkeypatch.setitem(table, key, deep)
+    decoder, tower = ("llama", "tiny"), ("clip", "tiny")
+    monkeypatch.setitem(DECODERS, decoder, replace(DECODERS[decoder], layers=DEEP))
+    hidden, _, *others = checkpoints.TOWERS[tower]
+    monkeypatch.setitem(checkpoints.TOWERS, tower, (hidden, DEEP, *others))
     checkpoint = checkpoints.make_checkpoint(tmp_path / "checkpoint", "llava", dtype="bfloat16")
     compared: dict[str, list[int]] = {}
     original = exporting.check_stage

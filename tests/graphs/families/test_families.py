@@ -11,11 +11,14 @@ from transformers import (
     GemmaConfig,
     LlamaConfig,
     LlavaConfig,
+    LlavaNextConfig,
     LlavaNextVideoConfig,
     LlavaOnevisionConfig,
     MistralConfig,
+    PhiConfig,
     PixtralVisionConfig,
     Qwen2Config,
+    Qwen3Config,
     SiglipVisionConfig,
     VideoLlavaConfig,
 )
@@ -23,7 +26,12 @@ from transformers import (
 PATCH, SIDE = 14, 4  # a grid of 4 × 4 patches
 SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
 TOWERS = {"clip": CLIPVisionConfig, "siglip": SiglipVisionConfig}
-CONFIGS = {"llava": LlavaConfig, "llava_next_video": LlavaNextVideoConfig, "video_llava": VideoLlavaConfig}
+CONFIGS = {
+    "llava": LlavaConfig,
+    "llava_next": LlavaNextConfig,
+    "llava_next_video": LlavaNextVideoConfig,
+    "video_llava": VideoLlavaConfig,
+}
 
 
 def tower(kind, side=SIDE):
@@ -35,16 +43,18 @@ def decoder(kind=LlamaConfig, **settings):
 
 
 def config_of(family, vision="clip", strategy=None, layer=-2, text=None, side=SIDE, **settings):
-    if family == "llava_next_video":
+    if family.startswith("llava_next"):
         tile = side * PATCH
-        settings = {"image_grid_pinpoints": [[tile, 2 * tile], [2 * tile, tile]], "spatial_pool_stride": 2} | settings
+        settings = {"image_grid_pinpoints": [[tile, 2 * tile], [2 * tile, tile]]} | settings
+    if family == "llava_next_video":
+        settings = {"spatial_pool_stride": 2} | settings
     return CONFIGS[family](
         vision_config=tower(vision, side) if isinstance(vision, str) else vision,
         text_config=text or decoder(),
         vision_feature_layer=layer,
         vision_feature_select_strategy=strategy or ("default" if vision == "clip" else "full"),
         image_token_index=60,
-        **({} if family == "llava" else {"video_token_index": 61}),
+        **({"video_token_index": 61} if "video" in family else {}),
         **settings,
     )
 
@@ -52,7 +62,7 @@ def config_of(family, vision="clip", strategy=None, layer=-2, text=None, side=SI
 # ------------------------------------------------------------------------------------------------------- refusals
 
 
-@pytest.mark.parametrize("model_type", ["qwen2_vl", "llava_next", "bert", "", None])
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "vipllava", "bert", "", None])
 def test_refuses_other_model_types_with_the_list(model_type):
     with pytest.raises(UnsupportedModelError, match=f"model_type '{model_type}' is not supported") as caught:
         family_of(SimpleNamespace(model_type=model_type))
@@ -87,10 +97,12 @@ def test_refuses_other_towers(family):
         family_of(config_of(family, vision=vision))
 
 
-@pytest.mark.parametrize("kind", [MistralConfig, GemmaConfig])
+@pytest.mark.parametrize("kind", [PhiConfig, GemmaConfig])
 @pytest.mark.parametrize("family", CONFIGS)
 def test_refuses_other_decoders(family, kind):
-    with pytest.raises(UnsupportedModelError, match=f"'{kind.model_type}' is not supported.* llama, qwen2"):
+    with pytest.raises(
+        UnsupportedModelError, match=f"'{kind.model_type}' is not supported.* llama, mistral, qwen2, qwen3"
+    ):
         family_of(config_of(family, text=decoder(kind)))
 
 
@@ -98,6 +110,11 @@ def test_refuses_a_sliding_window():
     windowed = decoder(Qwen2Config, use_sliding_window=True, sliding_window=8, max_window_layers=1)
     with pytest.raises(UnsupportedModelError, match="sliding-window"):
         family_of(config_of("llava", text=windowed))
+    with pytest.raises(UnsupportedModelError, match="sliding-window"):
+        family_of(config_of("llava", text=decoder(MistralConfig, sliding_window=8)))
+    # No window, or one that no position is outside of: Mistral from v0.2 on.
+    assert family_of(config_of("llava", text=decoder(MistralConfig, sliding_window=None)))
+    assert family_of(config_of("llava", text=decoder(MistralConfig, sliding_window=64, max_position_embeddings=64)))
     # Qwen2 checkpoints carry a window that is switched off.
     assert family_of(config_of("llava", text=decoder(Qwen2Config, use_sliding_window=False, sliding_window=8)))
 
@@ -155,10 +172,10 @@ def test_layout_refuses_to_drop_a_class_token_that_is_not_there(family):
         family_of(config).modalities(config)
 
 
-def test_next_video_refuses_a_class_token_in_the_grid():
-    config = config_of("llava_next_video", strategy="full")
-    with pytest.raises(UnsupportedModelError, match=r"needs a square grid.*'default'"):
-        family_of(config).modalities(config)
+@pytest.mark.parametrize("family", ["llava_next", "llava_next_video"])
+def test_tiles_refuse_a_class_token_in_the_grid(family):
+    with pytest.raises(UnsupportedModelError, match=r"need a square grid.*'default'"):
+        family_of(config_of(family, strategy="full"))
 
 
 # ------------------------------------------------------------------------------------------------------ modalities
@@ -173,9 +190,12 @@ def layout(family, *args, **settings):
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-@pytest.mark.parametrize("kind", [LlamaConfig, Qwen2Config])
-def test_supported(family, kind):
-    assert family_of(config_of(family, text=decoder(kind))) is FAMILIES[family]
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [(LlamaConfig, {}), (MistralConfig, {"sliding_window": None}), (Qwen2Config, {}), (Qwen3Config, {"head_dim": 8})],
+)
+def test_supported(family, kind, settings):
+    assert family_of(config_of(family, text=decoder(kind, **settings))) is FAMILIES[family]
     assert family == FAMILIES[family].MODEL_TYPE
 
 
@@ -183,6 +203,11 @@ def test_modalities_of_llava():
     assert layout("llava") == {"image": ("vision", "features", 4, 4, 0, False)}
     assert layout("llava", strategy="full") == {"image": ("vision", "features", 4, 4, 1, False)}
     assert layout("llava", "siglip") == {"image": ("vision", "features", 4, 4, 0, False)}
+
+
+@pytest.mark.parametrize("vision", TOWERS)
+def test_modalities_of_next(vision):
+    assert layout("llava_next", vision) == {"image": ("vision", "features", 4, 4, 0, True)}
 
 
 @pytest.mark.parametrize("vision", TOWERS)
@@ -248,6 +273,18 @@ def test_llava_features(vision, strategy, layer):
     stages = family_of(model.config).vision_stages(model)
     assert list(stages) == ["vision"]
     expected = projected_input(model, lambda: model.get_image_features(PIXELS))
+    with torch.inference_mode():
+        check_features(model, "image", stages["vision"](PIXELS), expected)
+
+
+@pytest.mark.parametrize("layer", [-2, -1, [-2, -1]], ids=str)
+@pytest.mark.parametrize("vision", TOWERS)
+def test_next_features(vision, layer):
+    model = made(config_of("llava_next", vision, layer=layer))
+    stages = family_of(model.config).vision_stages(model)
+    assert list(stages) == ["vision"]
+    sizes = torch.tensor([[SIDE * PATCH, 2 * SIDE * PATCH]])  # two tiles and the whole
+    expected = projected_input(model, lambda: model.get_image_features(PIXELS[None], sizes))
     with torch.inference_mode():
         check_features(model, "image", stages["vision"](PIXELS), expected)
 

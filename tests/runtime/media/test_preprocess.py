@@ -45,6 +45,7 @@ REFERENCE = {
     ("llava", "clip"): CLIPImageProcessorPil,
     ("llava", "siglip"): SiglipImageProcessorPil,
     ("video_llava", "clip"): VideoLlavaImageProcessor,
+    ("llava_next", "clip"): LlavaNextImageProcessorPil,
     ("llava_next_video", "clip"): LlavaNextImageProcessorPil,
     ("llava_next_video", "siglip"): LlavaNextImageProcessorPil,
 }
