@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from ..graphs.families.base import image_side
+from ..graphs.families.base import image_side, patch_side
 from ..graphs.language import cache_shape
 from ..graphs.stages import Port, Stage
 from ..runtime.bundle import (
@@ -86,7 +86,11 @@ def export_bundle(
     report = progress or (lambda stage, what, fraction: None)
     folder = check_target(folder)
     config = checkpoint.config
-    ids = {kind: getattr(config, f"{kind}_token_id") for kind in checkpoint.family.modalities(config)}
+    ids = {
+        kind: getattr(config, f"{kind}_token_id")
+        for kind, modality in checkpoint.family.modalities(config).items()
+        if modality.token is None
+    }
     check_placeholder_ids(Processor.load(checkpoint.folder), ids)
     with making(folder):
         skeleton = checkpoint.skeleton(precision)
@@ -255,7 +259,6 @@ def _tensor(port: Port, dtype: torch.dtype) -> TensorSpec:
 def _manifest(skeleton: Skeleton, source: Source, precision: str, stages: dict[str, StageSpec]) -> Manifest:
     config, family = skeleton.checkpoint.config, skeleton.checkpoint.family
     text, vision = config.text_config, config.vision_config
-    placeholders = {"image": config.image_token_id, "video": getattr(config, "video_token_id", None)}
     _, heads, _, width = cache_shape(text, 1, 1)
     features = stages["select"].inputs[0].shape[2]
     assert isinstance(features, int)
@@ -268,7 +271,7 @@ def _manifest(skeleton: Skeleton, source: Source, precision: str, stages: dict[s
         language_model=text.model_type,
         precision=precision,
         image_size=image_side(vision),
-        patch_size=vision.patch_size,
+        patch_size=patch_side(vision),
         channels=features,
         decoder=DecoderSpec(
             layers=text.num_hidden_layers,
@@ -286,7 +289,7 @@ def _manifest(skeleton: Skeleton, source: Source, precision: str, stages: dict[s
                 columns=m.columns,
                 leading=m.leading,
                 tiled=m.tiled,
-                placeholder=placeholders[kind],
+                placeholder=getattr(config, f"{m.token or kind}_token_id"),
             )
             for kind, m in family.modalities(config).items()
         },

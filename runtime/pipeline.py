@@ -92,8 +92,7 @@ class Pipeline:
         try:
             self.processor = Processor.load(bundle.path("processor"))
             self._token_bytes = TokenBytes(self.processor.tokenizer)
-            modalities = bundle.manifest.modalities
-            check_placeholder_ids(self.processor, {kind: spec.placeholder for kind, spec in modalities.items()})
+            check_placeholder_ids(self.processor, _own_placeholders(bundle))
         except BaseException:
             self._sessions.stop_prefetch()
             raise
@@ -293,7 +292,7 @@ class Pipeline:
         answer = Answer(
             kept=[visual.kept for visual in embedded.visuals],
             timings=encoder.clock.seconds,
-            prompt_tokens=len(embedded.ids) - len(embedded.visuals),
+            prompt_tokens=embedded.text_tokens,
             visual_tokens=sum(visual.total for visual in embedded.visuals),
             kept_tokens=embedded.kept_tokens,
             encoded_frames=sum(visual.encoded for visual in embedded.visuals),
@@ -351,6 +350,14 @@ class Pipeline:
                 f"the prompt takes {prompt.end} of the model's {limit} positions and the answer up to {max_new_tokens}; lower "
                 f"keep, frames or max_new_tokens, or shorten the prompt{dropped if prompt.positions else ''}"
             )
+
+
+def _own_placeholders(bundle: Bundle) -> dict[str, int]:
+    """Placeholder ids by kind; where images and a video's frames share one, it is the images'."""
+    found: dict[int, str] = {}
+    for kind, spec in bundle.manifest.modalities.items():
+        found.setdefault(spec.placeholder, kind)
+    return {kind: token for token, kind in found.items()}
 
 
 def _check_limits(threads: int, cache_bytes: int) -> None:

@@ -1,7 +1,10 @@
 """The prompt: what the user asked, with one placeholder per image or video, in the checkpoint's chat form."""
 
+import re
 from collections.abc import Mapping, Sequence
 from threading import Lock
+
+from PIL import Image
 
 from .chat_template import Message, check_messages
 from .errors import RedipruneError
@@ -12,8 +15,8 @@ Prompt = str | Sequence[Message]
 _ENCODING = Lock()  # a call sets the tokenizer for itself (special tokens, truncation), and for whoever calls meanwhile
 
 
-def prompt_ids(processor: Processor, prompt: Prompt, images: int, videos: int, chat: bool) -> list[int]:
-    """Token ids [S] of a prompt, one placeholder for each image or video.
+def prompt_text(processor: Processor, prompt: Prompt, images: int, videos: int, chat: bool) -> str:
+    """Text of a prompt, one placeholder for each image or video.
 
     Args:
         processor: the bundle's.
@@ -25,17 +28,41 @@ def prompt_ids(processor: Processor, prompt: Prompt, images: int, videos: int, c
         RedipruneError: an empty prompt, or placeholders that are not as many as the images and videos.
     """
     if chat:
-        text = render_prompt(processor, prompt, images, videos)
-    elif isinstance(prompt, str):
+        return render_prompt(processor, prompt, images, videos)
+    if isinstance(prompt, str):
         check_placeholders(processor, prompt, images, videos)
-        text = prompt
-    else:
-        raise RedipruneError("chat=False takes the prompt as one text, not as messages")
+        return prompt
+    raise RedipruneError("chat=False takes the prompt as one text, not as messages")
+
+
+def media_order(processor: Processor, text: str, images: int, videos: int) -> list[str]:
+    """Kinds of the media in the order of their placeholders in a text of `prompt_text`."""
+    kinds = {processor.placeholders[kind]: kind for kind, given in (("image", images), ("video", videos)) if given}
+    pattern = "|".join(map(re.escape, kinds)) or r"(?!)"
+    return [kinds[token] for token in re.findall(pattern, text)]
+
+
+def encode_text(processor: Processor, text: str) -> list[int]:
+    """Token ids [S] of a text whose placeholders are expanded.
+
+    Raises:
+        RedipruneError: it is empty.
+    """
     with _ENCODING:
         ids = processor.encode(text)
     if not ids:
         raise RedipruneError("the prompt is empty; ask a question")
     return ids
+
+
+def prompt_ids(processor: Processor, prompt: Prompt, images: int, videos: int, chat: bool = True) -> list[int]:
+    """Token ids [S] of a prompt whose images and videos have one frame each: what is behind them does not depend on it.
+
+    Takes and raises what `prompt_text` does.
+    """
+    text = prompt_text(processor, prompt, images, videos, chat)
+    media = [(kind, [Image.new("RGB", (1, 1))]) for kind in media_order(processor, text, images, videos)]
+    return encode_text(processor, processor.expand(text, media)[0])
 
 
 def render_prompt(processor: Processor, prompt: Prompt, images: int, videos: int) -> str:

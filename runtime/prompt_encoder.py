@@ -20,10 +20,10 @@ from .media.preprocess import Processor, image_key, load_image, load_video
 from .media.video import stand_ins
 from .options import Selection
 from .positions import Positions
-from .prompt import Prompt, prompt_ids
+from .prompt import Prompt, encode_text, media_order, prompt_ids, prompt_text
 from .stage_sessions import RequestSessions
 from .timing import StageClock
-from .visual_tokens import Inserted, Visual, splice
+from .visual_tokens import Visual, splice
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class PromptEmbeds:
 
     Attributes:
         embeds: [S', D], the kept visual tokens where their placeholders stood.
-        ids: [S] token ids of the text, one placeholder for each image or video.
+        ids: [S] token ids of the text, with the placeholders of the images and videos (`Visual.parts`).
         visuals: the images and videos in the order of the prompt.
         kept_tokens: visual tokens in `embeds`.
         warnings: what must be known of them (see `Answer.warnings`).
@@ -54,7 +54,12 @@ class PromptEmbeds:
     @property
     def unpruned_length(self) -> int:
         """Positions that the prompt would take with every visual token."""
-        return len(self.ids) - len(self.visuals) + sum(visual.total for visual in self.visuals)
+        return self.text_tokens + sum(visual.total for visual in self.visuals)
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of the text, placeholders not counted."""
+        return len(self.ids) - sum(visual.parts for visual in self.visuals)
 
 
 class PromptEncoder:
@@ -116,9 +121,14 @@ class PromptEncoder:
             self.warnings.append(self.processor.chat_template.warning)
         self.pulse()
         with self.clock("preprocess"):
-            ids = self._prompt_ids(prompt, len(images), len(videos), chat)
-            pictures = self._read_pictures(ids, images, videos)
-        visuals = [self._encode(kind, frames) for kind, frames in pictures]
+            text = prompt_text(self.processor, prompt, len(images), len(videos), chat)
+            media = self._read_media(media_order(self.processor, text, len(images), len(videos)), images, videos)
+            text, parts = self.processor.expand(text, media)
+            ids = encode_text(self.processor, text)
+            self._check_ids(ids, [kind for kind, _ in media], parts)
+        visuals = [
+            replace(self._encode(kind, frames), parts=count) for (kind, frames), count in zip(media, parts, strict=True)
+        ]
         embeds = self._embed(ids)  # [tokens, D]
         steering = self._question(ids, embeds) if question is None else self._question_of(question, chat)
         pruned, inserted = [], []
@@ -126,8 +136,7 @@ class PromptEncoder:
             self.pulse()
             visual, kept = self._select(visual, steering)
             pruned.append(visual)
-            tokens = self._project(visual, kept)
-            inserted.append(Inserted(visual.spec.placeholder, tokens, visual.places(), visual.total))
+            inserted += visual.inserted(self._project(visual, kept))
         kept_tokens = sum(visual.tokens.shape[0] for visual in inserted)
         spliced, original = splice(ids, embeds, inserted)
         positions = Positions(original[None]) if self.selection.positions == "original" else None
@@ -141,21 +150,21 @@ class PromptEncoder:
                     f"give a {kind}'s frames as images, or use another checkpoint"
                 )
 
-    def _prompt_ids(self, prompt: Prompt, images: int, videos: int, chat: bool) -> list[int]:
-        """Token ids [S] of a prompt, held against the media given and against the model's embeddings.
-
-        Raises:
-            RedipruneError: a picture without a placeholder, which would not be seen; a token without an embedding.
-        """
-        ids = prompt_ids(self.processor, prompt, images, videos, chat)
-        for kind, given in (("image", images), ("video", videos)):
-            spec = self.modalities.get(kind)
-            found = 0 if spec is None else ids.count(spec.placeholder)
+    def _check_ids(self, ids: Sequence[int], kinds: Sequence[str], parts: Sequence[int]) -> None:
+        """Hold the placeholder ids of a prompt against its media: a picture without one would not be seen."""
+        for token in {spec.placeholder for spec in self.modalities.values()}:
+            named = [kind for kind, spec in self.modalities.items() if spec.placeholder == token]
+            given = sum(count for kind, count in zip(kinds, parts, strict=True) if kind in named)
+            found = ids.count(token)
             if found != given:
                 raise RedipruneError(
-                    f"the encoded prompt holds {found} {kind} placeholders (token id {spec and spec.placeholder}) and {given} "
-                    f"{kind}s were given: the bundle's tokenizer and its manifest disagree; export the checkpoint again"
+                    f"the encoded prompt holds {found} {named[0]} placeholders (token id {token}) in place of {given}: the "
+                    "bundle's tokenizer and its manifest disagree; export the checkpoint again"
                 )
+        self._check_vocabulary(ids)
+
+    def _check_vocabulary(self, ids: Sequence[int]) -> None:
+        """Refuse a token without an embedding."""
         placeholders = {spec.placeholder for spec in self.modalities.values()}
         for token in ids:
             if token >= self.vocabulary and token not in placeholders:
@@ -164,16 +173,14 @@ class PromptEncoder:
                     f"tokenizer, but the model has embeddings for {self.vocabulary} tokens only; leave it out, or export the "
                     "checkpoint with the tokenizer that belongs to it"
                 )
-        return ids
 
-    def _read_pictures(
-        self, ids: Sequence[int], images: Sequence[Any], videos: Sequence[Any]
+    def _read_media(
+        self, kinds: Sequence[str], images: Sequence[Any], videos: Sequence[Any]
     ) -> list[tuple[str, list[Image.Image]]]:
-        """For each placeholder, in order: its kind, and the image or the video's frames."""
-        kinds = {spec.placeholder: kind for kind, spec in self.modalities.items()}
+        """For each of the kinds: it, and the image or the video's frames."""
         sources = {"image": iter(images), "video": iter(videos)}
         pictures, pixels = [], 0
-        for kind in (kinds[token] for token in ids if token in kinds):
+        for kind in kinds:
             source = next(sources[kind])
             self.pulse()
             if kind == "video":
@@ -236,7 +243,8 @@ class PromptEncoder:
         """The question [L, D] of another prompt."""
         parts = [] if isinstance(prompt, str) else [p for m in prompt for p in m["content"] if not isinstance(p, str)]
         images, videos = (sum(part["type"] == kind for part in parts) for kind in ("image", "video"))
-        ids = self._prompt_ids(prompt, images, videos, chat)
+        ids = prompt_ids(self.processor, prompt, images, videos, chat)
+        self._check_vocabulary(ids)
         return self._question(ids, self._embed(ids))
 
     def _select(self, visual: Visual, question: Array) -> tuple[Visual, Array]:

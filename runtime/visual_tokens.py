@@ -14,6 +14,23 @@ NEWLINE = -1  # in a layout: the newline embedding
 
 
 @dataclass(frozen=True)
+class Inserted:
+    """What stands in place of a placeholder.
+
+    Attributes:
+        placeholder: its token id.
+        tokens: [N, D], the visual embeddings.
+        places: [N] int64, where each stands among all that there would be without pruning.
+        total: how many there would be.
+    """
+
+    placeholder: int
+    tokens: Array
+    places: np.ndarray
+    total: int
+
+
+@dataclass(frozen=True)
 class Visual:
     """An image or a video of a request.
 
@@ -24,6 +41,7 @@ class Visual:
         layout: for tiles, the slots [N] of the token sequence: tile · P + patch, or `NEWLINE`.
         kept: [F, K] int64, ascending per frame; all of P while nothing is pruned.
         encoded: frames or tiles that went through the tower for this request.
+        parts: placeholders in the prompt that stand for it, each for as many frames.
     """
 
     kind: str
@@ -33,6 +51,7 @@ class Visual:
     layout: np.ndarray | None
     kept: np.ndarray
     encoded: int = 0
+    parts: int = 1
 
     @property
     def total(self) -> int:
@@ -46,6 +65,19 @@ class Visual:
         if self.layout is None:
             return flat
         return np.flatnonzero((self.layout == NEWLINE) | np.isin(self.layout, flat))
+
+    def inserted(self, tokens: Array) -> list[Inserted]:
+        """What stands in place of each of its placeholders, given all its kept tokens [N, D]."""
+        places, size, total = self.places(), tokens.shape[0] // self.parts, self.total // self.parts
+        return [
+            Inserted(
+                self.spec.placeholder,
+                tokens[at * size : (at + 1) * size],
+                places[at * size : (at + 1) * size] - at * total,
+                total,
+            )
+            for at in range(self.parts)
+        ]
 
     def sequence(self, projected: Array, newline: np.ndarray | None) -> Array:
         """The kept tokens in the order the decoder reads them: [N, D] from projected [F, K, D].
@@ -65,30 +97,13 @@ class Visual:
         return take(table, np.where(slots == NEWLINE, frames * count, row[slots]))
 
 
-@dataclass(frozen=True)
-class Inserted:
-    """What stands in place of a placeholder.
-
-    Attributes:
-        placeholder: its token id.
-        tokens: [N, D], the visual embeddings.
-        places: [N] int64, where each stands among all that there would be without pruning.
-        total: how many there would be.
-    """
-
-    placeholder: int
-    tokens: Array
-    places: np.ndarray
-    total: int
-
-
 def splice(ids: Sequence[int], embeds: Array, visuals: Sequence[Inserted]) -> tuple[Array, np.ndarray]:
     """Put visual embeddings where their placeholders stand: the one place that counts visual tokens in the prompt.
 
     Args:
-        ids: prompt token ids [S], one placeholder per visual.
+        ids: prompt token ids [S], one placeholder for each.
         embeds: [S, D], the ids' embeddings.
-        visuals: in the order of the prompt.
+        visuals: what takes their places, in the order of the prompt.
 
     Returns:
         [S', D], and the position [S'] int64 that each would have without pruning: kept tokens where they stood, text

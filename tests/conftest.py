@@ -38,6 +38,8 @@ BUNDLES = {
     "llava_qwen2_fp16": ("llava", "clip", "qwen2", "fp16"),
     "llava_next": ("llava_next", "clip", "mistral", "fp32"),
     "llava_qwen3": ("llava", "siglip", "qwen3", "fp32"),
+    "internvl": ("internvl", "intern", "qwen2", "fp32"),
+    "internvl_qwen3": ("internvl", "intern", "qwen3", "fp32"),
     "llava_copy": ("llava", "clip", "llama", "fp32"),  # weights copied; all others refer to the checkpoint's files
 }
 

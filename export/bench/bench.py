@@ -17,7 +17,7 @@ from ...runtime.bundle import Bundle
 from ...runtime.errors import RedipruneError
 from ...runtime.machine import processes_waiting, processor_name
 from ...runtime.media.preprocess import Processor, load_image, load_video
-from ...runtime.prompt import render_prompt
+from ...runtime.prompt import prompt_ids
 from ..checkpoint.reader import Checkpoint
 from ..validate.sample_media import sample_picture
 from .bench_rows import Document, contender_rows, speed_ups
@@ -90,8 +90,8 @@ class _Subject:
             raise RedipruneError(f"{first.family_name} sees images in tiles, which are not pruned; give a --video")
         checkpoint = Checkpoint.open(first.source.name, first.source.revision)
         processor = Processor.load(bundles[0].path("processor"))
-        text = render_prompt(processor, QUESTION, kind == "image", kind == "video")
-        return cls(bundles, checkpoint, len(processor.encode(text)) - 1, first.modalities[kind].patches)
+        ids = prompt_ids(processor, QUESTION, int(kind == "image"), int(kind == "video"))
+        return cls(bundles, checkpoint, len(ids) - 1, first.modalities[kind].patches)
 
     @property
     def peer_folder(self) -> Path:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from ...graphs.families.base import image_side, patch_side
 from .made_tokenizer import sentencepiece
 
 # Vicuna's dialogue, as LLaVA-1.5 and the video families use it: pictures first, then videos, then the words.
@@ -58,6 +59,7 @@ _CLASSES = {  # processor, image processor, video processor
         "LlavaNextImageProcessor",
         "LlavaNextVideoVideoProcessor",
     ),
+    "internvl": ("InternVLProcessor", "GotOcr2ImageProcessor", "InternVLVideoProcessor"),
     "video_llava": ("VideoLlavaProcessor", "VideoLlavaImageProcessor", "VideoLlavaVideoProcessor"),
 }
 
@@ -66,11 +68,15 @@ def write_processor(folder: Path, config: PreTrainedConfig, tokenizer: PreTraine
     """Write tokenizer, chat template and the processors' settings into the folder."""
     processor, image_processor, video_processor = _CLASSES[config.model_type]
     siglip = config.vision_config.model_type.startswith("siglip")
-    pictures = _picture_settings(config.vision_config.image_size, siglip)
+    intern = config.model_type == "internvl"
+    pictures = _picture_settings(image_side(config.vision_config), siglip or intern)
+    if intern:
+        pictures |= {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
     if siglip and config.model_type == "llava":
         image_processor = "SiglipImageProcessor"
 
-    tokenizer.chat_template = _VICUNA if sentencepiece(config.text_config.model_type) else _CHATML
+    template = _VICUNA if sentencepiece(config.text_config.model_type) else _CHATML
+    tokenizer.chat_template = template.replace("<image>", "<IMG_CONTEXT>") if intern else template
     tokenizer.save_pretrained(folder)  # writes chat_template.jinja too
     names = ("bos_token", "eos_token", "unk_token", "pad_token")
     special = {name: token for name in names if (token := getattr(tokenizer, name))}
@@ -79,6 +85,8 @@ def write_processor(folder: Path, config: PreTrainedConfig, tokenizer: PreTraine
     settings = pictures | {"image_processor_type": image_processor, "processor_class": processor}
     if hasattr(config, "image_grid_pinpoints"):
         settings |= {"image_grid_pinpoints": config.image_grid_pinpoints, "do_pad": True}
+    if intern:
+        settings |= {"crop_to_patches": True, "min_patches": 1, "max_patches": 12}
     _write(folder / "preprocessor_config.json", settings)
     if video_processor:
         settings = pictures | {"video_processor_type": video_processor, "processor_class": processor}
@@ -87,13 +95,15 @@ def write_processor(folder: Path, config: PreTrainedConfig, tokenizer: PreTraine
 
     settings = {
         "processor_class": processor,
-        "patch_size": config.vision_config.patch_size,
+        "patch_size": patch_side(config.vision_config),
         "vision_feature_select_strategy": config.vision_feature_select_strategy,
         "num_additional_image_tokens": 0 if siglip else 1,
         "image_token": "<image>",
     }
     if video_processor:
         settings["video_token"] = "<video>"
+    if intern:
+        settings = {"processor_class": processor, "image_seq_length": config.image_seq_length}
     _write(folder / "processor_config.json", settings)
 
 

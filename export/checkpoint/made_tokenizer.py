@@ -48,8 +48,20 @@ SPECIAL = {  # from the end of the plain vocabulary on, in the order of the hub'
               "llava_next_video": ["<video>", "<image>", "<pad>"],
               "video_llava": ["<image>", "<video>", "<pad>"]},
     "qwen2": {family: ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
-              for family in ("llava", "llava_next", "llava_next_video", "video_llava")},
+              for family in ("llava", "llava_next", "llava_next_video", "video_llava")}
+             | {"internvl": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]},
 }  # fmt: skip
+
+
+# Special tokens that a family's processor finds by name.
+NAMED = {
+    "internvl": {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    }
+}
 
 
 def sentencepiece(decoder: str) -> bool:
@@ -80,7 +92,8 @@ def make_tokenizer(decoder: str, family: str, words: int, context: int) -> PreTr
         splitter = Qwen2Tokenizer().backend_tokenizer.pre_tokenizer
         pieces, merges = _train(splitter, pre_tokenizers.ByteLevel.alphabet(), words)
         vocabulary = _fill(pieces, "Ġ", words) + special
-        tokenizer = Qwen2Tokenizer(_numbered(vocabulary), merges, eos_token="<|im_end|>")
+        named = NAMED.get(family, {})
+        tokenizer = Qwen2Tokenizer(_numbered(vocabulary), merges, eos_token="<|im_end|>", extra_special_tokens=named)
     tokenizer.add_tokens(special, special_tokens=True)
     tokenizer.model_max_length = context
     return tokenizer

@@ -25,16 +25,22 @@ from transformers import (
 )
 
 from .made_decoders import DECODERS, text_settings
+from .made_internvl import internvl_config
 from .made_processor import write_processor
 from .made_tokenizer import make_tokenizer, sentencepiece
 
+# The towers of a family, and its decoders where it has not all of them; the first of each by default.
+_PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "video_llava": (("clip",), ()),
+    "internvl": (("intern",), ("qwen2", "qwen3")),
+}
 _CONFIGS: dict[str, Callable[..., PreTrainedConfig]] = {
     "llava": LlavaConfig,
     "llava_next": LlavaNextConfig,
     "llava_next_video": LlavaNextVideoConfig,
     "video_llava": VideoLlavaConfig,
 }
-FAMILIES = tuple(_CONFIGS)
+FAMILIES = (*_CONFIGS, "internvl")
 TILED = ("llava_next", "llava_next_video")
 VIDEO = ("llava_next_video", "video_llava")
 
@@ -52,8 +58,8 @@ _PATCH = 14
 def make_checkpoint(
     folder: str | Path,
     family: str,
-    tower: str = "clip",
-    decoder: str = "llama",
+    tower: str | None = None,
+    decoder: str | None = None,
     size: str = "tiny",
     seed: int = 0,
     *,
@@ -68,9 +74,10 @@ def make_checkpoint(
 
     Args:
         folder: where to; made if missing.
-        family: "llava" (LLaVA-1.5), "llava_next", "llava_next_video" or "video_llava".
-        tower: "clip" or "siglip" (no CLS token; not for video_llava).
-        decoder: "llama" (Vicuna), "mistral", "qwen2" or "qwen3"; all with grouped KV heads, save llama at 7b.
+        family: "llava" (LLaVA-1.5), "llava_next", "llava_next_video", "video_llava" or "internvl".
+        tower: "clip", the default, or "siglip" (no CLS token; not for video_llava); InternVL has its own, "intern".
+        decoder: "llama" (Vicuna), the default, "mistral", "qwen2" or "qwen3"; all with grouped KV heads, save llama at
+            7b. Of InternVL "qwen2", the default, or "qwen3".
         size: "tiny" (tests; 1 MB), "real" (CLIP-L/336 or SigLIP-so400m, TinyLlama-1.1B, Qwen2-0.5B or
             Qwen3-0.6B) or "7b" (the same towers, Vicuna-7B, Mistral-7B or Qwen2-7B): the geometry of these models.
         seed: of the weights.
@@ -86,8 +93,11 @@ def make_checkpoint(
         ValueError: a family, tower, decoder or size that does not exist, or a combination of them.
     """
     _check("family", family, FAMILIES)
-    _check("tower", tower, ("clip",) if family == "video_llava" else ("clip", "siglip"))
-    _check("decoder", decoder, tuple(dict.fromkeys(name for name, _ in DECODERS)))
+    towers, decoders = _PARTS.get(family, (("clip", "siglip"), ()))
+    decoders = decoders or tuple(dict.fromkeys(name for name, _ in DECODERS))
+    tower, decoder = tower or towers[0], decoder or decoders[0]
+    _check("tower", tower, towers)
+    _check("decoder", decoder, decoders)
     _check("size", size, ("tiny", "real", "7b"))
     _check("size", size, tuple(known for name, known in DECODERS if name == decoder))
     folder = Path(folder)
@@ -96,7 +106,10 @@ def make_checkpoint(
     geometry = DECODERS[decoder, size]
     words = geometry.words
     tokenizer = make_tokenizer(decoder, family, words, geometry.context)
-    config = _config(family, tower, decoder, size, tokenizer)
+    if family == "internvl":
+        config: PreTrainedConfig = internvl_config(decoder, size, tokenizer)
+    else:
+        config = _config(family, tower, decoder, size, tokenizer)
     dtype = dtype or ("bfloat16" if size == "7b" else "float32")
     config.dtype = dtype
     with torch.device("meta"):
@@ -235,9 +248,9 @@ def _weight(name: str, shape: torch.Size, plain: range, seed: int) -> Tensor:
         return weight.mul_(0.05)
     if name.endswith(("q_norm.weight", "k_norm.weight")):  # which undo the gain of queries and keys
         return weight.mul_(0.1).add_(2)
-    if "norm" in name or "layrnorm" in name:
+    if "norm" in name or "layrnorm" in name or ".lambda_" in name:
         return weight.mul_(0.1).add_(1)
-    if "position_embedding" in name or "class_embedding" in name:
+    if "position_embedding" in name or name.endswith(("class_embedding", "cls_token")):
         return weight.mul_(0.3)
     if name.endswith("image_newline"):
         return weight

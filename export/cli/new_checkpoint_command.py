@@ -24,10 +24,15 @@ def add(app: typer.Typer) -> None:
 def new_checkpoint(
     folder: Annotated[Path, typer.Argument(help="The folder to write the checkpoint to.")],
     family: Annotated[
-        str, typer.Option(help="The model family: llava, llava_next, llava_next_video or video_llava.")
+        str, typer.Option(help="The model family: llava, llava_next, llava_next_video, video_llava or internvl.")
     ] = "llava",
-    tower: Annotated[str, typer.Option(help="The vision tower: clip or siglip.")] = "clip",
-    decoder: Annotated[str, typer.Option(help="The language model: llama, mistral, qwen2 or qwen3.")] = "llama",
+    tower: Annotated[
+        str | None, typer.Option(help="The vision tower: clip or siglip. Default: the family's first.")
+    ] = None,
+    decoder: Annotated[
+        str | None,
+        typer.Option(help="The language model: llama, mistral, qwen2 or qwen3. Default: the family's first."),
+    ] = None,
     size: Annotated[
         str,
         typer.Option(help="The size: tiny, real (CLIP-L/336 with 0.5 or 1.1 billion parameters of the decoder) or 7b."),
@@ -42,4 +47,6 @@ def new_checkpoint(
             make_checkpoint(folder, family, tower, decoder, size, seed)
     except ValueError as error:
         raise RedipruneError(str(error)) from error
-    Console().print(f"[bold]{folder}[/bold]: {family}, {tower} + {decoder}, {size}, random weights", highlight=False)
+    parts = " + ".join(part for part in (tower, decoder) if part)
+    named = ", ".join(part for part in (family, parts, size) if part)
+    Console().print(f"[bold]{folder}[/bold]: {named}, random weights", highlight=False)

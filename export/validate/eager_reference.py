@@ -17,7 +17,7 @@ from ...graphs.selection.counts import num_kept, query_ids
 from ...graphs.selection.query_vector import pool_query
 from ...graphs.selection.reference import select_tokens
 from ...runtime.media.preprocess import Processor, load_image, load_video
-from ...runtime.prompt import render_prompt
+from ...runtime.prompt import media_order, render_prompt
 from ...runtime.visual_tokens import NEWLINE
 
 
@@ -44,96 +44,128 @@ class ReferenceAnswer:
     kept: list[np.ndarray]
 
 
+@dataclass(frozen=True)
+class Medium:
+    """An image or a video of a request.
+
+    Attributes:
+        kind: "image" or "video".
+        frames: the picture, or the sampled frames.
+        parts: placeholders in the prompt that stand for it.
+    """
+
+    kind: str
+    frames: list[Any]
+    parts: int
+
+
 class Reference:
-    """A checkpoint in eager PyTorch that answers requests, pruned or not."""
+    """A checkpoint in eager PyTorch that answers requests, pruned or not.
+
+    Attributes:
+        placeholders: token ids that stand for images and videos in an encoded prompt.
+    """
 
     def __init__(self, model: Any, processor: Processor):
         self.model = model
         self.processor = processor
         self.modalities = family_of(model.config).modalities(model.config)
-        config = model.config
-        self.placeholders = {config.image_token_id: "image"}
-        if getattr(config, "video_token_id", None) is not None:
-            self.placeholders[config.video_token_id] = "video"
+        names = {f"{modality.token or kind}_token_id" for kind, modality in self.modalities.items()}
+        self.placeholders = {getattr(model.config, name) for name in names}
+
+    def read(self, request: Request) -> tuple[list[int], list[Medium]]:
+        """The prompt's token ids, and its images and videos in the order of their placeholders."""
+        images, videos = len(request.images), len(request.videos)
+        text = render_prompt(self.processor, request.prompt, images, videos)
+        pictures = {
+            "image": iter([[load_image(source)] for source in request.images]),
+            "video": iter([load_video(source, request.frames) for source in request.videos]),
+        }
+        media = [(kind, next(pictures[kind])) for kind in media_order(self.processor, text, images, videos)]
+        text, parts = self.processor.expand(text, media)
+        found = [Medium(kind, frames, count) for (kind, frames), count in zip(media, parts, strict=True)]
+        return self.processor.encode(text), found
 
     def answer(self, request: Request) -> ReferenceAnswer:
         """Answer greedily; keep 1.0 is transformers' own `generate` on pixels, anything else prunes by hand."""
-        text = render_prompt(self.processor, request.prompt, len(request.images), len(request.videos))
-        ids = self.processor.encode(text)
-        pictures = {
-            "image": [[load_image(source)] for source in request.images],
-            "video": [load_video(source, request.frames) for source in request.videos],
-        }
+        ids, media = self.read(request)
         with torch.inference_mode():
             if isinstance(request.keep, float) and request.keep == 1:
-                return self._whole(ids, pictures, request)
-            return self._pruned(ids, pictures, request)
+                return self._whole(ids, media, request)
+            return self._pruned(ids, media, request)
 
-    def _whole(self, ids: list[int], pictures: dict[str, list[Any]], request: Request) -> ReferenceAnswer:
-        inputs: dict[str, Any] = {}
-        lengths: dict[str, list[int]] = {"image": [], "video": []}
-        if pictures["image"]:
-            pixels = [self.pixels(picture, "image") for picture in pictures["image"]]
-            tiled = self.modalities["image"].tiled
-            if tiled:
-                most = max(len(tiles) for tiles in pixels)  # transformers pads the tiles of a batch
-                inputs["pixel_values"] = torch.stack(
-                    [torch.cat([p, p.new_zeros(most - len(p), *p.shape[1:])]) for p in pixels]
-                )
-                sizes = [(picture[0].height, picture[0].width) for picture in pictures["image"]]
-                inputs["image_sizes"] = torch.tensor(sizes)
-            else:
-                inputs["pixel_values"] = torch.cat(pixels)
-            lengths["image"] = [self._length("image", picture) for picture in pictures["image"]]
-        if pictures["video"]:
-            inputs["pixel_values_videos"] = torch.stack([self.pixels(frames, "video") for frames in pictures["video"]])
-            lengths["video"] = [self._length("video", frames) for frames in pictures["video"]]
-        counts = {kind: iter(values) for kind, values in lengths.items()}
+    def _whole(self, ids: list[int], media: list[Medium], request: Request) -> ReferenceAnswer:
+        pixels = [self.pixels(medium.frames, medium.kind) for medium in media]
+        counts = iter(
+            [self._length(one, p) // one.parts for one, p in zip(media, pixels, strict=True) for _ in range(one.parts)]
+        )
         expanded = []
         for token in ids:
-            kind = self.placeholders.get(token)
-            expanded += [token] * (next(counts[kind]) if kind else 1)
+            expanded += [token] * (next(counts) if token in self.placeholders else 1)
+        inputs = self._model_inputs(media, pixels)
         return self._generate(request, [], input_ids=torch.tensor([expanded]), **inputs)
 
-    def _pruned(self, ids: list[int], pictures: dict[str, list[Any]], request: Request) -> ReferenceAnswer:
+    def _model_inputs(self, media: list[Medium], pixels: list[Tensor]) -> dict[str, Any]:
+        """Pixels as the model's `generate` takes them."""
+        if not media:
+            return {}
+        if "video" in self.modalities and self.modalities["video"].token == "image":  # one input for both
+            return {"pixel_values": torch.cat(pixels)}
+        inputs: dict[str, Any] = {}
+        images = [p for medium, p in zip(media, pixels, strict=True) if medium.kind == "image"]
+        videos = [p for medium, p in zip(media, pixels, strict=True) if medium.kind == "video"]
+        if images and self.modalities["image"].tiled:
+            most = max(len(tiles) for tiles in images)  # transformers pads the tiles of a batch
+            padded = [torch.cat([p, p.new_zeros(most - len(p), *p.shape[1:])]) for p in images]
+            sizes = [(m.frames[0].height, m.frames[0].width) for m in media if m.kind == "image"]
+            inputs |= {"pixel_values": torch.stack(padded), "image_sizes": torch.tensor(sizes)}
+        elif images:
+            inputs["pixel_values"] = torch.cat(images)
+        if videos:
+            inputs["pixel_values_videos"] = torch.stack(videos)
+        return inputs
+
+    def _pruned(self, ids: list[int], media: list[Medium], request: Request) -> ReferenceAnswer:
         embed = self.model.get_input_embeddings()
         query = pool_query(embed(torch.tensor(query_ids(ids, self.placeholders), dtype=torch.int64)))
-        counts = {kind: iter(values) for kind, values in pictures.items()}
-        parts, kept = [], []
+        chosen = [self._choose(medium, query, request) for medium in media]
+        slots = iter([part for found, _ in chosen for part in found])
+        parts: list[Tensor] = []
         positions: list[int] = []  # that the tokens would have without pruning
         end = 0
         for token in ids:
-            kind = self.placeholders.get(token)
-            if kind is None:
+            if token not in self.placeholders:
                 parts.append(embed(torch.tensor([token])))
                 positions.append(end)
                 end += 1
                 continue
-            frames = next(counts[kind])
-            features = self.features(self.pixels(frames, kind), kind)
-            tiled = self.modalities[kind].tiled
-            keep = 1.0 if tiled and not request.prune_tiles else request.keep
-            count = num_kept(features.shape[1], keep)
-            indices = select_tokens(features, query, count, request.alpha, request.tau)
-            kept.append(indices.numpy())
-            projected = self.model.model.multi_modal_projector(features)
-            patches = features.shape[1]
-            if not tiled:
-                parts += [frame[chosen] for frame, chosen in zip(projected, indices, strict=True)]
-                positions += [end + at * patches + int(patch) for at, row in enumerate(indices) for patch in row]
-                end += len(indices) * patches
-                continue
-            chosen = {tile * patches + int(patch) for tile, row in enumerate(indices) for patch in row}
-            flat = projected.flatten(0, 1)
-            for slot in self.processor.layout(frames[0]):  # pyright: ignore[reportOptionalIterable]
-                if slot == NEWLINE or int(slot) in chosen:
-                    parts.append(self.model.model.image_newline[None] if slot == NEWLINE else flat[int(slot)][None])
+            for row in next(slots):  # an embedding, or None where it was dropped
+                if row is not None:
+                    parts.append(row[None])
                     positions.append(end)
                 end += 1
         embeds = torch.cat(parts)[None]
         mask = torch.ones(embeds.shape[:2], dtype=torch.int64)
         places = {"position_ids": torch.tensor([positions])} if request.positions == "original" else {}
+        kept = [indices for _, indices in chosen]
         return self._generate(request, kept, inputs_embeds=embeds, attention_mask=mask, **places)
+
+    def _choose(self, medium: Medium, query: Tensor, request: Request) -> tuple[list[list[Tensor | None]], np.ndarray]:
+        """For each placeholder the embedding of every slot, None where it is dropped; and the indices [F, K]."""
+        features = self.features(self.pixels(medium.frames, medium.kind), medium.kind)
+        tiled, patches = self.modalities[medium.kind].tiled, features.shape[1]
+        keep = 1.0 if tiled and not request.prune_tiles else request.keep
+        indices = select_tokens(features, query, num_kept(patches, keep), request.alpha, request.tau)
+        flat = self.model.model.multi_modal_projector(features).flatten(0, 1)
+        kept = {frame * patches + int(patch) for frame, row in enumerate(indices) for patch in row}
+        layout = self.processor.layout(medium.frames[0]) if tiled else range(len(flat))
+        newline = getattr(self.model.model, "image_newline", None)
+        slots = [
+            newline if slot == NEWLINE else flat[int(slot)] if int(slot) in kept else None
+            for slot in layout  # pyright: ignore[reportOptionalIterable]
+        ]
+        size = len(slots) // medium.parts
+        return [slots[at : at + size] for at in range(0, len(slots), size)], indices.numpy()
 
     def _generate(self, request: Request, kept: list[np.ndarray], **inputs: Any) -> ReferenceAnswer:
         out = self.model.generate(
@@ -151,18 +183,19 @@ class Reference:
         pixels = torch.from_numpy(self.processor.pixel_values(frames, kind == "video"))
         return pixels.to(self.model.device, self.model.dtype)
 
-    def _length(self, kind: str, frames: list[Any]) -> int:
-        modality = self.modalities[kind]
+    def _length(self, medium: Medium, pixels: Tensor) -> int:
+        """Visual tokens of an image or a video without pruning."""
+        modality = self.modalities[medium.kind]
         if modality.tiled:
-            return len(self.processor.layout(frames[0]))  # pyright: ignore[reportArgumentType]
-        return len(frames) * (modality.leading + modality.rows * modality.columns)
+            return len(self.processor.layout(medium.frames[0]))  # pyright: ignore[reportArgumentType]
+        return len(pixels) * (modality.leading + modality.rows * modality.columns)
 
     def features(self, pixels: Tensor, kind: str) -> Tensor:
         """[F, P, C] as transformers hands them to the projector, for the frames [F, 3, H, W] of one image or video."""
         model = self.model.model
         handle = model.multi_modal_projector.register_forward_pre_hook(_stop_with_input)
         try:
-            if kind == "video":
+            if kind == "video" and self.modalities[kind].token is None:
                 model.get_video_features(pixels[None])
             elif self.modalities[kind].tiled:  # the picture's size is used behind the projector only
                 model.get_image_features(pixels, image_sizes=torch.tensor([pixels.shape[2:]]))

@@ -8,7 +8,7 @@ import torch
 from ...graphs.selection.counts import query_ids
 from ...runtime.bundle import Manifest
 from ...runtime.media.preprocess import load_image
-from ...runtime.prompt import render_prompt
+from ...runtime.prompt import prompt_ids
 from .cases import QUESTION, Arrays, StageInput
 from .eager_reference import Reference
 
@@ -36,7 +36,7 @@ class _StageInputs:
         self.manifest, self.reference = manifest, reference
         self.random = np.random.default_rng(0)
         processor, placeholders = reference.processor, reference.placeholders
-        ids = processor.encode(render_prompt(processor, QUESTION, 1, 0))
+        ids = prompt_ids(processor, QUESTION, 1, 0)
         picture = load_image(image)
         self.pixels = {kind: processor.pixel_values([picture], kind == "video")[:1] for kind in manifest.modalities}
         # Without its pictures the prompt is text alone: a placeholder's own row of the table is never read.

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from . import llava, llava_next, llava_next_video, video_llava
+from . import internvl, llava, llava_next, llava_next_video, video_llava
 from .base import Modality, UnsupportedModelError, VisionModule, check_decoder
 
 __all__ = ["FAMILIES", "Family", "Modality", "UnsupportedModelError", "family_of"]
@@ -52,7 +52,13 @@ class Family(Protocol):
         ...
 
 
-_MODULES: tuple[Family, ...] = (llava, llava_next, llava_next_video, video_llava)
+_MODULES: tuple[Family, ...] = (
+    llava,
+    llava_next,
+    llava_next_video,
+    video_llava,
+    internvl,
+)
 FAMILIES = {family.MODEL_TYPE: family for family in _MODULES}
 
 

@@ -26,6 +26,7 @@ class Modality:
         rows, columns: size of the patch grid of one frame; P = leading + rows · columns.
         leading: number of tokens before the grid: 1 where the class token is kept.
         tiled: whether an image is cut into tiles (anyres), which the decoder sees as one grid with newline tokens.
+        token: the kind whose placeholder stands for it in an encoded prompt, where it is not its own.
     """
 
     stage: str
@@ -34,6 +35,7 @@ class Modality:
     columns: int
     leading: int = 0
     tiled: bool = False
+    token: str | None = None
 
 
 class VisionModule(nn.Module):
@@ -113,6 +115,12 @@ def image_side(vision_config: Any) -> int:
             f"the vision tower takes images of {list(size)} pixels; only square ones are supported"
         )
     return sides.pop()
+
+
+def patch_side(vision_config: Any) -> int:
+    """Side of a patch in pixels."""
+    size = vision_config.patch_size
+    return size if isinstance(size, int) else size[0]
 
 
 def square_grid(config: Any) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +18,7 @@ from ..chat_template import ChatTemplate, check_messages, find_template, render_
 from ..errors import RedipruneError
 from ..generation_config import read_generation_config, read_json_object
 from ..generation_settings import check_forms
+from .expansion import Expand, expansion_of
 from .images import image_key, load_image
 from .tiles import anyres_layout
 from .video import load_video
@@ -44,6 +45,7 @@ _PILLOW = {
     "LlavaNextImageProcessor": "LlavaNextImageProcessorPil",
     "LlavaNextVideoImageProcessor": "CLIPImageProcessorPil",
     "VideoLlavaImageProcessor": "CLIPImageProcessorPil",
+    "GotOcr2ImageProcessor": "GotOcr2ImageProcessorPil",
 }
 # By the processor class where the image processor is not named.
 _DEFAULT = {
@@ -51,6 +53,7 @@ _DEFAULT = {
     "LlavaNextProcessor": "LlavaNextImageProcessor",
     "LlavaNextVideoProcessor": "LlavaNextImageProcessor",
     "VideoLlavaProcessor": "VideoLlavaImageProcessor",
+    "InternVLProcessor": "GotOcr2ImageProcessor",
 }
 
 
@@ -66,6 +69,7 @@ class Processor:
     image_token: str
     video_token: str
     frames: int | None  # how many frames of a video the checkpoint asks for
+    expansion: Expand  # of a placeholder
     generation: dict[str, Any] = field(default_factory=dict)  # as `read_generation_config` gives it
 
     @classmethod
@@ -93,15 +97,18 @@ class Processor:
             images = images | {"image_grid_pinpoints": config["image_grid_pinpoints"]}
         vision = config.get("vision_config") or {}
         tokenizer = _load_tokenizer(folder)
+        image_token = getattr(tokenizer, "context_image_token", None) or processor.get("image_token", "<image>")
+        video_token = processor.get("video_token", "<video>")
         return cls(
             tokenizer=tokenizer,
             images=_image_processor(named, images),
             videos=_frame_processor(named, images, videos),
             chat_template=find_template(folder, documents, _token_id(tokenizer, "<|im_start|>") is not None),
             patch=processor.get("patch_size") or vision.get("patch_size") or 14,
-            image_token=processor.get("image_token", "<image>"),
-            video_token=processor.get("video_token", "<video>"),
+            image_token=image_token,
+            video_token=video_token,
             frames=(videos or {}).get("num_frames"),
+            expansion=expansion_of(str(config.get("model_type")), image_token, video_token),
             generation=check_forms(read_generation_config(folder), f"{folder}/generation_config.json"),
         )
 
@@ -143,8 +150,7 @@ class Processor:
         """
         processor = self.videos if video else self.images
         # One by one, for the processors pad the tiles of a batch to the same number.
-        arrays = [np.asarray(processor(image).pixel_values[0], np.float32) for image in images]
-        return np.concatenate(arrays) if self.anyres and not video else np.stack(arrays)
+        return np.concatenate([_pixels(processor, image) for image in images])
 
     def layout(self, image: Image.Image) -> np.ndarray | None:
         """[N] int64, the slots of a picture seen in tiles (see `anyres_layout`); None where it is whole."""
@@ -153,6 +159,26 @@ class Processor:
         size, crop = self.images.size, self.images.crop_size
         tile = (crop and crop.height) or size.height or size.shortest_edge
         return anyres_layout((image.height, image.width), self.images.image_grid_pinpoints, tile, self.patch)
+
+    def expand(self, text: str, media: Sequence[tuple[str, Sequence[Image.Image]]]) -> tuple[str, list[int]]:
+        """Put what the family writes for a medium in place of its placeholder.
+
+        Args:
+            text: a prompt with one placeholder for each medium (see `prompt.prompt_text`).
+            media: kind and frames of each, in order; frames as they go into the model.
+
+        Returns:
+            The text, and for each medium how many placeholders now stand for it.
+        """
+        found, parts = iter(media), []
+
+        def shown(match: re.Match[str]) -> str:
+            kind, frames = next(found)
+            written = self.expansion(kind, frames)
+            parts.append(sum(written.count(token) for token in self.placeholders.values()))
+            return written
+
+        return re.sub(_any_of({self.placeholders[kind] for kind, _ in media}), shown, text), parts
 
     def seen(self, pixel_values: np.ndarray, video: bool = False) -> list[Image.Image]:
         """The pictures that `pixel_values` [F, 3, H, W] hold: resized and cropped, as the tower sees them."""
@@ -224,6 +250,19 @@ class Processor:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
+def _any_of(tokens: Collection[str]) -> str:
+    """A pattern that matches these; where there are none, nothing."""
+    return "|".join(map(re.escape, tokens)) or r"(?!)"
+
+
+def _pixels(processor: Any, image: Image.Image) -> np.ndarray:
+    """[F, 3, H, W] of one picture or frame: F is 1, or the number of its tiles."""
+    found = processor(image).pixel_values
+    whole = found if type(processor).__name__.startswith("GotOcr2") else found[0]  # which gives tiles as pictures
+    pixels = np.asarray(whole, np.float32)
+    return pixels if pixels.ndim == 4 else pixels[None]
+
+
 def _load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise RedipruneError(f"{folder} has no tokenizer.json: copy it there from the checkpoint")
@@ -251,6 +290,8 @@ def _image_processor(named: str, settings: dict[str, Any]) -> Any:
     ours = {key: value for key, value in settings.items() if not key.endswith(("_type", "_class"))}
     if "LlavaNext" not in name:
         ours.pop("image_grid_pinpoints", None)
+    if name.startswith("GotOcr2"):
+        ours["crop_to_patches"] = True  # InternVL's processor asks for it, whatever the file says
     return _transformers(name)(**ours)
 
 
@@ -262,6 +303,10 @@ def _transformers(name: str) -> Any:
 
 def _frame_processor(named: str, images: dict[str, Any], videos: dict[str, Any] | None) -> Any:
     """For frames: the video settings; without any, those of pictures, but no tiles."""
+    if named.startswith("GotOcr2"):  # frames are whole
+        processor = _image_processor(named, videos or images)
+        processor.crop_to_patches = False
+        return processor
     if videos:
         return _image_processor("CLIPImageProcessor", videos)
     return _image_processor("CLIPImageProcessor" if "LlavaNext" in named else named, images)

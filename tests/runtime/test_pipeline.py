@@ -20,7 +20,16 @@ from rediprune.runtime.positions import POSITIONS
 from .media.test_video import make_video
 
 QUESTION = "What is in this picture?"
-EXACT = ("llava", "llava_siglip", "llava_qwen3", "llava_next", "llava_next_video", "video_llava")
+EXACT = (
+    "llava",
+    "llava_siglip",
+    "llava_qwen3",
+    "llava_next",
+    "llava_next_video",
+    "video_llava",
+    "internvl",
+    "internvl_qwen3",
+)
 KEEPS = (1.0, 0.5, 0.15, 1)
 TOKENS = 10
 

@@ -11,9 +11,9 @@ from transformers import AutoModelForImageTextToText, DynamicCache
 from ....graphs.selection.as_released import release_select
 from ....graphs.selection.counts import num_kept, query_ids
 from ....graphs.selection.query_vector import match_width, pool_query
-from ....runtime.media.preprocess import Processor, load_image, load_video
-from ....runtime.prompt import render_prompt
-from ...validate.eager_reference import Reference
+from ....runtime.errors import RedipruneError
+from ....runtime.media.preprocess import Processor
+from ...validate.eager_reference import Reference, Request
 from .answering import AnswerTimer, splice
 
 Timings = dict[str, float]
@@ -74,11 +74,11 @@ class Eager:
 
     def _read(self, request: dict[str, Any]) -> tuple[list[int], list[tuple[str, Tensor]]]:
         """The prompt's ids, and of each picture and video its kind and pixels [F, 3, H, W]."""
-        images, videos = request["images"], request["videos"]
-        ids = self.processor.encode(render_prompt(self.processor, request["question"], len(images), len(videos)))
-        frames = [("image", [load_image(image)]) for image in images]
-        frames += [("video", load_video(video, request["frames"])) for video in videos]
-        return ids, [(kind, self.reference.pixels(pictures, kind)) for kind, pictures in frames]
+        asked = Request(request["question"], request["images"], request["videos"], request["frames"])
+        ids, media = self.reference.read(asked)
+        if any(medium.parts > 1 for medium in media):
+            raise RedipruneError("it takes models with one placeholder for all frames of a video only")
+        return ids, [(medium.kind, self.reference.pixels(medium.frames, medium.kind)) for medium in media]
 
     def _pruned(self, features: Tensor, query: Tensor, keep: float) -> Tensor:
         """[F, P, C] → [F, K, C] by the release's own loop."""

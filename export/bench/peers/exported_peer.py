@@ -19,7 +19,7 @@ import torch
 
 from ....runtime.errors import RedipruneError
 from ....runtime.media.preprocess import Processor, load_image
-from ....runtime.prompt import render_prompt
+from ....runtime.prompt import prompt_ids
 from .answering import AnswerTimer, splice
 
 
@@ -49,7 +49,7 @@ def load(folder: str, threads: int) -> Callable[[dict[str, Any]], dict[str, floa
         timer = AnswerTimer()
         with timer("preprocess"):
             images = [load_image(image) for image in request["images"]]
-            ids = processor.encode(render_prompt(processor, request["question"], len(images), 0))
+            ids = prompt_ids(processor, request["question"], len(images), 0)
             pixels = [torch.from_numpy(processor.pixel_values([image], False)) for image in images]
         with timer("embed"):
             texts = embed(input=torch.tensor([ids]))  # [1, S, D]

@@ -177,6 +177,9 @@ def test_every_word_decodes_to_text(tmp_path):
         (("mllama",), "family"),
         (("video_llava", "siglip"), "tower"),
         (("llava", "clip", "gpt2"), "decoder"),
+        (("internvl", "clip"), "tower"),
+        (("internvl", "intern", "llama"), "decoder"),
+        (("llava", "clip", "mistral", "real"), "size"),
         (("llava", "clip", "llama", "huge"), "size"),
     ],
 )
@@ -196,3 +199,23 @@ def test_real_geometry_loads_and_sees(tmp_path):
         seen = [model(**inputs, pixel_values=picture(model, seed)).logits[0, -1] for seed in range(4)]
     for one, other in combinations(seen, 2):  # each picture is told from each, whichever token is then the likeliest
         assert (one - other).norm() > 0.05 * one.norm()
+
+
+@pytest.mark.parametrize("decoder", ["qwen2", "qwen3"])
+def test_internvl_loads_and_generates(tmp_path, decoder):
+    folder = make_checkpoint(tmp_path / "made", "internvl", decoder=decoder)
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    config = model.config
+    assert config.model_type == "internvl"
+    assert tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>") == config.image_token_id
+    side = config.vision_config.image_size[0]
+    answers = []
+    for seed in range(3):
+        coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        pixels = np.array(Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC))
+        pixels = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
+        inputs = prompt(tokenizer, "<IMG_CONTEXT>", config.image_seq_length)
+        answers.append(answer(model, dict(inputs) | {"pixel_values": pixels}))
+    assert len({tuple(ids) for ids in answers}) == 3
+    assert all(len(set(ids)) > 1 for ids in answers)

@@ -24,6 +24,8 @@ KINDS = [
     ("llava_next", "clip", "mistral"),
     ("llava_next", "siglip", "qwen3"),
     ("llava_next", "clip", "llama"),
+    ("internvl", "intern", "qwen2"),
+    ("internvl", "intern", "qwen3"),
 ]
 SIZES = [(97, 61), (31, 400), (3, 5), (256, 256), (640, 427), (1, 1)]  # of pictures, odd ones too
 QUESTIONS = ("What is in this picture?", "How many are there, and where?", "Describe it, please.")
