@@ -179,10 +179,12 @@ class _TappedDecoding(OrtDecoding):
         super().__init__(language, length)
         self.tapped = language
 
-    def step(self, embeds: Array, positions: np.ndarray | None = None) -> np.ndarray:
+    def step(
+        self, embeds: Array, positions: np.ndarray | None = None, deepstack: np.ndarray | None = None
+    ) -> np.ndarray:
         for name in self.tapped.names:  # anew for each step, whose number of tokens is another
             self.binding.bind_output(name, "cpu")
-        logits = super().step(embeds, positions)
+        logits = super().step(embeds, positions, deepstack)
         names, values = self.tapped.names, self.binding.get_outputs()
         for name, value in zip(names, values[len(values) - len(names) :], strict=True):
             self.tapped.take(name, value.numpy())
@@ -211,19 +213,22 @@ class _CopyingDecoding:
         self.decoding, self.kept = decoding, kept
         self.case: HeldOutCase | None = None
 
-    def step(self, embeds: Array, positions: np.ndarray | None = None) -> np.ndarray:
-        logits = self.decoding.step(embeds, positions)
+    def step(
+        self, embeds: Array, positions: np.ndarray | None = None, deepstack: np.ndarray | None = None
+    ) -> np.ndarray:
+        logits = self.decoding.step(embeds, positions, deepstack)
         embeds = np.asarray(embeds)
+        others = {"positions": positions, "deepstack": deepstack}
         if self.case is None:
             feed = {"prompt": embeds, "steps": embeds[:, :0]}
-            if positions is not None:
-                feed["positions"] = positions
+            feed |= {name: array for name, array in others.items() if array is not None}
             self.case = HeldOutCase(feed, {"logits": logits[None]})
             self.kept.append(self.case)
         else:
             self.case.feed["steps"] = np.concatenate([self.case.feed["steps"], embeds], axis=1)
-            if positions is not None:
-                self.case.feed["positions"] = np.concatenate([self.case.feed["positions"], positions], axis=1)
+            for name, array in others.items():
+                if array is not None:
+                    self.case.feed[name] = np.concatenate([self.case.feed[name], array], axis=1)
             self.case.outputs["logits"] = np.concatenate([self.case.outputs["logits"], logits[None]])
         return logits
 

@@ -289,7 +289,7 @@ class _ForcingDecoding:
     def __init__(self, decoding: Decoding, token_ids: Any):
         self.decoding, self.token_ids = decoding, token_ids
 
-    def step(self, embeds: Any, positions: np.ndarray | None = None) -> np.ndarray:
-        logits = np.full_like(self.decoding.step(embeds, positions), -np.inf)
+    def step(self, embeds: Any, positions: np.ndarray | None = None, deepstack: np.ndarray | None = None) -> np.ndarray:
+        logits = np.full_like(self.decoding.step(embeds, positions, deepstack), -np.inf)
         logits[next(self.token_ids)] = 0.0
         return logits

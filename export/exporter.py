@@ -19,12 +19,14 @@ import torch
 from ..graphs.families.base import image_side, patch_side
 from ..graphs.language import cache_shape
 from ..graphs.stages import Port, Stage
+from ..runtime.backends.language_inputs import LanguageInputs
 from ..runtime.bundle import (
     MANIFEST,
     PRECISIONS,
     WEIGHTS,
     Bundle,
     DecoderSpec,
+    KeepDefaults,
     Manifest,
     ModalitySpec,
     Source,
@@ -259,6 +261,7 @@ def _tensor(port: Port, dtype: torch.dtype) -> TensorSpec:
 def _manifest(skeleton: Skeleton, source: Source, precision: str, stages: dict[str, StageSpec]) -> Manifest:
     config, family = skeleton.checkpoint.config, skeleton.checkpoint.family
     text, vision = config.text_config, config.vision_config
+    modalities = family.modalities(config)
     _, heads, _, width = cache_shape(text, 1, 1)
     features = stages["select"].inputs[0].shape[2]
     assert isinstance(features, int)
@@ -270,7 +273,7 @@ def _manifest(skeleton: Skeleton, source: Source, precision: str, stages: dict[s
         tower=vision.model_type,
         language_model=text.model_type,
         precision=precision,
-        image_size=image_side(vision),
+        image_size=0 if any(m.dynamic for m in modalities.values()) else image_side(vision),
         patch_size=patch_side(vision),
         channels=features,
         decoder=DecoderSpec(
@@ -281,6 +284,7 @@ def _manifest(skeleton: Skeleton, source: Source, precision: str, stages: dict[s
             vocabulary=text.vocab_size,
             max_positions=text.max_position_embeddings,
         ),
+        defaults=KeepDefaults(positions="original" if _axes(stages["language"]) > 1 else "compact"),
         modalities={
             kind: ModalitySpec(
                 stage=m.stage,
@@ -289,13 +293,19 @@ def _manifest(skeleton: Skeleton, source: Source, precision: str, stages: dict[s
                 columns=m.columns,
                 leading=m.leading,
                 tiled=m.tiled,
+                dynamic=m.dynamic,
+                rows_output=m.rows_output,
                 placeholder=getattr(config, f"{m.token or kind}_token_id"),
             )
-            for kind, m in family.modalities(config).items()
+            for kind, m in modalities.items()
         },
         pinpoints=[tuple(p) for p in getattr(config, "image_grid_pinpoints", None) or []],
         stages=stages,
     )
+
+
+def _axes(language: StageSpec) -> int:
+    return max(LanguageInputs(language).axes, 1)
 
 
 def _copy_processor(source: Path, folder: Path) -> dict[str, str]:

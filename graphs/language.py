@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from .multi_axis_rotary import MultiAxisRotary, added_after_layers, axes_of, rotary_of
+
 ATTENTION = "rediprune"
 
 
@@ -98,28 +100,40 @@ class LanguageStage(nn.Module):
         super().__init__()
         self.decoder: Any = model.get_submodule("model.language_model")
         self.head: Any = model.get_submodule("lm_head")
+        self.axes = axes_of(self.decoder)
+        config: Any = model.config
+        self.taps = len(getattr(config.vision_config, "deepstack_visual_indexes", ()))
+        interleaved = config.model_type.startswith("qwen3")
+        self.rotary = MultiAxisRotary(self.decoder.rotary_emb, interleaved) if self.axes > 1 else None
 
     def forward(
-        self, inputs_embeds: Tensor, position_ids: Tensor, write_index: Tensor, *cache: Tensor
+        self, inputs_embeds: Tensor, position_ids: Tensor, write_index: Tensor, *others: Tensor
     ) -> tuple[Tensor, ...]:
         """One step over S tokens, of the prompt or of the answer.
 
         Args:
             inputs_embeds: [B, S, D].
-            position_ids: [B, S] int64, what the rotary embedding takes for each token's position.
+            position_ids: [B, S] int64, what the rotary embedding takes for each token's position; [3, B, S] where
+                it is multimodal.
             write_index: [B] int64, the slot of each row's first token.
-            cache: 2 · layers tensors [B, KV heads, T, W] in the order of `cache_names`; entries at and after
+            others: `deepstack` [T, B, S, D], added to what the first T layers give, where the model taps T layers of its
+                tower; then the cache: 2 · layers tensors [B, KV heads, T, W] in the order of `cache_names`; entries at and after
                 write_index + S are never read.
 
         Returns:
             Logits [B, 1, V] of the last position, then the updated cache.
         """
+        deepstack, cache = (others[0], others[1:]) if self.taps else (None, others)
         steps = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)
         own = write_index[:, None] + steps[None]  # [batch, tokens]
         slots = torch.arange(cache[0].shape[2], device=inputs_embeds.device)
         mask = slots[None, None, None, :] <= own[:, None, :, None]  # [batch, 1, tokens, cache length]
         updated = _TensorCache(cache, write_index)
-        with attention_of(self.decoder, ATTENTION):
+        with (
+            attention_of(self.decoder, ATTENTION),
+            rotary_of(self.decoder, self.rotary),
+            added_after_layers(self.decoder, deepstack),
+        ):
             hidden = self.decoder(
                 inputs_embeds=inputs_embeds,
                 attention_mask=mask,

@@ -1,64 +1,16 @@
 """The stages of a model: eager modules, with the names, dtypes and dynamic dimensions of their inputs and outputs."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from .families import Family
+from .families import Family, TowerFamily
 from .families.base import image_side
 from .language import LanguageStage, cache_names, cache_shape
-from .ports import Port, Stack
+from .ports import Port, Stack, Stage
 from .selection.query_vector import pool_query
 from .selection.reference import select_tokens
-
-
-@dataclass(frozen=True)
-class Stage:
-    """An eager module and its inputs and outputs.
-
-    Attributes:
-        name: "vision", "select", "project", "embed" or "language"; "vision_video" where videos have their own tower.
-        module: takes the inputs in their order.
-        inputs, outputs: symbols of one name stand for one size within a stage.
-        stack: the module's layers, if it is a stack of them.
-    """
-
-    name: str
-    module: nn.Module
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
-    stack: Stack | None = None
-
-    def symbols(self) -> set[str]:
-        """Names of the dynamic dimensions of the inputs."""
-        return {dim for port in self.inputs for dim in port.shape if isinstance(dim, str)}
-
-    def random_inputs(self, sizes: dict[str, int], dtype: torch.dtype, seed: int = 0) -> list[Tensor]:
-        """Random inputs of the given sizes.
-
-        Args:
-            sizes: a size for each symbol.
-            dtype: of inputs that follow the precision.
-            seed: of the generator; equal seeds give equal inputs.
-
-        Returns:
-            One tensor for each input: normal numbers, scalars in (0, 1), and integers 1 or 2, which are valid as ids,
-            positions and counts alike.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        tensors = []
-        for port in self.inputs:
-            shape = [sizes[dim] if isinstance(dim, str) else dim for dim in port.shape]
-            kind = port.dtype or dtype
-            if not kind.is_floating_point:
-                tensors.append(torch.randint(1, 3, shape, generator=generator, dtype=kind))
-            elif shape:
-                tensors.append(torch.randn(shape, generator=generator).to(kind))
-            else:
-                tensors.append(torch.rand(shape, generator=generator).to(kind))
-        return tensors
 
 
 class SelectStage(nn.Module):
@@ -87,7 +39,8 @@ def stages_of(model: nn.Module, family: Family) -> list[Stage]:
     """
     config: Any = model.config
     text = config.text_config
-    depth, vision = text.hidden_size, _vision_stages(model, family)
+    depth, own = text.hidden_size, getattr(family, "own_stages", None)
+    *vision, project = own(model) if own else _tower_stages(model, cast(TowerFamily, family))
     channels = vision[0].outputs[0].shape[2]
     return [
         *vision,
@@ -103,12 +56,7 @@ def stages_of(model: nn.Module, family: Family) -> list[Stage]:
             ),
             (Port("indices", ("frames", "kept"), torch.int64), Port("kept", ("frames", "kept", channels))),
         ),
-        Stage(
-            "project",
-            model.get_submodule("model.multi_modal_projector"),
-            (Port("kept", ("frames", "kept", channels)),),
-            (Port("visual_embeds", ("frames", "kept", depth)),),
-        ),
+        project,
         Stage(
             "embed",
             model.get_submodule("model.language_model.embed_tokens"),
@@ -119,7 +67,7 @@ def stages_of(model: nn.Module, family: Family) -> list[Stage]:
     ]
 
 
-def _vision_stages(model: nn.Module, family: Family) -> list[Stage]:
+def _vision_stages(model: nn.Module, family: TowerFamily) -> list[Stage]:
     """One stage for each tower, with an output for each kind of input that the family encodes by it."""
     config: Any = model.config
     modalities, size = family.modalities(config), image_side(config.vision_config)
@@ -140,22 +88,46 @@ def _vision_stages(model: nn.Module, family: Family) -> list[Stage]:
     return stages
 
 
+def _tower_stages(model: nn.Module, family: TowerFamily) -> list[Stage]:
+    """Towers and projector."""
+    vision = _vision_stages(model, family)
+    channels = vision[0].outputs[0].shape[2]
+    assert isinstance(channels, int)
+    return [*vision, _project_stage(model, channels)]
+
+
+def _project_stage(model: nn.Module, channels: int) -> Stage:
+    """The projector of a family that has one module for it."""
+    config: Any = model.config
+    return Stage(
+        "project",
+        model.get_submodule("model.multi_modal_projector"),
+        (Port("kept", ("frames", "kept", channels)),),
+        (Port("visual_embeds", ("frames", "kept", config.text_config.hidden_size)),),
+    )
+
+
 def _language_stage(model: nn.Module, text_config: Any) -> Stage:
     """The decoder with its KV cache as inputs `past.…` and outputs `present.…`."""
     _, heads, _, width = cache_shape(text_config, 1, 1)
     names, cache = cache_names(text_config.num_hidden_layers), ("batch", heads, "cache", width)
+    module, depth = LanguageStage(model), text_config.hidden_size
+    positions = ("batch", "tokens") if module.axes == 1 else (module.axes, "batch", "tokens")
+    deepstack = [Port("deepstack", (module.taps, "batch", "tokens", depth))] if module.taps else []
     return Stage(
         "language",
-        LanguageStage(model),
+        module,
         (
-            Port("inputs_embeds", ("batch", "tokens", text_config.hidden_size)),
-            Port("position_ids", ("batch", "tokens"), torch.int64),
+            Port("inputs_embeds", ("batch", "tokens", depth)),
+            Port("position_ids", positions, torch.int64),
             Port("write_index", ("batch",), torch.int64),
+            *deepstack,
             *(Port(f"past.{name}", cache) for name in names),
         ),
         (
             Port("logits", ("batch", 1, text_config.vocab_size)),
             *(Port(f"present.{name}", cache) for name in names),
         ),
-        Stack("decoder.layers", text_config.num_hidden_layers),
+        # Layers to which something is added are not alike.
+        None if module.taps else Stack("decoder.layers", text_config.num_hidden_layers),
     )

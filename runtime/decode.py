@@ -27,14 +27,14 @@ def decode(
     """
     random = np.random.default_rng(sampling.seed)
     embeds, seen, length = prompt.embeds, list(prompt.ids), prompt.unpruned_length
-    positions, slot = prompt.positions, embeds.shape[0]
+    positions, slot, deepstack = prompt.positions, embeds.shape[0], prompt.deepstack
     begin = len(seen)
     del prompt  # with its features
     decoding = sessions.language.start(embeds.shape[0] + max_new_tokens)
     with clock("prefill"):
         spans = None if positions is None else positions.prompt
-        logits = decoding.step(embeds.reshape(1, *embeds.shape), spans)  # [vocabulary]
-    del embeds
+        logits = decoding.step(embeds.reshape(1, *embeds.shape), spans, deepstack)  # [vocabulary]
+    del embeds, deepstack
     while True:
         generated = len(seen) - begin
         token = sampling.choose(logits, seen, random, generated, length, generated == max_new_tokens - 1)

@@ -1,6 +1,7 @@
 """Features of pictures seen before, so that a second question about one does not encode it again."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from threading import Condition
 
 from cachetools import LRUCache
@@ -10,6 +11,23 @@ from .backends.arrays import Array
 Key = tuple[str, str]  # what encoded it, hash of the picture's content
 
 
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """What a vision stage made of a picture or a video.
+
+    Attributes:
+        features: [F, P, C].
+        rows: [F, …], what `project` takes kept tokens from, where it is not the features themselves.
+    """
+
+    features: Array
+    rows: Array | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.features.nbytes + (0 if self.rows is None else self.rows.nbytes)
+
+
 class FeatureCache:
     """Features by picture content. The least recently used go when `limit` bytes are exceeded, on host and GPU together.
 
@@ -17,7 +35,7 @@ class FeatureCache:
     """
 
     def __init__(self, limit: int):
-        self._entries: LRUCache[Key, Array] = LRUCache(limit, getsizeof=lambda features: features.nbytes)
+        self._entries: LRUCache[Key, Encoded] = LRUCache(limit, getsizeof=lambda encoded: encoded.nbytes)
         self._encoding: set[Key] = set()
         self._changed = Condition()  # guards both
 
@@ -31,18 +49,18 @@ class FeatureCache:
         """Bytes held."""
         return int(self._entries.currsize)
 
-    def get(self, key: Key) -> Array | None:
+    def get(self, key: Key) -> Encoded | None:
         """Features [F, P, C] of a picture, or None where they are not held."""
         with self._changed:
             return self._entries.get(key)
 
-    def put(self, key: Key, features: Array) -> None:
+    def put(self, key: Key, features: Encoded) -> None:
         """Hold features [F, P, C], unless they alone exceed the limit or are held already."""
         with self._changed:
             if features.nbytes <= self.limit and key not in self._entries:
                 self._entries[key] = features
 
-    def get_or_encode(self, key: Key, encode: Callable[[], Array]) -> tuple[Array, bool]:
+    def get_or_encode(self, key: Key, encode: Callable[[], Encoded]) -> tuple[Encoded, bool]:
         """Features [F, P, C] of a picture: those held, or what `encode` makes of it.
 
         While one thread encodes a picture, others that ask for it wait. Should it fail, the next of them tries.

@@ -15,6 +15,7 @@ from ..graphs.selection.counts import num_kept, query_ids
 from .backends.arrays import Array, concatenate, take
 from .bundle import Manifest
 from .errors import RedipruneError
+from .feature_cache import Encoded
 from .media.limits import MediaLimits
 from .media.preprocess import Processor, image_key, load_image, load_video
 from .media.video import stand_ins
@@ -23,7 +24,7 @@ from .positions import Positions
 from .prompt import Prompt, encode_text, media_order, prompt_ids, prompt_text
 from .stage_sessions import RequestSessions
 from .timing import StageClock
-from .visual_tokens import Visual, splice
+from .visual_tokens import Projected, Visual, splice
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class PromptEmbeds:
         kept_tokens: visual tokens in `embeds`.
         warnings: what must be known of them (see `Answer.warnings`).
         positions: of the tokens in `embeds`; None: their places there.
+        deepstack: [T, S', D], what is added behind the decoder's first T layers, where the family has it.
     """
 
     embeds: Array
@@ -45,6 +47,7 @@ class PromptEmbeds:
     kept_tokens: int
     warnings: list[str]
     positions: Positions | None = None
+    deepstack: np.ndarray | None = None
 
     @property
     def end(self) -> int:
@@ -94,6 +97,15 @@ class PromptEncoder:
                 "takes none; export the checkpoint again, or ask with positions 'compact'"
             )
         self.vocabulary = manifest.decoder.vocabulary
+        self.axes = manifest.position_axes
+        if selection.positions == "compact" and self.axes > 1:
+            raise RedipruneError(
+                f"positions of {self.family} are (time, row, column), which kept tokens keep: ask with positions 'original'"
+            )
+        if selection.frame_tolerance is not None and any(spec.dynamic for spec in self.modalities.values()):
+            raise RedipruneError(
+                f"frame_tolerance is not for {self.family}, which makes one frame of two; leave it out"
+            )
         self.processor, self.sessions, self.newline = processor, sessions, newline
         self.selection, self.limits, self.clock, self.pulse = selection, limits, clock, pulse
         self.warnings: list[str] = []
@@ -136,11 +148,11 @@ class PromptEncoder:
             self.pulse()
             visual, kept = self._select(visual, steering)
             pruned.append(visual)
-            inserted += visual.inserted(self._project(visual, kept))
-        kept_tokens = sum(visual.tokens.shape[0] for visual in inserted)
-        spliced, original = splice(ids, embeds, inserted)
-        positions = Positions(original[None]) if self.selection.positions == "original" else None
-        return PromptEmbeds(spliced, ids, pruned, kept_tokens, self.warnings, positions)
+            inserted += visual.inserted(self._project(visual, kept), self.axes)
+        kept_tokens = sum(visual.tokens.embeds.shape[0] for visual in inserted)
+        whole = splice(ids, embeds, inserted, self.axes)
+        positions = Positions(whole.positions) if self.selection.positions == "original" else None
+        return PromptEmbeds(whole.embeds, ids, pruned, kept_tokens, self.warnings, positions, whole.deepstack)
 
     def _check_kinds(self, images: Sequence[Any], videos: Sequence[Any]) -> None:
         for kind, given in (("image", images), ("video", videos)):
@@ -206,25 +218,30 @@ class PromptEncoder:
                 distinct, rows = np.unique(stand_ins(frames, tolerance), return_inverse=True)
                 shown, content = [frames[at] for at in distinct], f"{content} {tolerance}"
 
-        def run() -> Array:
+        def run() -> Encoded:
             with self.clock("preprocess"):
-                pixels = self.processor.pixel_values(shown, video)  # [frames or tiles, 3, height, width]
+                inputs = self.processor.vision_inputs(shown, video)
+            pixels = inputs.pop("pixel_values")  # [frames or tiles, …]
             with self.clock("vision"):
                 session = self.sessions.stage(spec.stage)
                 starts = range(0, len(pixels), session.batch)
-                batches = (pixels[at : at + session.batch] for at in starts)
-                encoded = []
-                for batch in batches:
+                outputs = []
+                for at in starts:
                     self.pulse()
-                    encoded.append(session.run({"pixel_values": batch})[spec.output])
-                features = concatenate(encoded)
-                return features if rows is None else take(features, rows)
+                    outputs.append(session.run({"pixel_values": pixels[at : at + session.batch], **inputs}))
+                features = concatenate([each[spec.output] for each in outputs])
+                if rows is not None:
+                    features = take(features, rows)
+                source = spec.rows_output
+                return Encoded(features, None if source is None else concatenate([each[source] for each in outputs]))
 
-        features, encoded = self.sessions.cache.get_or_encode((f"{spec.stage}.{spec.output}.{kind}", content), run)
+        found, encoded = self.sessions.cache.get_or_encode((f"{spec.stage}.{spec.output}.{kind}", content), run)
+        features = found.features
         count = 0 if not encoded else features.shape[0] if rows is None else len(shown)
         layout = self.processor.layout(frames[0]) if spec.tiled else None
         everything = np.tile(np.arange(features.shape[1]), (features.shape[0], 1))
-        return Visual(kind, frames, spec, features, layout, everything, count)
+        grid = self.processor.grid(frames, video)
+        return Visual(kind, frames, spec, features, layout, everything, count, grid=grid, rows=found.rows)
 
     def _embed(self, ids: Sequence[int]) -> Array:
         """Embeddings [S, D] of the text."""
@@ -269,8 +286,13 @@ class PromptEncoder:
             )
             return replace(visual, kept=np.asarray(outputs["indices"])), outputs["kept"]
 
-    def _project(self, visual: Visual, kept: Array) -> Array:
-        """kept [F, K, C] → projected → tokens [N, D] in the order the decoder reads them."""
+    def _project(self, visual: Visual, kept: Array) -> Projected:
+        """kept [F, K, C] → projected → tokens in the order the decoder reads them."""
         with self.clock("project"):
-            projected = self.sessions.stage("project").run({"kept": kept})["visual_embeds"]
-        return visual.sequence(projected, self.newline)
+            inputs = {"kept": kept} if visual.rows is None else {"rows": visual.rows, "indices": visual.kept}
+            outputs = self.sessions.stage("project").run(inputs)
+        deepstack = outputs.get("deepstack")
+        if deepstack is not None:  # [frames, taps, kept, width]
+            added = np.asarray(deepstack).swapaxes(0, 1)
+            deepstack = added.reshape(added.shape[0], -1, added.shape[3])
+        return Projected(visual.sequence(outputs["visual_embeds"], self.newline), deepstack)

@@ -14,20 +14,37 @@ NEWLINE = -1  # in a layout: the newline embedding
 
 
 @dataclass(frozen=True)
+class Projected:
+    """Visual embeddings of an image or a video.
+
+    Attributes:
+        embeds: [N, D], in the order the decoder reads them.
+        deepstack: [T, N, D], added behind the decoder's first T layers, where the family has it.
+    """
+
+    embeds: Array
+    deepstack: np.ndarray | None = None
+
+    def part(self, start: int, stop: int) -> "Projected":
+        deepstack = None if self.deepstack is None else self.deepstack[:, start:stop]
+        return Projected(self.embeds[start:stop], deepstack)
+
+
+@dataclass(frozen=True)
 class Inserted:
     """What stands in place of a placeholder.
 
     Attributes:
         placeholder: its token id.
-        tokens: [N, D], the visual embeddings.
-        places: [N] int64, where each stands among all that there would be without pruning.
-        total: how many there would be.
+        tokens: of N tokens.
+        places: [A, N] int64, where each stands behind the text before it, as if nothing were dropped (A axes).
+        extent: how far the text behind goes on behind the text before.
     """
 
     placeholder: int
-    tokens: Array
+    tokens: Projected
     places: np.ndarray
-    total: int
+    extent: int
 
 
 @dataclass(frozen=True)
@@ -42,6 +59,8 @@ class Visual:
         kept: [F, K] int64, ascending per frame; all of P while nothing is pruned.
         encoded: frames or tiles that went through the tower for this request.
         parts: placeholders in the prompt that stand for it, each for as many frames.
+        grid: rows and columns of each frame, where pictures have any size.
+        rows: [F, …], what its tokens are projected from, where it is not the features.
     """
 
     kind: str
@@ -52,6 +71,8 @@ class Visual:
     kept: np.ndarray
     encoded: int = 0
     parts: int = 1
+    grid: tuple[int, int] | None = None
+    rows: Array | None = None
 
     @property
     def total(self) -> int:
@@ -66,18 +87,27 @@ class Visual:
             return flat
         return np.flatnonzero((self.layout == NEWLINE) | np.isin(self.layout, flat))
 
-    def inserted(self, tokens: Array) -> list[Inserted]:
-        """What stands in place of each of its placeholders, given all its kept tokens [N, D]."""
-        places, size, total = self.places(), tokens.shape[0] // self.parts, self.total // self.parts
-        return [
-            Inserted(
-                self.spec.placeholder,
-                tokens[at * size : (at + 1) * size],
-                places[at * size : (at + 1) * size] - at * total,
-                total,
-            )
-            for at in range(self.parts)
-        ]
+    def inserted(self, tokens: Projected, axes: int) -> list[Inserted]:
+        """What stands in place of each of its placeholders, given all its kept tokens.
+
+        Args:
+            tokens: N of them.
+            axes: of a position; with three they are (frame, row, column).
+        """
+        size, total = tokens.embeds.shape[0] // self.parts, self.total // self.parts
+        places, found = self.places(), []
+        for at in range(self.parts):
+            own = places[at * size : (at + 1) * size] - at * total  # [tokens]
+            if axes == 1:
+                where, extent = own[None], total
+            else:
+                assert self.grid is not None
+                rows, columns = self.grid
+                where = np.stack(np.unravel_index(own, (total // (rows * columns), rows, columns)))
+                extent = max(rows, columns)
+            part = tokens.part(at * size, (at + 1) * size)
+            found.append(Inserted(self.spec.placeholder, part, where, extent))
+        return found
 
     def sequence(self, projected: Array, newline: np.ndarray | None) -> Array:
         """The kept tokens in the order the decoder reads them: [N, D] from projected [F, K, D].
@@ -97,17 +127,29 @@ class Visual:
         return take(table, np.where(slots == NEWLINE, frames * count, row[slots]))
 
 
-def splice(ids: Sequence[int], embeds: Array, visuals: Sequence[Inserted]) -> tuple[Array, np.ndarray]:
+@dataclass(frozen=True)
+class Spliced:
+    """A prompt's embeddings.
+
+    Attributes:
+        embeds: [S, D].
+        positions: [A, S] int64, as if nothing had been dropped: kept tokens where they stood, text after all of them.
+        deepstack: [T, S, D], zeros at text, where the family has it.
+    """
+
+    embeds: Array
+    positions: np.ndarray
+    deepstack: np.ndarray | None = None
+
+
+def splice(ids: Sequence[int], embeds: Array, visuals: Sequence[Inserted], axes: int = 1) -> Spliced:
     """Put visual embeddings where their placeholders stand: the one place that counts visual tokens in the prompt.
 
     Args:
         ids: prompt token ids [S], one placeholder for each.
         embeds: [S, D], the ids' embeddings.
         visuals: what takes their places, in the order of the prompt.
-
-    Returns:
-        [S', D], and the position [S'] int64 that each would have without pruning: kept tokens where they stood, text
-        after all of them.
+        axes: of a position.
 
     Raises:
         RedipruneError: the prompt's placeholders are not those of the visuals, in order.
@@ -123,14 +165,29 @@ def splice(ids: Sequence[int], embeds: Array, visuals: Sequence[Inserted]) -> tu
     def text(stop: int) -> None:
         nonlocal position
         parts.append(embeds[start:stop])
-        positions.append(np.arange(position, position + stop - start))
+        positions.append(np.tile(np.arange(position, position + stop - start), (axes, 1)))
         position += stop - start
 
     for (at, _), visual in zip(found, visuals, strict=True):
         text(at)
-        parts.append(visual.tokens)
+        parts.append(visual.tokens.embeds)
         positions.append(position + visual.places)
-        position += visual.total
+        position += visual.extent
         start = at + 1
     text(len(ids))
-    return concatenate(parts), np.concatenate(positions)
+    whole, added = concatenate(parts), [visual.tokens.deepstack for visual in visuals]
+    deepstack = _deepstack(parts, added) if any(array is not None for array in added) else None
+    return Spliced(whole, np.concatenate(positions, axis=1), deepstack)
+
+
+def _deepstack(parts: Sequence[Array], added: Sequence[np.ndarray | None]) -> np.ndarray:
+    """[T, S, D] from what is added at every second part, the visual ones; zeros at the others, the text."""
+    first = next(array for array in added if array is not None)
+    whole = np.zeros((first.shape[0], sum(part.shape[0] for part in parts), first.shape[2]), first.dtype)
+    at = 0
+    for number, part in enumerate(parts):
+        array = added[number // 2] if number % 2 else None
+        if array is not None:
+            whole[:, at : at + part.shape[0]] = array
+        at += part.shape[0]
+    return whole

@@ -7,6 +7,7 @@ import numpy as np
 
 from ...runtime.backends.arrays import Array
 from ...runtime.backends.session import StageSession
+from ...runtime.errors import RedipruneError
 from ...runtime.pipeline import Pipeline
 
 # So large that distance no longer counts: the K most relevant tokens.
@@ -29,9 +30,18 @@ def using_rule(pipeline: Pipeline, rule: str, seed: int | Sequence[int] = 0) -> 
             over the grid); "pool2x2" (nothing dropped, each 2 × 2 of projected tokens averaged; needs keep 1).
         seed: of "random".
 
+    Raises:
+        RedipruneError: a rule that the family's pictures do not allow.
+
     Yields:
         The α to ask with, None for the default.
     """
+    dynamic = any(spec.dynamic for spec in pipeline.bundle.manifest.modalities.values())
+    if dynamic and rule in ("uniform", "pool2x2"):
+        raise RedipruneError(
+            f"rule '{rule}' needs a grid of one size, and {pipeline.bundle.manifest.family_name} has one for each picture; "
+            "leave it out of --rules"
+        )
     if rule in ALPHAS:
         yield ALPHAS[rule]
     elif rule == "pool2x2":

@@ -40,7 +40,7 @@ def stage_runner(
     backend: str, bundle: Bundle, stage: str, threads: int
 ) -> Callable[[Mapping[str, np.ndarray]], Mapping[str, Array]]:
     """A loaded stage as a function of a case; of `language`, `prompt` [1,S,D], then `steps` [1,N,D] one by one, at
-    `positions` [A,S+N] where they are given → logits [N+1,V]."""
+    `positions` [A,S+N] where they are given, the prompt with its `deepstack` [T,S,D] → logits [N+1,V]."""
     session = open_session(backend, bundle, stage, threads)
     return _language_runner(session) if stage == "language" else session.run
 
@@ -52,10 +52,11 @@ def _language_runner(language: LanguageSession) -> Callable[[Mapping[str, np.nda
         tokens = prompt.shape[1]
         decoding = language.start(tokens + steps.shape[1])
 
-        def step(embeds: np.ndarray, at: int) -> np.ndarray:
-            return decoding.step(embeds, None if positions is None else positions[:, at : at + embeds.shape[1]])
+        def step(embeds: np.ndarray, at: int, deepstack: np.ndarray | None = None) -> np.ndarray:
+            places = None if positions is None else positions[:, at : at + embeds.shape[1]]
+            return decoding.step(embeds, places, deepstack)
 
-        logits = [step(prompt, 0)]
+        logits = [step(prompt, 0, feed.get("deepstack"))]
         logits += [step(steps[:, at : at + 1], tokens + at) for at in range(steps.shape[1])]
         return {"logits": np.stack(logits)}
 

@@ -88,6 +88,10 @@ class _Subject:
             raise RedipruneError(f"{first.family_name} answers about images only; leave --video out")
         if first.modalities[kind].tiled:
             raise RedipruneError(f"{first.family_name} sees images in tiles, which are not pruned; give a --video")
+        if first.modalities[kind].dynamic:
+            raise RedipruneError(
+                f"{first.family_name} has as many tokens as a picture's size takes, which bench does not measure; use evaluate"
+            )
         checkpoint = Checkpoint.open(first.source.name, first.source.revision)
         processor = Processor.load(bundles[0].path("processor"))
         ids = prompt_ids(processor, QUESTION, int(kind == "image"), int(kind == "video"))

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from ...runtime.backends.position_input import NAME, PositionInput
+from ...runtime.backends.language_inputs import LanguageInputs
 from ...runtime.bundle import Bundle
 
 
@@ -34,8 +34,7 @@ def main() -> None:
     feed = {port.name: cache for port in spec.inputs if port.name.startswith("past.")}
     feed["inputs_embeds"] = np.random.default_rng(0).standard_normal((1, 1, decoder.width)).astype(dtype)
     feed["write_index"] = np.array([0], np.int64)
-    ids = PositionInput(spec).ids([0], 1)
-    feed |= {} if ids is None else {NAME: ids}
+    feed |= LanguageInputs(spec).feed([0], 1)
     began = time.perf_counter()
     (logits,) = session.run(["logits"], feed)
     took = time.perf_counter() - began

@@ -34,8 +34,16 @@ def fuse_decoder(model: ir.Model, decoder: DecoderSpec) -> int:
     """
     graph = model.graph
     inputs = {value.name: value for value in graph.inputs}
+    positions = inputs.get("position_ids")
+    if decoder.head_width % _HEAD_WIDTHS:
+        return 0
+    if positions is not None and positions.shape is not None and len(positions.shape) > 2:
+        lengths = _lengths(model, inputs["inputs_embeds"], inputs["write_index"])
+        layers = _at_positions(model, decoder, None, [], lengths)
+        _tidy(model)
+        return layers
     frequencies = next((v for n, v in graph.initializers.items() if n.endswith("rotary_emb.inv_freq")), None)
-    if frequencies is None or frequencies.const_value is None or decoder.head_width % _HEAD_WIDTHS:
+    if frequencies is None or frequencies.const_value is None:
         return 0
     angles = (
         np.arange(decoder.max_positions, dtype=np.float32)[:, None] * frequencies.const_value.numpy()[None]
@@ -47,7 +55,6 @@ def fuse_decoder(model: ir.Model, decoder: DecoderSpec) -> int:
         for name, function in (("cos", np.cos), ("sin", np.sin))
     ]
     lengths = _lengths(model, inputs["inputs_embeds"], inputs["write_index"])
-    positions = inputs.get("position_ids")
     if positions is not None:
         layers = _at_positions(model, decoder, positions, tables, lengths)
         _tidy(model)
@@ -97,16 +104,16 @@ def _scaling(model: ir.Model) -> float:
 def _at_positions(
     model: ir.Model,
     decoder: DecoderSpec,
-    positions: ir.Value,
+    positions: ir.Value | None,
     tables: list[ir.Value],
     lengths: tuple[ir.Value, ir.Value],
 ) -> int:
     """Fuse layers whose rotary embedding reads the input `position_ids`; returns how many.
 
-    With positions [B, S] it becomes one operator for queries and one for keys; with three axes it stays as it is.
+    With positions [B, S] it becomes one operator for queries and one for keys; with three axes (None) it stays as it is.
     """
     flat = add_constant(model, ir.tensor(np.array([0, 0, -1], np.int64), name="rotary.flat"))
-    own = positions.shape is not None and len(positions.shape) == 2
+    own = positions is not None
 
     def fused(op: Any, q: Any, k: Any, v: Any, past_key: Any, past_value: Any, attention: Any, **_: Any) -> Any:
         node = attention.producer()

@@ -51,6 +51,25 @@ _CHATML = """\
 {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
 """
 
+# Qwen3-VL's, without tools: images and videos stand where the dialogue has them.
+_QWEN = """\
+{%- for message in messages -%}
+{{ '<|im_start|>' + message['role'] + '\\n' }}
+{%- if message['content'] is string -%}
+{{ message['content'] }}
+{%- else -%}
+{%- for content in message['content'] -%}
+{%- if content['type'] == 'image' -%}{{ '<|vision_start|><|image_pad|><|vision_end|>' }}
+{%- elif content['type'] == 'video' -%}{{ '<|vision_start|><|video_pad|><|vision_end|>' }}
+{%- elif 'text' in content -%}{{ content['text'] }}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{{ '<|im_end|>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
+"""
+
 _CLASSES = {  # processor, image processor, video processor
     "llava": ("LlavaProcessor", "CLIPImageProcessor", None),
     "llava_next": ("LlavaNextProcessor", "LlavaNextImageProcessor", None),
@@ -60,6 +79,7 @@ _CLASSES = {  # processor, image processor, video processor
         "LlavaNextVideoVideoProcessor",
     ),
     "internvl": ("InternVLProcessor", "GotOcr2ImageProcessor", "InternVLVideoProcessor"),
+    "qwen3_vl": ("Qwen3VLProcessor", "Qwen2VLImageProcessor", "Qwen3VLVideoProcessor"),
     "video_llava": ("VideoLlavaProcessor", "VideoLlavaImageProcessor", "VideoLlavaVideoProcessor"),
 }
 
@@ -67,6 +87,10 @@ _CLASSES = {  # processor, image processor, video processor
 def write_processor(folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write tokenizer, chat template and the processors' settings into the folder."""
     processor, image_processor, video_processor = _CLASSES[config.model_type]
+    if config.model_type == "qwen3_vl":
+        _save_tokenizer(folder, tokenizer, _QWEN)
+        _write_qwen(folder, config)
+        return
     siglip = config.vision_config.model_type.startswith("siglip")
     intern = config.model_type == "internvl"
     pictures = _picture_settings(image_side(config.vision_config), siglip or intern)
@@ -76,12 +100,7 @@ def write_processor(folder: Path, config: PreTrainedConfig, tokenizer: PreTraine
         image_processor = "SiglipImageProcessor"
 
     template = _VICUNA if sentencepiece(config.text_config.model_type) else _CHATML
-    tokenizer.chat_template = template.replace("<image>", "<IMG_CONTEXT>") if intern else template
-    tokenizer.save_pretrained(folder)  # writes chat_template.jinja too
-    names = ("bos_token", "eos_token", "unk_token", "pad_token")
-    special = {name: token for name in names if (token := getattr(tokenizer, name))}
-    _write(folder / "special_tokens_map.json", special)
-
+    _save_tokenizer(folder, tokenizer, template.replace("<image>", "<IMG_CONTEXT>") if intern else template)
     settings = pictures | {"image_processor_type": image_processor, "processor_class": processor}
     if hasattr(config, "image_grid_pinpoints"):
         settings |= {"image_grid_pinpoints": config.image_grid_pinpoints, "do_pad": True}
@@ -105,6 +124,44 @@ def write_processor(folder: Path, config: PreTrainedConfig, tokenizer: PreTraine
     if intern:
         settings = {"processor_class": processor, "image_seq_length": config.image_seq_length}
     _write(folder / "processor_config.json", settings)
+
+
+def _save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)  # writes chat_template.jinja too
+    names = ("bos_token", "eos_token", "unk_token", "pad_token")
+    special = {name: token for name in names if (token := getattr(tokenizer, name))}
+    _write(folder / "special_tokens_map.json", special)
+
+
+def _write_qwen(folder: Path, config: PreTrainedConfig) -> None:
+    """Pictures of any size within bounds of pixels, small ones where the tower is tiny."""
+    processor, image_processor, video_processor = _CLASSES[config.model_type]
+    vision = config.vision_config
+    group = (vision.patch_size * vision.spatial_merge_size) ** 2  # pixels
+    tiny = vision.hidden_size < 100
+    settings = {
+        "do_convert_rgb": True,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "do_resize": True,
+        "resample": 3,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "patch_size": vision.patch_size,
+        "merge_size": vision.spatial_merge_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "processor_class": processor,
+    }
+    sizes = ((4, 40), (8, 96)) if tiny else ((64, 16384), (4, 24576))  # groups at least and at most
+    for name, kind, (least, most) in (
+        ("preprocessor_config.json", {"image_processor_type": image_processor}, sizes[0]),
+        ("video_preprocessor_config.json", {"video_processor_type": video_processor}, sizes[1]),
+    ):
+        size = {"shortest_edge": least * group, "longest_edge": most * group}
+        _write(folder / name, settings | kind | {"size": size})
+    _write(folder / "processor_config.json", {"processor_class": processor})
 
 
 def _picture_settings(side: int, siglip: bool) -> dict:

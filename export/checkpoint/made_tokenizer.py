@@ -49,7 +49,9 @@ SPECIAL = {  # from the end of the plain vocabulary on, in the order of the hub'
               "video_llava": ["<image>", "<video>", "<pad>"]},
     "qwen2": {family: ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
               for family in ("llava", "llava_next", "llava_next_video", "video_llava")}
-             | {"internvl": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]},
+             | {"internvl": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"],
+                "qwen3_vl": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
+                             "<|image_pad|>", "<|video_pad|>"]},
 }  # fmt: skip
 
 

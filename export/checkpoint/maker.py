@@ -27,12 +27,14 @@ from transformers import (
 from .made_decoders import DECODERS, text_settings
 from .made_internvl import internvl_config
 from .made_processor import write_processor
+from .made_qwen import qwen3_vl_config
 from .made_tokenizer import make_tokenizer, sentencepiece
 
 # The towers of a family, and its decoders where it has not all of them; the first of each by default.
 _PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "video_llava": (("clip",), ()),
     "internvl": (("intern",), ("qwen2", "qwen3")),
+    "qwen3_vl": (("qwen",), ("qwen3",)),
 }
 _CONFIGS: dict[str, Callable[..., PreTrainedConfig]] = {
     "llava": LlavaConfig,
@@ -40,7 +42,7 @@ _CONFIGS: dict[str, Callable[..., PreTrainedConfig]] = {
     "llava_next_video": LlavaNextVideoConfig,
     "video_llava": VideoLlavaConfig,
 }
-FAMILIES = (*_CONFIGS, "internvl")
+FAMILIES = (*_CONFIGS, "internvl", "qwen3_vl")
 TILED = ("llava_next", "llava_next_video")
 VIDEO = ("llava_next_video", "video_llava")
 
@@ -74,10 +76,12 @@ def make_checkpoint(
 
     Args:
         folder: where to; made if missing.
-        family: "llava" (LLaVA-1.5), "llava_next", "llava_next_video", "video_llava" or "internvl".
-        tower: "clip", the default, or "siglip" (no CLS token; not for video_llava); InternVL has its own, "intern".
+        family: "llava" (LLaVA-1.5), "llava_next", "llava_next_video", "video_llava", "internvl" or
+            "qwen3_vl".
+        tower: "clip", the default, or "siglip" (no CLS token; not for video_llava); InternVL and Qwen3-VL have their
+            own, "intern" and "qwen".
         decoder: "llama" (Vicuna), the default, "mistral", "qwen2" or "qwen3"; all with grouped KV heads, save llama at
-            7b. Of InternVL "qwen2", the default, or "qwen3".
+            7b. Of InternVL "qwen2", the default, or "qwen3"; of Qwen3-VL "qwen3".
         size: "tiny" (tests; 1 MB), "real" (CLIP-L/336 or SigLIP-so400m, TinyLlama-1.1B, Qwen2-0.5B or
             Qwen3-0.6B) or "7b" (the same towers, Vicuna-7B, Mistral-7B or Qwen2-7B): the geometry of these models.
         seed: of the weights.
@@ -106,10 +110,10 @@ def make_checkpoint(
     geometry = DECODERS[decoder, size]
     words = geometry.words
     tokenizer = make_tokenizer(decoder, family, words, geometry.context)
-    if family == "internvl":
-        config: PreTrainedConfig = internvl_config(decoder, size, tokenizer)
-    else:
-        config = _config(family, tower, decoder, size, tokenizer)
+    own = {"internvl": internvl_config, "qwen3_vl": qwen3_vl_config}.get(family)
+    config: PreTrainedConfig = (
+        own(decoder, size, tokenizer) if own else _config(family, tower, decoder, size, tokenizer)
+    )
     dtype = dtype or ("bfloat16" if size == "7b" else "float32")
     config.dtype = dtype
     with torch.device("meta"):

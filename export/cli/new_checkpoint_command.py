@@ -24,7 +24,8 @@ def add(app: typer.Typer) -> None:
 def new_checkpoint(
     folder: Annotated[Path, typer.Argument(help="The folder to write the checkpoint to.")],
     family: Annotated[
-        str, typer.Option(help="The model family: llava, llava_next, llava_next_video, video_llava or internvl.")
+        str,
+        typer.Option(help="The model family: llava, llava_next, llava_next_video, video_llava, internvl or qwen3_vl."),
     ] = "llava",
     tower: Annotated[
         str | None, typer.Option(help="The vision tower: clip or siglip. Default: the family's first.")

@@ -35,8 +35,9 @@ def shallow_config(config: Any) -> Any:
         part.num_hidden_layers = SHALLOW
         if getattr(part, "layer_types", None):
             part.layer_types = part.layer_types[:SHALLOW]
-    last = config.vision_feature_layer == -1  # which some towers norm
-    config.vision_feature_layer = -1 if last else SHALLOW
+    if hasattr(config, "vision_feature_layer"):
+        last = config.vision_feature_layer == -1  # which some towers norm
+        config.vision_feature_layer = -1 if last else SHALLOW
     return config
 
 

@@ -7,8 +7,6 @@ import numpy as np
 
 Arrays = dict[str, np.ndarray]
 
-LANGUAGE_FEED = ("prompt", "steps", "positions")
-
 QUESTION = "What is left of the red ball?"
 
 
@@ -20,7 +18,7 @@ class StageInput:
         label: what the tables call it.
         feed: the stage's inputs by name, float32 and rounded to what the stage's own dtype holds; of `language`
             `prompt` [1, S, D] and `steps` [1, N, D], the embeddings of a prompt and of tokens decoded after it, and
-            `positions` [A, S + N] int64.
+            `positions` [A, S + N] int64 and, where the family has it, the prompt's `deepstack` [T, S, D].
         real: made of a picture and a question, not drawn at random. Ranges of quantised activations are taken from
             real inputs, so a quantised stage is judged on these alone.
     """

@@ -11,8 +11,9 @@ from ...runtime.backends.eager_torch import eager_model, eager_stages
 from ...runtime.bundle import Bundle
 from ...runtime.media.preprocess import Processor
 from ...runtime.positions import POSITIONS
-from .cases import LANGUAGE_FEED, QUESTION, Arrays, Cases, EndToEndCase, StageCase, StageInput
+from .cases import QUESTION, Arrays, Cases, EndToEndCase, StageCase, StageInput
 from .eager_reference import Reference, Request
+from .references import reference_for
 from .stage_inputs import stage_inputs
 
 KEEPS: tuple[float | int, ...] = (1.0, 0.5, 0.15, 1)  # ratios, and one token of each frame
@@ -33,7 +34,7 @@ def make_cases(bundle: Bundle, image: Any, video: Any) -> Cases:
     Raises:
         RedipruneError: the checkpoint is gone or changed, or does not fit in memory.
     """
-    reference = Reference(eager_model(bundle), Processor.load(bundle.path("processor")))
+    reference = reference_for(eager_model(bundle), Processor.load(bundle.path("processor")))
     inputs = stage_inputs(bundle.manifest, reference, image)
     noisy_type = _NOISY[bundle.manifest.float_precision]
     stages = {stage.name: _stage_cases(stage, inputs[stage.name], noisy_type) for stage in eager_stages(bundle)}
@@ -58,7 +59,7 @@ def _run_stage(module: torch.nn.Module, stage: Stage, inputs: list[StageInput], 
     with torch.inference_mode():
         for one in inputs:
             if stage.name == "language":
-                outputs.append(_run_language(module, *(tensor(one.feed[name]) for name in LANGUAGE_FEED)))
+                outputs.append(_run_language(module, {name: tensor(array) for name, array in one.feed.items()}))
                 continue
             values = module(*(tensor(one.feed[port.name]) for port in stage.inputs))
             values = values if isinstance(values, tuple) else (values,)
@@ -66,16 +67,22 @@ def _run_stage(module: torch.nn.Module, stage: Stage, inputs: list[StageInput], 
     return outputs
 
 
-def _run_language(module: Any, prompt: torch.Tensor, steps: torch.Tensor, positions: torch.Tensor) -> Arrays:
+def _run_language(module: Any, feed: dict[str, torch.Tensor]) -> Arrays:
     """Logits [N + 1, V] after a prompt [1, S, D] and each of the steps [1, N, D], at positions [A, S + N].
 
-    The whole input at once, with no cache and with transformers' own attention: nothing of the traced decoder is used.
+    The whole input at once, with no cache and with transformers' own attention and rotary embedding: nothing of the traced
+    decoder is used.
     """
-    whole = torch.cat([prompt, steps], dim=1)
+    prompt, positions = feed["prompt"], feed["positions"]
+    whole = torch.cat([prompt, feed["steps"]], dim=1)
     ids = positions if positions.shape[0] == 1 else positions[:, None]
+    extra: dict[str, Any] = {}
+    if "deepstack" in feed:  # of the prompt alone; text has zeros
+        visual = torch.arange(whole.shape[1])[None] < prompt.shape[1]
+        extra = {"visual_pos_masks": visual, "deepstack_visual_embeds": list(feed["deepstack"])}
     mask = torch.ones(whole.shape[:2], dtype=torch.int64)  # without it, gaps between positions are taken for packing
     hidden = module.decoder(
-        inputs_embeds=whole, position_ids=ids, attention_mask=mask, use_cache=False
+        inputs_embeds=whole, position_ids=ids, attention_mask=mask, use_cache=False, **extra
     ).last_hidden_state
     return {"logits": module.head(hidden[0, prompt.shape[1] - 1 :]).numpy()}
 
@@ -97,12 +104,14 @@ def _end_to_end_cases(bundle: Bundle, reference: Reference, image: Any, video: A
                 }
                 answer = reference.answer(Request(QUESTION, images, videos, **options))
                 label = f"{kind}, {'K' if isinstance(keep, int) else 'keep'} = {keep}"
-                label += ", original positions" if positions == "original" else ""
+                label += ", original positions" if positions == "original" != bundle.manifest.defaults.positions else ""
                 cases.append(EndToEndCase(label, options, images, videos, answer.token_ids, answer.logits, answer.kept))
     return cases
 
 
 def _positions(bundle: Bundle, keep: float | int) -> tuple[str, ...]:
     """The kinds of positions to ask with: where nothing is dropped they are all the same."""
+    if bundle.manifest.position_axes > 1:
+        return ("original",)
     whole = isinstance(keep, float) and keep == 1
     return POSITIONS if bundle.manifest.takes_positions and not whole else ("compact",)

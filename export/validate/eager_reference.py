@@ -190,6 +190,10 @@ class Reference:
             return len(self.processor.layout(medium.frames[0]))  # pyright: ignore[reportArgumentType]
         return len(pixels) * (modality.leading + modality.rows * modality.columns)
 
+    def features_of(self, frames: list[Any], kind: str) -> Tensor:
+        """[F, P, C] of an image or a video, as they are selected from."""
+        return self.features(self.pixels(frames, kind), kind)
+
     def features(self, pixels: Tensor, kind: str) -> Tensor:
         """[F, P, C] as transformers hands them to the projector, for the frames [F, 3, H, W] of one image or video."""
         model = self.model.model

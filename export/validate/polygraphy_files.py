@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...runtime.backends.position_input import NAME, PositionInput
+from ...runtime.backends.language_inputs import LanguageInputs
 from ...runtime.backends.session import cast_inputs
 from ...runtime.bundle import Bundle, StageSpec
 from ...runtime.errors import RedipruneError
@@ -118,9 +118,9 @@ def _prefill(spec: StageSpec, case: StageCase) -> tuple[Arrays, Arrays]:
     feed: Arrays = {"inputs_embeds": prompt, "write_index": np.zeros(1, np.int64)}
     positions = case.input.feed.get("positions")
     tokens = prompt.shape[1]
-    ids = PositionInput(spec).ids([0], tokens, None if positions is None else positions[:, :tokens])
-    if ids is not None:
-        feed[NAME] = ids
+    deepstack = case.input.feed.get("deepstack")
+    given = (None if array is None else array[:, :tokens] for array in (positions, deepstack))
+    feed |= LanguageInputs(spec).feed([0], tokens, *given)
     for port in spec.inputs:
         if port.name.startswith("past."):
             feed[port.name] = np.zeros([sizes[d] if isinstance(d, str) else d for d in port.shape], port.dtype)

@@ -4,10 +4,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ...graphs.selection.counts import query_ids
+from ...runtime.backends.language_inputs import LanguageInputs
 from ...runtime.bundle import Manifest
-from ...runtime.media.preprocess import load_image
+from ...runtime.media.preprocess import Processor, load_image
 from ...runtime.prompt import prompt_ids
 from .cases import QUESTION, Arrays, StageInput
 from .eager_reference import Reference
@@ -38,15 +40,15 @@ class _StageInputs:
         processor, placeholders = reference.processor, reference.placeholders
         ids = prompt_ids(processor, QUESTION, 1, 0)
         picture = load_image(image)
-        self.pixels = {kind: processor.pixel_values([picture], kind == "video")[:1] for kind in manifest.modalities}
+        self.language = LanguageInputs(manifest.stages["language"])
+        self.vision = {kind: self._pixels(processor, picture, kind) for kind in manifest.modalities}
         # Without its pictures the prompt is text alone: a placeholder's own row of the table is never read.
         self.prompt_ids = [0 if token in placeholders else token for token in ids]
         with torch.inference_mode():
             table = reference.model.get_input_embeddings()
             self.question = self._rounded(table(torch.tensor(query_ids(ids, placeholders))).numpy())  # [L, D]
             self.prompt = self._rounded(table(torch.tensor([self.prompt_ids])).numpy())  # [1, S, D]
-            features = reference.features(torch.from_numpy(self.pixels["image"]), "image")
-            self.features = self._rounded(features.numpy())  # [1, P, C]
+            self.features = self._rounded(reference.features_of([picture], "image")[:1].numpy())  # [1, P, C]
 
     def all(self) -> dict[str, list[StageInput]]:
         vision = {modality.stage: kind for kind, modality in reversed(self.manifest.modalities.items())}
@@ -57,12 +59,18 @@ class _StageInputs:
             "language": self._language(),
         }
 
+    def _pixels(self, processor: Processor, picture: Image.Image, kind: str) -> Arrays:
+        """The vision stage's inputs for one frame or tile of a picture."""
+        dynamic = self.manifest.modalities[kind].dynamic
+        inputs = processor.vision_inputs([picture], kind == "video" and not dynamic)
+        return inputs | {"pixel_values": inputs["pixel_values"][:1]}
+
     def _vision(self, kind: str) -> list[StageInput]:
-        size = self.manifest.image_size
-        return [
-            StageInput("picture", {"pixel_values": self._rounded(self.pixels[kind])}, real=True),
-            StageInput("3 × random", {"pixel_values": self._normal(3, 3, size, size)}),
-        ]
+        inputs = self.vision[kind]
+        shape = inputs["pixel_values"].shape[1:]
+        picture = inputs | {"pixel_values": self._rounded(inputs["pixel_values"])}
+        drawn = inputs | {"pixel_values": self._normal(3, *shape)}
+        return [StageInput("picture", picture, real=True), StageInput("3 × random", drawn)]
 
     def _select(self) -> list[StageInput]:
         real, patches = self.features, self.features.shape[1]
@@ -74,6 +82,17 @@ class _StageInputs:
         ]
 
     def _project(self) -> list[StageInput]:
+        rows = next((port for port in self.manifest.stages["project"].inputs if port.name == "rows"), None)
+        if rows is not None:
+            _, taps, _, width = (size if isinstance(size, int) else 1 for size in rows.shape)
+            one, several = (
+                np.arange(0, 20, 3)[None],
+                np.sort(self.random.permuted(np.tile(np.arange(9), (3, 1)), axis=1)[:, :5]),
+            )
+            return [
+                StageInput("1 × 7 of 20", {"rows": self._normal(1, taps, 20, width), "indices": one}),
+                StageInput("3 × 5 of 9", {"rows": self._normal(3, taps, 9, width), "indices": several}),
+            ]
         return [
             StageInput("picture", {"kept": self.features[:, ::3].copy()}, real=True),
             StageInput("3 × 5 random", {"kept": self._normal(3, 5, self.manifest.channels)}),
@@ -94,11 +113,21 @@ class _StageInputs:
         tokens = self.prompt.shape[1]
         apart = np.sort(self.random.choice(400, 72, replace=False))[None]  # positions with gaps, as of pruned pictures
         inputs = [
-            StageInput(f"{tokens} tokens + 4", real | {"positions": np.arange(tokens + 4)[None]}, real=True),
-            StageInput("70 tokens + 2", drawn | {"positions": np.arange(72)[None]}),
+            StageInput(f"{tokens} tokens + 4", real | self._places(np.arange(tokens + 4)), real=True),
+            StageInput("70 tokens + 2", drawn | self._places(np.arange(72))),
         ]
-        with_gaps = StageInput("70 tokens + 2, positions with gaps", drawn | {"positions": apart})
+        with_gaps = StageInput("70 tokens + 2, positions with gaps", drawn | self._places(apart[0], apart=True))
         return [*inputs, with_gaps] if self.manifest.takes_positions else inputs
+
+    def _places(self, positions: np.ndarray, apart: bool = False) -> Arrays:
+        """Positions [A, S + N], of different axes unlike where they are `apart`; and deepstack, drawn in that case."""
+        axes, taps = max(self.language.axes, 1), self.language.taps
+        found: Arrays = {"positions": np.stack([positions * (1 + axis * apart) for axis in range(axes)])}
+        if taps:
+            shape = (taps, 70, self.manifest.decoder.width)
+            zeros = np.zeros((taps, self.prompt.shape[1], shape[2]), np.float32)
+            found["deepstack"] = self._normal(*shape) * _SPREAD if len(positions) == 72 else zeros
+        return found
 
     def _normal(self, *shape: int) -> np.ndarray:
         return self._rounded(self.random.standard_normal(shape))

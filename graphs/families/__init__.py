@@ -7,10 +7,19 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from . import internvl, llava, llava_next, llava_next_video, video_llava
-from .base import Modality, UnsupportedModelError, VisionModule, check_decoder
+from ..ports import Stage
+from . import internvl, llava, llava_next, llava_next_video, qwen3_vl, video_llava
+from .base import DECODERS, Modality, UnsupportedModelError, VisionModule, check_decoder
 
-__all__ = ["FAMILIES", "Family", "Modality", "UnsupportedModelError", "family_of"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Modality",
+    "StagedFamily",
+    "TowerFamily",
+    "UnsupportedModelError",
+    "family_of",
+]
 
 
 class Family(Protocol):
@@ -40,6 +49,10 @@ class Family(Protocol):
         """
         ...
 
+
+class TowerFamily(Family, Protocol):
+    """A family with towers for pictures of one size, and `multi_modal_projector`."""
+
     def vision_stages(self, model: nn.Module) -> dict[str, VisionModule]:
         """The encoders of a transformers model.
 
@@ -52,17 +65,31 @@ class Family(Protocol):
         ...
 
 
-_MODULES: tuple[Family, ...] = (
+class StagedFamily(Family, Protocol):
+    """A family whose vision and projection are of another kind."""
+
+    @property
+    def DECODERS(self) -> tuple[str, ...]:
+        """`model_type` of the decoders that it takes."""
+        ...
+
+    def own_stages(self, model: nn.Module) -> tuple[Stage, ...]:
+        """The vision stages, in their order, and `project`."""
+        ...
+
+
+_MODULES: tuple[TowerFamily | StagedFamily, ...] = (
     llava,
     llava_next,
     llava_next_video,
     video_llava,
     internvl,
+    qwen3_vl,
 )
 FAMILIES = {family.MODEL_TYPE: family for family in _MODULES}
 
 
-def family_of(config: Any) -> Family:
+def family_of(config: Any) -> TowerFamily | StagedFamily:
     """The family of a checkpoint's config.
 
     Args:
@@ -88,6 +115,6 @@ def family_of(config: Any) -> Family:
         if str(model_type).startswith("llava_onevision"):
             hint = " (it pools video tokens after the projector, where pruned tokens no longer form a grid)"
         raise UnsupportedModelError(f"model_type '{model_type}' is not supported{hint}; supported are: {supported}")
-    check_decoder(config.text_config)
+    check_decoder(config.text_config, getattr(FAMILIES[model_type], "DECODERS", DECODERS))
     FAMILIES[model_type].modalities(config)  # raises where the tower is not one that the family takes
     return FAMILIES[model_type]

@@ -1,5 +1,6 @@
 """What the families share: the vision stage, and the checks of vision tower and decoder."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,9 @@ class Modality:
         rows, columns: size of the patch grid of one frame; P = leading + rows · columns.
         leading: number of tokens before the grid: 1 where the class token is kept.
         tiled: whether an image is cut into tiles (anyres), which the decoder sees as one grid with newline tokens.
+        dynamic: whether each picture has the grid that fits it; rows and columns are then those of a usual one.
+        rows_output: the output of the stage from which `project` takes the kept tokens by their indices; None where it takes
+            the tokens themselves.
         token: the kind whose placeholder stands for it in an encoded prompt, where it is not its own.
     """
 
@@ -36,6 +40,8 @@ class Modality:
     leading: int = 0
     tiled: bool = False
     token: str | None = None
+    dynamic: bool = False
+    rows_output: str | None = None
 
 
 class VisionModule(nn.Module):
@@ -166,16 +172,16 @@ def drops_class_token(config: Any) -> bool:
     return drop
 
 
-def check_decoder(text_config: Any) -> None:
+def check_decoder(text_config: Any, known: Collection[str] = DECODERS) -> None:
     """Refuse a decoder that cannot be traced with a KV cache of any length.
 
     Raises:
-        UnsupportedModelError: the decoder is not one of `DECODERS`, has sliding-window attention, or rotary embeddings
+        UnsupportedModelError: the decoder is not one of those known, has sliding-window attention, or rotary embeddings
             that change with the prompt's length.
     """
-    if text_config.model_type not in DECODERS:
+    if text_config.model_type not in known:
         raise UnsupportedModelError(
-            f"language model '{text_config.model_type}' is not supported; supported are: {', '.join(DECODERS)}"
+            f"language model '{text_config.model_type}' is not supported; supported are: {', '.join(known)}"
         )
     flagged = ["sliding_attention"] if getattr(text_config, "use_sliding_window", _mistral_window(text_config)) else []
     kinds: list[str] = (

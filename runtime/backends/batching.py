@@ -22,10 +22,17 @@ class BatchDecoding(Protocol):
     rewinds: bool
     length: int
 
-    def prefill(self, slot: int, embeds: Array, start: int, positions: np.ndarray | None = None) -> np.ndarray:
+    def prefill(
+        self,
+        slot: int,
+        embeds: Array,
+        start: int,
+        positions: np.ndarray | None = None,
+        deepstack: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Append embeds [1, S, D] to a slot from place `start` on; logits [V] float32 of the last.
 
-        `positions` [A, S] are for the rotary embedding; None: each token's place in its slot.
+        `positions` [A, S] and `deepstack` [T, S, D] as `Decoding.step` takes them.
         """
         ...
 
@@ -60,10 +67,17 @@ class SingleDecoding:
         self._decoding: Decoding | None = None
         self.length = 0
 
-    def prefill(self, slot: int, embeds: Array, start: int, positions: np.ndarray | None = None) -> np.ndarray:
+    def prefill(
+        self,
+        slot: int,
+        embeds: Array,
+        start: int,
+        positions: np.ndarray | None = None,
+        deepstack: np.ndarray | None = None,
+    ) -> np.ndarray:
         if start == 0 or self._decoding is None:
             self._decoding = self._language.start(self.length)
-        return self._decoding.step(embeds, positions)
+        return self._decoding.step(embeds, positions, deepstack)
 
     def step(self, embeds: Array, starts: Sequence[int], positions: np.ndarray | None = None) -> np.ndarray:
         assert self._decoding is not None and len(starts) == 1

@@ -17,7 +17,7 @@ from ..bundle import Bundle, file_sha256
 from ..errors import RedipruneError
 from ..memory import check_memory
 from .arrays import Array
-from .position_input import PositionInput
+from .language_inputs import LanguageInputs
 
 # One thread at a time: transformers' modules note what they pass on in themselves while they run.
 _MODEL = RLock()
@@ -47,33 +47,42 @@ class EagerLanguage:
 
     def __init__(self, bundle: Bundle, threads: int):
         self.model = eager_model(bundle, threads)
-        self.positions = PositionInput(bundle.manifest.stages["language"])
+        self.inputs = LanguageInputs(bundle.manifest.stages["language"])
 
     def start(self, length: int) -> EagerDecoding:
-        return EagerDecoding(self.model, self.positions)
+        return EagerDecoding(self.model, self.inputs)
 
 
 class EagerDecoding:
-    def __init__(self, model: Any, positions: PositionInput):
+    def __init__(self, model: Any, inputs: LanguageInputs):
         from transformers import DynamicCache
 
-        self.model, self.positions, self.used = model, positions, 0
+        self.model, self.inputs, self.used = model, inputs, 0
         self.cache = DynamicCache(config=model.config.text_config)
 
-    def step(self, embeds: Array, positions: np.ndarray | None = None) -> np.ndarray:
+    def step(
+        self, embeds: Array, positions: np.ndarray | None = None, deepstack: np.ndarray | None = None
+    ) -> np.ndarray:
         import torch
 
         tokens = embeds.shape[1]
-        ids = self.positions.ids([self.used], tokens, positions)
+        given = {
+            name: torch.from_numpy(array)
+            for name, array in self.inputs.feed([self.used], tokens, positions, deepstack).items()
+        }
+        added = given.pop("deepstack", None)
+        if added is not None:
+            given["visual_pos_masks"] = torch.ones(1, tokens, dtype=torch.bool)
+            given["deepstack_visual_embeds"] = list(added[:, 0].float())
         self.used += tokens
         with _MODEL, torch.inference_mode():
             hidden = self.model.model.language_model(
                 inputs_embeds=_tensor(embeds),
-                position_ids=None if ids is None else torch.from_numpy(ids),
                 # Without a mask positions with gaps are taken for several sequences packed into one.
                 attention_mask=torch.ones(1, self.used, dtype=torch.int64),
                 past_key_values=self.cache,
                 use_cache=True,
+                **given,
             ).last_hidden_state
             return self.model.lm_head(hidden[:, -1])[0].numpy()
 

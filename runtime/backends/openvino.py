@@ -12,8 +12,8 @@ import numpy as np
 from ..bundle import Bundle
 from ..errors import RedipruneError
 from .arrays import Array
+from .language_inputs import LanguageInputs
 from .openvino_cache import compiled_model
-from .position_input import NAME, PositionInput
 from .session import cast_inputs
 
 
@@ -50,7 +50,7 @@ class OpenvinoLanguage:
 
         spec = bundle.manifest.stages["language"]
         self.dtype = np.dtype(spec.inputs[0].dtype)
-        self.positions = PositionInput(spec)
+        self.inputs = LanguageInputs(spec)
 
         def read_model() -> Any:
             model = _read(bundle, "language", conversions())
@@ -68,10 +68,12 @@ class OpenvinoDecoding:
 
     def __init__(self, language: OpenvinoLanguage, length: int):
         self.dtype, self.length, self.position = language.dtype, length, 0
-        self.positions = language.positions
+        self.inputs = language.inputs
         self.request = language.session.create_infer_request()
 
-    def step(self, embeds: Array, positions: np.ndarray | None = None) -> np.ndarray:
+    def step(
+        self, embeds: Array, positions: np.ndarray | None = None, deepstack: np.ndarray | None = None
+    ) -> np.ndarray:
         tokens = embeds.shape[1]
         if self.position + tokens > self.length:
             raise RedipruneError(
@@ -82,9 +84,7 @@ class OpenvinoDecoding:
             "write_index": np.array([self.position], np.int64),
             "beam_idx": np.zeros(1, np.int32),
         }
-        ids = self.positions.ids([self.position], tokens, positions)
-        if ids is not None:
-            feed[NAME] = ids
+        feed |= self.inputs.feed([self.position], tokens, positions, deepstack)
         logits = self.request.infer(feed, share_inputs=True)["logits"]
         self.position += tokens
         return logits[0, 0].astype(np.float32)

@@ -10,8 +10,8 @@ from ..bundle import Bundle
 from ..errors import RedipruneError
 from ..machine import has_vnni
 from .arrays import Array
+from .language_inputs import LanguageInputs
 from .ort_batch import OrtBatch
-from .position_input import NAME, PositionInput
 from .session import cast_inputs
 
 
@@ -38,7 +38,7 @@ class OrtLanguage:
         self.decoder = bundle.manifest.decoder
         self.session, self.device = session, device
         self.dtype = np.dtype(spec.inputs[0].dtype)
-        self.positions = PositionInput(spec)
+        self.inputs = LanguageInputs(spec)
         self.cache_names = [port.name.removeprefix("past.") for port in spec.inputs if port.name.startswith("past.")]
 
     def start(self, length: int) -> "OrtDecoding":
@@ -59,7 +59,7 @@ class OrtDecoding:
     def __init__(self, language: OrtLanguage, length: int):
         decoder, self.dtype, device = language.decoder, language.dtype, language.device
         self.session, self.length, self.position = language.session, length, 0
-        self.positions = language.positions
+        self.inputs = language.inputs
         self.binding = language.session.io_binding()
         shape = (1, decoder.kv_heads, length, decoder.head_width)
         self.cache = [self.bind_cache(name, shape) for name in language.cache_names]
@@ -74,15 +74,16 @@ class OrtDecoding:
         self.binding.bind_ortvalue_output(f"present.{name}", value)
         return value
 
-    def step(self, embeds: Array, positions: np.ndarray | None = None) -> np.ndarray:
+    def step(
+        self, embeds: Array, positions: np.ndarray | None = None, deepstack: np.ndarray | None = None
+    ) -> np.ndarray:
         tokens = embeds.shape[1]
         if self.position + tokens > self.length:
             raise RedipruneError(
                 f"the KV cache has room for {self.length} positions, {self.position + tokens} are needed"
             )
-        ids = self.positions.ids([self.position], tokens, positions)
-        if ids is not None:
-            self.binding.bind_cpu_input(NAME, ids)
+        for name, array in self.inputs.feed([self.position], tokens, positions, deepstack).items():
+            self.binding.bind_cpu_input(name, array)
         self.bind("inputs_embeds", embeds)
         self.binding.bind_cpu_input("write_index", np.array([self.position], np.int64))
         self.session.run_with_iobinding(self.binding)

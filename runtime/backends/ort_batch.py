@@ -12,7 +12,6 @@ import numpy as np
 
 from ..errors import RedipruneError
 from .arrays import Array
-from .position_input import NAME
 
 if TYPE_CHECKING:
     from .ort import OrtLanguage
@@ -29,8 +28,15 @@ class OrtBatch:
         self._bound: dict[tuple[int, int], _Bound] = {}  # by first slot and number of slots
         self._cache = [self._zeros(0, 0) for _ in language.cache_names]  # [slots, KV heads, length, head width]
 
-    def prefill(self, slot: int, embeds: Array, start: int, positions: np.ndarray | None = None) -> np.ndarray:
-        return self._run(slot, np.asarray(embeds), [start], None if positions is None else positions[:, None])[0]
+    def prefill(
+        self,
+        slot: int,
+        embeds: Array,
+        start: int,
+        positions: np.ndarray | None = None,
+        deepstack: np.ndarray | None = None,
+    ) -> np.ndarray:
+        return self._run(slot, np.asarray(embeds), [start], positions, deepstack)[0]
 
     def step(self, embeds: Array, starts: Sequence[int], positions: np.ndarray | None = None) -> np.ndarray:
         return self._run(0, np.asarray(embeds), starts, positions)
@@ -56,7 +62,14 @@ class OrtBatch:
         decoder = self._language.decoder
         return np.zeros((slots, decoder.kv_heads, length, decoder.head_width), self._language.dtype)
 
-    def _run(self, first: int, embeds: np.ndarray, starts: Sequence[int], positions: np.ndarray | None) -> np.ndarray:
+    def _run(
+        self,
+        first: int,
+        embeds: np.ndarray,
+        starts: Sequence[int],
+        positions: np.ndarray | None,
+        deepstack: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Logits [B, V] of the last token of embeds [B, S, D], written to slots first … first + B − 1.
 
         They are good until the next call of as many slots.
@@ -69,9 +82,8 @@ class OrtBatch:
             bound = self._bound[first, batch] = self._bind(first, batch)
         bound.binding.bind_cpu_input("inputs_embeds", np.ascontiguousarray(embeds, self._language.dtype))
         bound.binding.bind_cpu_input("write_index", np.asarray(starts, np.int64))
-        ids = self._language.positions.ids(starts, embeds.shape[1], positions)
-        if ids is not None:
-            bound.binding.bind_cpu_input(NAME, ids)
+        for name, array in self._language.inputs.feed(starts, embeds.shape[1], positions, deepstack).items():
+            bound.binding.bind_cpu_input(name, array)
         self._language.session.run_with_iobinding(bound.binding, None)
         return bound.logits[:, 0].astype(np.float32, copy=False)
 

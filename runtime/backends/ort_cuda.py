@@ -68,9 +68,11 @@ class OrtCudaDecoding(OrtDecoding):
         _bind(self.binding.bind_output, f"present.{name}", cache)
         return cache
 
-    def step(self, embeds: Array, positions: np.ndarray | None = None) -> np.ndarray:
+    def step(
+        self, embeds: Array, positions: np.ndarray | None = None, deepstack: np.ndarray | None = None
+    ) -> np.ndarray:
         with open_stream(BACKEND).lock:
-            return super().step(embeds, positions)
+            return super().step(embeds, positions, deepstack)
 
     def bind(self, name: str, array: Array) -> None:
         if isinstance(array, DeviceArray) and array.dtype == self.dtype:

@@ -60,12 +60,15 @@ class StageSession(Protocol):
 class Decoding(Protocol):
     """One request's KV cache, filled from position 0 by one thread; others fill theirs meanwhile."""
 
-    def step(self, embeds: Array, positions: np.ndarray | None = None) -> np.ndarray:
+    def step(
+        self, embeds: Array, positions: np.ndarray | None = None, deepstack: np.ndarray | None = None
+    ) -> np.ndarray:
         """Append embeds [1,S,D] to the cache; logits [V] float32 of the last of them.
 
         Args:
             embeds: of the next S slots.
             positions: [A,S] int64 for the rotary embedding (see `runtime.positions`); None: each token's slot.
+            deepstack: [T,S,D], added behind the first T layers where the family has it; None: nothing.
 
         Raises:
             RedipruneError: the cache is full, or the stage takes no positions.

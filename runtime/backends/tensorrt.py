@@ -17,8 +17,8 @@ from .arrays import Array
 from .device import DeviceArray, open_stream
 from .engine_profile import check_shapes
 from .gpu import compute_capability
+from .language_inputs import LanguageInputs
 from .nvinfer import LIBRARIES, find_plugin, load_library, load_plugin, make_log
-from .position_input import NAME, PositionInput
 from .session import fit_inputs, output_shapes
 
 
@@ -63,8 +63,10 @@ class EngineLanguage:
         stream, most = self.engine.stream, self.engine.profile["inputs_embeds"][2][1]
         self.embeds = stream.empty((most, self.decoder.width), self.dtype)
         self.write_index = stream.empty((1,), np.int64)
-        self.positions = PositionInput(spec)
-        self.position_ids = stream.empty((max(self.positions.axes, 1), most), np.int64)
+        self.inputs = LanguageInputs(spec)
+        sizes = {"position_ids": (self.inputs.axes, most), "deepstack": (self.inputs.taps, most, self.decoder.width)}
+        types = {port.name: port.dtype for port in spec.inputs}
+        self.others = {name: stream.empty(shape, types[name]) for name, shape in sizes.items() if shape[0]}
         self.logits = stream.empty((1, 1, self.decoder.vocabulary), self.dtype)
         self.idle: list[list[DeviceArray]] = []  # caches of finished requests
         self.graphs = not LIBRARIES[backend].own_graphs
@@ -97,7 +99,9 @@ class EngineDecoding:
             language.engine.stream.clear(array)
         weakref.finalize(self, language.idle.append, caches)
 
-    def step(self, embeds: Array, positions: np.ndarray | None = None) -> np.ndarray:
+    def step(
+        self, embeds: Array, positions: np.ndarray | None = None, deepstack: np.ndarray | None = None
+    ) -> np.ndarray:
         language, tokens = self.language, embeds.shape[1]
         if self.position + tokens > self.length:
             raise RedipruneError(
@@ -108,18 +112,18 @@ class EngineDecoding:
         rows, most = embeds.reshape(tokens, language.decoder.width), language.embeds.shape[0]
         with language.engine.stream.lock:  # held until the logits, which all requests share, are read
             for at in range(0, tokens, most):  # a prompt longer than the profile goes in piece by piece
-                self._run(rows[at : at + most], None if positions is None else positions[:, at : at + most])
+                given = (None if array is None else array[:, at : at + most] for array in (positions, deepstack))
+                self._run(rows[at : at + most], *given)
             return np.asarray(language.logits)[0, 0].astype(np.float32)
 
-    def _run(self, rows: Array, positions: np.ndarray | None) -> None:
-        """Append rows [S,D] at positions [A,S] to the cache."""
+    def _run(self, rows: Array, positions: np.ndarray | None, deepstack: np.ndarray | None) -> None:
+        """Append rows [S,D] at positions [A,S], with their deepstack [T,S,D], to the cache."""
         language, engine, tokens = self.language, self.language.engine, rows.shape[0]
         engine.stream.copy(rows, language.embeds)
         engine.stream.copy(np.array([self.position], np.int64), language.write_index)
-        ids = language.positions.ids([self.position], tokens, positions)
-        if ids is not None:
-            engine.stream.copy(ids, language.position_ids)
-            engine.bind(NAME, language.position_ids.address, ids.shape)
+        for name, given in language.inputs.feed([self.position], tokens, positions, deepstack).items():
+            engine.stream.copy(given, language.others[name])
+            engine.bind(name, language.others[name].address, given.shape)
         engine.bind("inputs_embeds", language.embeds.address, (1, *rows.shape))
         engine.bind("write_index", language.write_index.address, (1,))
         engine.bind("logits", language.logits.address)

@@ -72,6 +72,10 @@ class ModalitySpec(StrictModel):
     columns: int = Field(ge=1)
     leading: int = Field(default=0, ge=0)
     tiled: bool = False
+    dynamic: bool = False  # each picture has a grid of its own; rows and columns are a usual one's
+    rows_output: str | None = (
+        None  # what `project` takes kept tokens from by their indices; None: the tokens themselves
+    )
     placeholder: int  # token id standing for it in the prompt
 
     @property
@@ -168,6 +172,12 @@ class Manifest(StrictModel):
     def takes_positions(self) -> bool:
         """Whether a token's position is an input of the language stage; in bundles of earlier versions it is its slot."""
         return any(port.name == "position_ids" for port in self.stages["language"].inputs)
+
+    @property
+    def position_axes(self) -> int:
+        """Positions of a token: 1, or 3 where the rotary embedding is multimodal."""
+        shapes = [port.shape for port in self.stages["language"].inputs if port.name == "position_ids"]
+        return 3 if shapes and len(shapes[0]) == 3 else 1
 
     @property
     def refers(self) -> bool:

@@ -34,15 +34,17 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     console.print(f"[bold]{manifest.family_name}[/bold] bundle, {manifest.precision}, tool {manifest.tool_version}")
     console.print(f"source: {manifest.source.name} (config {manifest.source.config_sha256[:12]})", highlight=False)
     decoder = manifest.decoder
+    size = f"{manifest.image_size} px" if manifest.image_size else "pictures of any size"
     console.print(
-        f"{manifest.tower} {manifest.image_size} px, {manifest.channels} wide · {manifest.language_model} "
+        f"{manifest.tower} {size}, {manifest.channels} wide · {manifest.language_model} "
         f"{decoder.layers} × {decoder.width}, {decoder.max_positions} positions",
         highlight=False,
     )
     for kind, spec in manifest.modalities.items():
         leading = f"{spec.leading} + " if spec.leading else ""
         tiles = ", in tiles (not pruned unless asked)" if spec.tiled else ""
-        console.print(f"{kind}: {leading}{spec.rows} × {spec.columns} = {spec.patches} tokens a frame{tiles}")
+        grid = f"{leading}{spec.rows} × {spec.columns} = {spec.patches} tokens a frame{tiles}"
+        console.print(f"{kind}: {'as many tokens as its size takes' if spec.dynamic else grid}")
     table = Table("stage", "inputs", "outputs", "precision", "size")
     for name, stage in manifest.stages.items():
         size = sum(opened.path(file).stat().st_size for file in stage.files)

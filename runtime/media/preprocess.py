@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +20,7 @@ from ..generation_config import read_generation_config, read_json_object
 from ..generation_settings import check_forms
 from .expansion import Expand, expansion_of
 from .images import image_key, load_image
+from .qwen_pictures import QwenPictures
 from .tiles import anyres_layout
 from .video import load_video
 
@@ -46,6 +47,7 @@ _PILLOW = {
     "LlavaNextVideoImageProcessor": "CLIPImageProcessorPil",
     "VideoLlavaImageProcessor": "CLIPImageProcessorPil",
     "GotOcr2ImageProcessor": "GotOcr2ImageProcessorPil",
+    "Qwen2VLImageProcessor": "Qwen2VLImageProcessorPil",
 }
 # By the processor class where the image processor is not named.
 _DEFAULT = {
@@ -54,6 +56,7 @@ _DEFAULT = {
     "LlavaNextVideoProcessor": "LlavaNextImageProcessor",
     "VideoLlavaProcessor": "VideoLlavaImageProcessor",
     "InternVLProcessor": "GotOcr2ImageProcessor",
+    "Qwen3VLProcessor": "Qwen2VLImageProcessor",
 }
 
 
@@ -70,6 +73,7 @@ class Processor:
     video_token: str
     frames: int | None  # how many frames of a video the checkpoint asks for
     expansion: Expand  # of a placeholder
+    qwen: QwenPictures | None = None  # where pictures have any size
     generation: dict[str, Any] = field(default_factory=dict)  # as `read_generation_config` gives it
 
     @classmethod
@@ -97,18 +101,22 @@ class Processor:
             images = images | {"image_grid_pinpoints": config["image_grid_pinpoints"]}
         vision = config.get("vision_config") or {}
         tokenizer = _load_tokenizer(folder)
-        image_token = getattr(tokenizer, "context_image_token", None) or processor.get("image_token", "<image>")
-        video_token = processor.get("video_token", "<video>")
+        image_processor = _image_processor(named, images)
+        qwen = _qwen_pictures(image_processor, videos, vision)
+        usual = ("<|image_pad|>", "<|video_pad|>") if qwen else ("<image>", "<video>")
+        image_token = getattr(tokenizer, "context_image_token", None) or processor.get("image_token", usual[0])
+        video_token = processor.get("video_token", usual[1])
         return cls(
             tokenizer=tokenizer,
-            images=_image_processor(named, images),
-            videos=_frame_processor(named, images, videos),
+            images=image_processor,
+            videos=image_processor if qwen else _frame_processor(named, images, videos),
             chat_template=find_template(folder, documents, _token_id(tokenizer, "<|im_start|>") is not None),
             patch=processor.get("patch_size") or vision.get("patch_size") or 14,
             image_token=image_token,
             video_token=video_token,
             frames=(videos or {}).get("num_frames"),
-            expansion=expansion_of(str(config.get("model_type")), image_token, video_token),
+            expansion=expansion_of(str(config.get("model_type")), image_token, video_token, qwen),
+            qwen=qwen,
             generation=check_forms(read_generation_config(folder), f"{folder}/generation_config.json"),
         )
 
@@ -152,6 +160,29 @@ class Processor:
         # One by one, for the processors pad the tiles of a batch to the same number.
         return np.concatenate([_pixels(processor, image) for image in images])
 
+    def _pattern(self, kind: str) -> str:
+        """What an expansion takes the place of: of Qwen-VL's videos the marks around the placeholder too."""
+        token = re.escape(self.placeholders[kind])
+        if self.qwen is None or kind == "image":
+            return token
+        return rf"(?:<\|vision_start\|>)?{token}(?:<\|vision_end\|>)?"
+
+    def vision_inputs(self, frames: Sequence[Image.Image], video: bool = False) -> dict[str, np.ndarray]:
+        """What the vision stage takes: `pixel_values`, a row for each frame, and what is the same for all of them."""
+        if self.qwen is not None:
+            return self.qwen.inputs(frames, video)
+        return {"pixel_values": self.pixel_values(frames, video)}
+
+    def grid(self, frames: Sequence[Image.Image], video: bool = False) -> tuple[int, int] | None:
+        """Rows and columns of tokens of each frame, where pictures have any size; None where the model has one grid."""
+        return None if self.qwen is None else self.qwen.grid(frames, video)
+
+    def shown(self, frames: Sequence[Image.Image], video: bool = False) -> list[Image.Image]:
+        """The pictures, tiles or frames as the tower sees them, one for each row of `pixel_values`."""
+        if self.qwen is not None:
+            return self.qwen.shown(frames, video)
+        return self.seen(self.pixel_values(frames, video), video)
+
     def layout(self, image: Image.Image) -> np.ndarray | None:
         """[N] int64, the slots of a picture seen in tiles (see `anyres_layout`); None where it is whole."""
         if not self.anyres:
@@ -178,7 +209,8 @@ class Processor:
             parts.append(sum(written.count(token) for token in self.placeholders.values()))
             return written
 
-        return re.sub(_any_of({self.placeholders[kind] for kind, _ in media}), shown, text), parts
+        patterns = {self._pattern(kind) for kind, _ in media}
+        return re.sub("|".join(sorted(patterns)) or r"(?!)", shown, text), parts
 
     def seen(self, pixel_values: np.ndarray, video: bool = False) -> list[Image.Image]:
         """The pictures that `pixel_values` [F, 3, H, W] hold: resized and cropped, as the tower sees them."""
@@ -250,9 +282,12 @@ class Processor:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
-def _any_of(tokens: Collection[str]) -> str:
-    """A pattern that matches these; where there are none, nothing."""
-    return "|".join(map(re.escape, tokens)) or r"(?!)"
+def _qwen_pictures(images: Any, videos: dict[str, Any] | None, vision: dict[str, Any]) -> QwenPictures | None:
+    """How Qwen-VL's pictures become pixels; None of other families."""
+    if not type(images).__name__.startswith("Qwen2VL"):
+        return None
+    usual = {"shortest_edge": 128 * 32 * 32, "longest_edge": 32 * 32 * 768}  # of transformers' Qwen3VLVideoProcessor
+    return QwenPictures(images, (videos or {}).get("size") or usual, int(vision["num_position_embeddings"] ** 0.5))
 
 
 def _pixels(processor: Any, image: Image.Image) -> np.ndarray:

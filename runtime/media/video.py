@@ -39,7 +39,7 @@ def load_video(
         pulse: called before every frame that is decoded; a `RedipruneError` that it raises ends the work.
 
     Returns:
-        `frames` RGB images, upright, in time order.
+        `frames` RGB images, upright, in time order; `info["seconds"]` of each is its time.
 
     Raises:
         RedipruneError: there is no such file, it is no regular file, holds no video, no frame decodes, or it is beyond
@@ -134,7 +134,9 @@ def _pick(film: Film, indices: list[int], pulse: Callable[[], object]) -> tuple[
                     f"{film.limits.sampled_pixels / 1e6:g} million together: take fewer, or raise the limit "
                     "(rediprune run --help)"
                 )
-            picked += [_upright(frame)] * indices.count(decoded)
+            upright = _upright(frame)
+            upright.info["seconds"] = decoded / film.rate
+            picked += [upright] * indices.count(decoded)
         decoded += 1
     fits = len(indices) == 1 or (indices and indices[-1] == decoded - 1)
     return (picked if fits else []), decoded

@@ -1,6 +1,7 @@
 """The picture of the kept patches: what the model was shown, with everything it dropped dimmed."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -155,14 +156,15 @@ def draw_answer(answer: Answer, processor: Processor, question: str | None = Non
     Raises:
         RedipruneError: the question was about text only, or its visuals were not asked for.
     """
-    groups: dict[tuple[int, int, int], tuple[list[Image.Image], list[np.ndarray], list[str]]] = {}
+    groups: dict[tuple[Any, ...], tuple[list[Image.Image], list[np.ndarray], list[str]]] = {}
     for number, visual in enumerate(answer.visuals, start=1):
         spec = visual.spec
-        pictures = processor.seen(processor.pixel_values(visual.frames, visual.kind == "video"), visual.kind == "video")
-        images, kept, labels = groups.setdefault((spec.rows, spec.columns, spec.leading), ([], [], []))
+        pictures = processor.shown(visual.frames, visual.kind == "video")
+        grid = visual.grid or (spec.rows, spec.columns)
+        images, kept, labels = groups.setdefault((*grid, spec.leading), ([], [], []))
         images += pictures
         kept += list(visual.kept)
-        part = {"video": "frame", "image": "tile" if spec.tiled else ""}[visual.kind]
+        part = {"video": "frame", "image": "tile" if len(pictures) > 1 else ""}[visual.kind]
         named = f"{visual.kind} {number}" if len(answer.visuals) > 1 else ""
         labels += [f"{named} {part} {at}".strip() if part else named for at in range(1, len(pictures) + 1)]
     if not groups and answer.kept:

@@ -49,6 +49,7 @@ class Job:
         max_new_tokens: the answer has at most so many tokens.
         sink: chooses its tokens.
         positions: of the prompt's tokens; None: their places in the cache.
+        deepstack: [T, S, D], added behind the decoder's first layers, where the family has it.
         keep_cache: whether its cache may serve a prompt that begins alike.
         reused: positions of the prompt whose cache was there.
         queued, started, prefilled: when it came, got a slot and had its prompt computed (`time.perf_counter`).
@@ -58,6 +59,7 @@ class Job:
     max_new_tokens: int
     sink: TokenSink
     positions: Positions | None = None
+    deepstack: np.ndarray | None = None
     keep_cache: bool = True
     reused: int = 0
     queued: float = field(default_factory=time.perf_counter)
@@ -71,6 +73,16 @@ class Job:
     def length(self) -> int:
         """Positions of the cache that it may need; the last token's are never written."""
         return len(self.embeds) + self.max_new_tokens - 1
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """All that goes into the decoder for prompt tokens, [n, D] or [n, (1 + T) · D]: what a cache is known by."""
+        embeds = self.embeds[start:stop]
+        return embeds if self.deepstack is None else np.concatenate([embeds, *self.deepstack[:, start:stop]], axis=1)
+
+    def row(self, embed: np.ndarray) -> np.ndarray:
+        """The same for a generated token's embedding [D]: [1, …]."""
+        taps = 0 if self.deepstack is None else len(self.deepstack)
+        return np.concatenate([embed, np.zeros(taps * len(embed), embed.dtype)])[None]
 
     def cancel(self) -> None:
         """Generate no further token. The slot is free before the next call of the language stage."""
@@ -205,7 +217,8 @@ class Scheduler:
             return
         job = self._waiting[0]
         try:
-            job._slot = self._slots.acquire(job.length, job.embeds, span_of(job.positions, 0, len(job.embeds)))
+            rows, positions = job.rows(0, len(job.embeds)), span_of(job.positions, 0, len(job.embeds))
+            job._slot = self._slots.acquire(job.length, rows, positions)
         except Exception as error:
             with self._changed:
                 self._waiting.popleft()
@@ -226,12 +239,14 @@ class Scheduler:
         chunk = job.embeds[slot.used : slot.used + self._chunk]  # [tokens, D]
         places = span_of(job.positions, slot.used, len(chunk))  # [A, tokens]
         given = None if job.positions is None else places
+        end = slot.used + len(chunk)
+        deepstack = None if job.deepstack is None else job.deepstack[:, slot.used : end]
         try:
-            logits = self._decoding.prefill(self._slots.index(slot), chunk[None], slot.used, given)
+            logits = self._decoding.prefill(self._slots.index(slot), chunk[None], slot.used, given, deepstack)
         except Exception as error:
             self._fail(job, error)
             return
-        slot.wrote(chunk, places)
+        slot.wrote(job.rows(slot.used, end), places)
         if slot.used == len(job.embeds):
             job.prefilled = time.perf_counter()
             self._prefilling = None
@@ -253,8 +268,8 @@ class Scheduler:
             for job in jobs:
                 self._fail(job, error)
             return
-        for slot, row, place in zip(slots, embeds, places, strict=True):
-            slot.wrote(row[None], place)
+        for job, slot, row, place in zip(jobs, slots, embeds, places, strict=True):
+            slot.wrote(job.row(row), place)
         for job, row in zip(jobs, logits, strict=True):
             self._take(job, row)
 

@@ -175,7 +175,8 @@ class ServedModel:
             logprobs,
             deliver,
         )
-        job = Job(embeds, asked.generation.max_new_tokens, sink, prepared.prompt.positions)
+        prompt = prepared.prompt
+        job = Job(embeds, asked.generation.max_new_tokens, sink, prompt.positions, prompt.deepstack)
         try:
             scheduler.submit(job)
         except QueueFullError:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rediprune.runtime.feature_cache import FeatureCache
+from rediprune.runtime.feature_cache import Encoded, FeatureCache
 
 
 def entry(size):
-    return np.zeros(size, np.uint8)
+    return Encoded(np.zeros(size, np.uint8))
 
 
 def held(cache, keys):
@@ -33,7 +33,7 @@ def test_cache_returns_what_was_put():
 def test_cache_is_bounded_in_bytes():
     cache = FeatureCache(100)
     for key in "abcd":
-        cache.put(("stage", key), np.zeros(5, np.float64))  # 40 bytes
+        cache.put(("stage", key), Encoded(np.zeros(3), np.zeros(2)))  # 40 bytes
         assert cache.size <= 100
     assert held(cache, "abcd") == ["c", "d"]
     assert cache.size == 80

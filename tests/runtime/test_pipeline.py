@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rediprune.export.validate.eager_reference import Reference, Request
+from rediprune.export.validate.eager_reference import Request
+from rediprune.export.validate.references import reference_for
 from rediprune.runtime import GenerateOptions, Pipeline, RedipruneError, SelectOptions
 from rediprune.runtime.backends.arrays import Array
 from rediprune.runtime.backends.eager_torch import eager_model
 from rediprune.runtime.backends.session import Decoding, LanguageSession, open_session
 from rediprune.runtime.bundle import Bundle
 from rediprune.runtime.errors import AbandonedError
+from rediprune.runtime.media.visualize import draw_answer
 from rediprune.runtime.pipeline import Answer
 from rediprune.runtime.positions import POSITIONS
 
@@ -29,6 +31,7 @@ EXACT = (
     "video_llava",
     "internvl",
     "internvl_qwen3",
+    "qwen3_vl",
 )
 KEEPS = (1.0, 0.5, 0.15, 1)
 TOKENS = 10
@@ -59,13 +62,14 @@ def test_ids_and_kept_sets_equal_eager(
 ) -> None:
     """Token for token what transformers gives: unpruned through its own `generate`, pruned through `select_tokens`."""
     pipeline = pipeline_of(name)
-    reference = Reference(eager_model(pipeline.bundle), pipeline.processor)
+    reference = reference_for(eager_model(pipeline.bundle), pipeline.processor)
     tiled = pipeline.bundle.manifest.modalities["image"].tiled
     answers = set()
     for (question, images, videos), keep, tiles, positions in product(
         media_of(pipeline, photo, cat, clip), KEEPS, (False, True) if tiled else (False,), POSITIONS
     ):
-        if positions == "original" and not (images or videos):
+        own = pipeline.bundle.manifest.defaults.positions  # the only ones of some families
+        if positions != own and (pipeline.bundle.manifest.position_axes > 1 or not (images or videos)):
             continue
         options = {"keep": keep, "frames": 3, "max_new_tokens": TOKENS, "prune_tiles": tiles, "positions": positions}
         expected = reference.answer(Request(question, images, videos, **options))
@@ -78,12 +82,37 @@ def test_ids_and_kept_sets_equal_eager(
     assert len(answers) > 5  # a model that says the same whatever it is shown proves nothing
 
 
+def test_qwen3_vl_refuses_what_its_tokens_do_not_allow(
+    pipeline_of: Callable[[str], Pipeline], photo: Path, clip: Path
+) -> None:
+    pipeline = pipeline_of("qwen3_vl")
+    with pytest.raises(RedipruneError, match="which kept tokens keep: ask with positions 'original'"):
+        pipeline.generate(QUESTION, [photo], positions="compact")
+    with pytest.raises(RedipruneError, match="makes one frame of two; leave it out"):
+        pipeline.generate(QUESTION, [], [clip], frame_tolerance=0)
+    with pytest.raises(RedipruneError, match="needs 2 frames at least here, not 1"):
+        pipeline.generate(QUESTION, [], [clip], frames=1)
+
+
+def test_features_of_any_size_are_remembered(pipeline_of: Callable[[str], Pipeline], photo: Path, clip: Path) -> None:
+    pipeline = pipeline_of("qwen3_vl")
+    options = {"keep": 0.3, "frames": 4, "max_new_tokens": 4, "temperature": 0.0}
+    first = pipeline.generate(QUESTION, [photo], [clip], **options, return_visuals=True)
+    again = pipeline.generate(QUESTION, [photo], [clip], **options)
+    assert again.encoded_frames == 0
+    assert again.token_ids == first.token_ids
+    image, video = first.visuals
+    assert image.grid != video.grid and (image.parts, video.parts) == (1, 2)
+    drawn = draw_answer(first, pipeline.processor, QUESTION)
+    assert drawn.width > 400 and drawn.height > 400
+
+
 @pytest.mark.parametrize("alpha, tau", [(0.0, 0.0), (2.0, 0.0), (0.5, 0.1)])
 def test_alpha_and_tau_reach_the_selection(
     alpha: float, tau: float, pipeline_of: Callable[[str], Pipeline], photo: Path
 ) -> None:
     pipeline = pipeline_of("llava")
-    reference = Reference(eager_model(pipeline.bundle), pipeline.processor)
+    reference = reference_for(eager_model(pipeline.bundle), pipeline.processor)
     expected = reference.answer(Request(QUESTION, [photo], keep=0.3, alpha=alpha, tau=tau, max_new_tokens=4))
     answer = pipeline.generate(QUESTION, [photo], keep=0.3, alpha=alpha, tau=tau, max_new_tokens=4, temperature=0.0)
     assert np.array_equal(answer.kept[0], expected.kept[0])
@@ -216,8 +245,10 @@ class SayingDecoding:
     def __init__(self, decoding: Decoding, token_ids: Iterator[int]):
         self.decoding, self.token_ids = decoding, token_ids
 
-    def step(self, embeds: Array, positions: np.ndarray | None = None) -> np.ndarray:
-        logits = np.full_like(self.decoding.step(embeds, positions), -np.inf)
+    def step(
+        self, embeds: Array, positions: np.ndarray | None = None, deepstack: np.ndarray | None = None
+    ) -> np.ndarray:
+        logits = np.full_like(self.decoding.step(embeds, positions, deepstack), -np.inf)
         logits[next(self.token_ids)] = 0.0
         return logits
 

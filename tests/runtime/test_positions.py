@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rediprune.export.build.cpu_engines import build_cpu
 from rediprune.runtime import Pipeline, RedipruneError
-from rediprune.runtime.backends.position_input import PositionInput
+from rediprune.runtime.backends.language_inputs import LanguageInputs
 from rediprune.runtime.backends.session import open_language
 from rediprune.runtime.bundle import Bundle, StageSpec, TensorSpec
 from rediprune.runtime.positions import Positions, span_of
@@ -39,8 +39,18 @@ def test_generated_tokens_go_on_behind_the_last() -> None:
 def test_what_the_input_is_fed(shape: list, given: list | None, expected: list) -> None:
     port = TensorSpec(name="position_ids", dtype="int64", shape=shape)
     spec = StageSpec(file="a", files={"a": ""}, precision="fp32", inputs=[port], outputs=[])
-    ids = PositionInput(spec).ids([7, 2], 2, None if given is None else np.array(given))
-    assert ids is not None and ids.tolist() == expected and ids.flags.c_contiguous and ids.dtype == np.int64
+    (ids,) = LanguageInputs(spec).feed([7, 2], 2, None if given is None else np.array(given)).values()
+    assert ids.tolist() == expected and ids.flags.c_contiguous and ids.dtype == np.int64
+
+
+def test_deepstack_is_zeros_where_there_is_none() -> None:
+    ports = {"inputs_embeds": ["batch", "tokens", 3], "deepstack": [2, "batch", "tokens", 3]}
+    inputs = [TensorSpec(name=name, dtype="float16", shape=list(shape)) for name, shape in ports.items()]
+    given = LanguageInputs(StageSpec(file="a", files={"a": ""}, precision="fp16", inputs=inputs, outputs=[]))
+    (zeros,) = given.feed([0, 4], 1).values()
+    assert zeros.shape == (2, 2, 1, 3) and zeros.dtype == np.float16 and not zeros.any()
+    some = np.arange(12.0).reshape(2, 2, 3)
+    assert np.array_equal(given.feed([0], 2, None, some)["deepstack"][:, 0], some)
 
 
 @pytest.fixture(scope="module")

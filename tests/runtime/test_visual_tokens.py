@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rediprune.runtime.bundle import ModalitySpec
 from rediprune.runtime.errors import RedipruneError
-from rediprune.runtime.visual_tokens import NEWLINE, Inserted, Visual, splice
+from rediprune.runtime.visual_tokens import NEWLINE, Inserted, Projected, Visual, splice
 
 IMAGE, VIDEO = 1000, 1001
 
@@ -22,9 +22,8 @@ def tokens(*values):
 
 def inserted(placeholder, new, places=None, total=None):
     count = len(new)
-    return Inserted(
-        placeholder, new, np.arange(count) if places is None else np.array(places), count if total is None else total
-    )
+    where = np.arange(count) if places is None else np.array(places)
+    return Inserted(placeholder, Projected(new), where[None], count if total is None else total)
 
 
 # ---------------------------------------------------------------------------------------------------------- splice
@@ -48,8 +47,10 @@ def inserted(placeholder, new, places=None, total=None):
 def test_splice(ids, visuals, expected):
     embeds = text(ids)
     before = embeds.copy()
-    spliced, positions = splice(ids, embeds, [inserted(*each) for each in visuals])
-    assert positions.tolist() == list(range(len(expected)))  # nothing was dropped
+    whole = splice(ids, embeds, [inserted(*each) for each in visuals])
+    spliced = whole.embeds
+    assert whole.deepstack is None
+    assert whole.positions[0].tolist() == list(range(len(expected)))  # nothing was dropped
     assert spliced[:, 0].tolist() == expected
     assert spliced.dtype == np.float32
     assert np.array_equal(embeds, before, equal_nan=True)
@@ -74,9 +75,24 @@ def test_splice_refuses_what_does_not_match(ids, kinds):
 def test_positions_are_those_before_pruning():
     ids = [1, IMAGE, 2, 3, VIDEO, 4]
     visuals = [inserted(IMAGE, tokens(-1, -2), [1, 3], 4), inserted(VIDEO, tokens(-3), [0], 6)]
-    spliced, positions = splice(ids, text(ids), visuals)
-    assert spliced[:, 0].tolist() == [1, -1, -2, 2, 3, -3, 4]
-    assert positions.tolist() == [0, 2, 4, 5, 6, 7, 13]
+    whole = splice(ids, text(ids), visuals)
+    assert whole.embeds[:, 0].tolist() == [1, -1, -2, 2, 3, -3, 4]
+    assert whole.positions.tolist() == [[0, 2, 4, 5, 6, 7, 13]]
+
+
+def test_positions_of_three_axes_and_deepstack():
+    spec = ModalitySpec(stage="vision", output="features", rows=9, columns=9, placeholder=VIDEO, dynamic=True)
+    kept = np.array([[1, 5], [0, 3]])  # of two frames of 2 × 3
+    seen = Visual("video", [], spec, np.zeros((2, 6, 1)), None, kept, parts=2, grid=(2, 3))
+    deepstack = np.arange(8.0).reshape(2, 4, 1) + 1
+    first, second = seen.inserted(Projected(tokens(-1, -2, -3, -4), deepstack), 3)
+    assert first.places.tolist() == [[0, 0], [0, 1], [1, 2]] and second.places.tolist() == [[0, 0], [0, 1], [0, 0]]
+    assert first.extent == second.extent == 3
+    whole = splice([7, VIDEO, 8, VIDEO, 9], text([7, VIDEO, 8, VIDEO, 9]), [first, second], 3)
+    assert whole.embeds[:, 0].tolist() == [7, -1, -2, 8, -3, -4, 9]
+    assert whole.positions.tolist() == [[0, 1, 1, 4, 5, 5, 8], [0, 1, 2, 4, 5, 6, 8], [0, 2, 3, 4, 5, 5, 8]]
+    assert whole.deepstack is not None
+    assert whole.deepstack[:, :, 0].tolist() == [[0, 1, 2, 0, 3, 4, 0], [0, 5, 6, 0, 7, 8, 0]]
 
 
 @given(
@@ -95,7 +111,7 @@ def test_splice_of_anything(parts):
             new = [-1 - len(expected) - i for i in range(part[1])]
             visuals.append(inserted(part[0], tokens(*new)))
             expected += new
-    assert splice(ids, text(ids), visuals)[0][:, 0].tolist() == expected
+    assert splice(ids, text(ids), visuals).embeds[:, 0].tolist() == expected
 
 
 # -------------------------------------------------------------------------------------------------------- sequence

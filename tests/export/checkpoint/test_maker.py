@@ -178,6 +178,7 @@ def test_every_word_decodes_to_text(tmp_path):
         (("video_llava", "siglip"), "tower"),
         (("llava", "clip", "gpt2"), "decoder"),
         (("internvl", "clip"), "tower"),
+        (("qwen3_vl", "qwen", "qwen2"), "decoder"),
         (("internvl", "intern", "llama"), "decoder"),
         (("llava", "clip", "mistral", "real"), "size"),
         (("llava", "clip", "llama", "huge"), "size"),
@@ -217,5 +218,25 @@ def test_internvl_loads_and_generates(tmp_path, decoder):
         pixels = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
         inputs = prompt(tokenizer, "<IMG_CONTEXT>", config.image_seq_length)
         answers.append(answer(model, dict(inputs) | {"pixel_values": pixels}))
+    assert len({tuple(ids) for ids in answers}) == 3
+    assert all(len(set(ids)) > 1 for ids in answers)
+
+
+def test_qwen3_vl_loads_and_generates(tmp_path):
+    folder = make_checkpoint(tmp_path / "made", "qwen3_vl")
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.config.model_type == "qwen3_vl"
+    assert tokenizer.convert_tokens_to_ids("<|image_pad|>") == model.config.image_token_id
+    assert tokenizer.convert_tokens_to_ids("<|video_pad|>") == model.config.video_token_id
+    inputs = dict(prompt(tokenizer, "<|image_pad|>", 6))
+    types = (inputs["input_ids"] == model.config.image_token_id).long()
+    grid = torch.tensor([[1, 4, 6]])
+    answers = []
+    for seed in range(3):
+        rows = torch.randn(24, 3 * 2 * 16 * 16, generator=torch.Generator().manual_seed(seed))
+        answers.append(
+            answer(model, inputs | {"mm_token_type_ids": types, "pixel_values": rows, "image_grid_thw": grid})
+        )
     assert len({tuple(ids) for ids in answers}) == 3
     assert all(len(set(ids)) > 1 for ids in answers)

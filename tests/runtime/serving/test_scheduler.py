@@ -35,7 +35,16 @@ class Toy:
         self.calls: list[int] = []  # tokens of each call, prompts negative
         self.gate: threading.Event | None = None
 
-    def prefill(self, slot: int, embeds: np.ndarray, start: int, positions: np.ndarray | None = None) -> np.ndarray:
+    def prefill(
+        self,
+        slot: int,
+        embeds: np.ndarray,
+        start: int,
+        positions: np.ndarray | None = None,
+        deepstack: np.ndarray | None = None,
+    ) -> np.ndarray:
+        if deepstack is not None:
+            embeds = embeds + deepstack.sum(0)[None]
         if self.gate is not None:
             self.gate.wait(10)
         self.calls.append(-embeds.shape[1])
@@ -283,3 +292,22 @@ def test_a_sink_that_cannot_even_be_told_ends_nobody_else() -> None:
     submit(scheduler, np.ones((4, WIDTH)), after)
     scheduler.stop()
     assert after.tokens == alone(np.ones((4, WIDTH)), 5)
+
+
+def test_deepstack_goes_with_its_tokens_and_tells_caches_apart() -> None:
+    """What is added behind the first layers counts: here it is added to the embeddings."""
+    random = np.random.default_rng(5)
+    embeds, none = random.standard_normal((37, WIDTH)), np.zeros((2, 37, WIDTH))
+    some = none.copy()
+    some[:, 20:30] = random.standard_normal((2, 10, WIDTH))
+    scheduler, reused = make(Toy()), []
+    for deepstack in (none, some, some):
+        sink = Greedy(4)
+        job = Job(embeds, 4, sink, deepstack=deepstack)
+        sink.job = job
+        scheduler.submit(job)
+        assert sink.done.wait(10) and sink.error is None
+        assert sink.tokens == alone(embeds + deepstack.sum(0), 4)
+        reused.append(job.reused)
+    scheduler.stop()
+    assert reused == [0, 20, 36]
