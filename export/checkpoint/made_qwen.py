@@ -12,6 +12,12 @@ TOWERS = {
     "tiny": ((32, 4, 2, 64), 6, [0, 2]),
     "real": ((1024, 24, 16, 4096), 48, [5, 11, 17]),
 }
+_TEXT_2B = {
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "max_position_embeddings": 262144,
+    "rope_theta": 5_000_000.0,
+}
 # Channels of a head's half that turn by time, row and column.
 _SECTIONS = {"tiny": [4, 2, 2], "real": [24, 20, 20]}
 
@@ -20,6 +26,8 @@ def qwen3_vl_config(decoder: str, size: str, tokenizer: PreTrainedTokenizerBase)
     """The config, ids taken from the tokenizer."""
     (hidden, layers, heads, ffn), side, taps = TOWERS[size]
     text: dict[str, Any] = text_settings(decoder, size, tokenizer) | {"model_type": "qwen3_vl_text"}
+    if size == "real":
+        text |= _TEXT_2B
     text["rope_parameters"] = {
         "rope_type": "default",
         "rope_theta": text.pop("rope_theta"),

@@ -83,9 +83,9 @@ def make_checkpoint(
         decoder: "llama" (Vicuna), the default, "mistral", "qwen2" or "qwen3"; all with grouped KV heads, save llama at
             7b. Of InternVL "qwen2", the default, or "qwen3"; of Qwen3-VL "qwen3".
         size: "tiny" (tests; 1 MB), "real" (CLIP-L/336 or SigLIP-so400m, TinyLlama-1.1B, Qwen2-0.5B or
-            Qwen3-0.6B) or "7b" (the same towers, Vicuna-7B, Mistral-7B or Qwen2-7B): the geometry of these models.
+            Qwen3-0.6B) or "7b" (the same towers, Vicuna-7B, Mistral-7B or Qwen2-7B): the geometry of these models. Qwen3-VL has that of its 2B at "real".
         seed: of the weights.
-        dtype: "float32", "float16" or "bfloat16"; by default float32, bfloat16 at 7b.
+        dtype: "float32", "float16" or "bfloat16"; by default float32, bfloat16 at 7b and of Qwen3-VL at its real size.
         legacy_names: weight names of the hub's repositories (`language_model.model.…`,
             `vision_tower.vision_model.…`) in place of those of today's modules.
         shard_size: most bytes of one weights file, save where a single tensor is larger.
@@ -114,7 +114,8 @@ def make_checkpoint(
     config: PreTrainedConfig = (
         own(decoder, size, tokenizer) if own else _config(family, tower, decoder, size, tokenizer)
     )
-    dtype = dtype or ("bfloat16" if size == "7b" else "float32")
+    large = size == "7b" or (family == "qwen3_vl" and size == "real")
+    dtype = dtype or ("bfloat16" if large else "float32")
     config.dtype = dtype
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
