@@ -41,6 +41,7 @@ from ..runtime.media.preprocess import Processor
 from ..runtime.prompt import check_placeholder_ids
 from .checkpoint.linked_files import Hashing, can_link, link
 from .checkpoint.reader import Checkpoint, Skeleton
+from .checkpoint.trial_picture import try_picture
 from .checkpoint.weight_range import check_range
 from .model_card import write_card
 from .trace.check_graph import COMPARED, COMPARED_WHOLE, check_graph, check_stage
@@ -93,7 +94,9 @@ def export_bundle(
         for kind, modality in checkpoint.family.modalities(config).items()
         if modality.token is None
     }
-    check_placeholder_ids(Processor.load(checkpoint.folder), ids)
+    processor = Processor.load(checkpoint.folder)
+    check_placeholder_ids(processor, ids)
+    try_picture(processor, config.vision_config, "video" in checkpoint.family.modalities(config))
     with making(folder):
         skeleton = checkpoint.skeleton(precision)
         refer = not copy and can_link(skeleton.weights.files, folder)

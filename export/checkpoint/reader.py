@@ -17,7 +17,7 @@ from ...graphs.stages import Stage, stages_of
 from ...runtime.bundle import Source, file_sha256
 from ...runtime.errors import RedipruneError
 from ..trace.replicate_layers import shallow_config
-from .unsuitable import refuse_adapter, refuse_quantized_config
+from .unsuitable import check_sizes, refuse_adapter, refuse_quantized_config
 from .weight_files import weight_files
 from .weights import Weights, stored_weights, untie
 
@@ -66,6 +66,7 @@ class Checkpoint:
                 f"'{path}' is damaged or names no model_type; download the checkpoint again"
             ) from error
         refuse_quantized_config(folder, raw)
+        check_sizes(path, raw)
         if raw.get("auto_map"):
             raise RedipruneError(
                 f"checkpoint '{folder}' asks for code of its own (auto_map in config.json), which is never run; if "
@@ -82,8 +83,11 @@ class Checkpoint:
                 ) from error
         try:
             family = family_of(config)
+            family.modalities(config)
         except UnsupportedModelError as error:
             raise RedipruneError(f"checkpoint '{folder}': {error}") from error
+        except Exception as error:  # whatever a config of other types makes of the arithmetic
+            raise RedipruneError(f"'{path}' is damaged ({_line(error)}); download the checkpoint again") from error
         return cls(name, folder, revision, config, family)
 
     @property
@@ -110,8 +114,14 @@ class Checkpoint:
         Parameters that are stored apart are apart, whatever the config says; without weights the config decides.
         """
         dtype = DTYPES[precision]
-        with init_empty_weights(include_buffers=False):
-            model = AutoModelForImageTextToText.from_config(self.config, dtype=dtype, trust_remote_code=False)
+        try:
+            with init_empty_weights(include_buffers=False):
+                model = AutoModelForImageTextToText.from_config(self.config, dtype=dtype, trust_remote_code=False)
+        except Exception as error:  # whatever transformers makes of settings that do not fit together
+            raise RedipruneError(
+                f"'{self.folder / 'config.json'}' describes no model that transformers builds ({_line(error)}); download the "
+                "checkpoint again"
+            ) from error
         model = model.eval().requires_grad_(False)
         real = dict(model.named_buffers())
         model = model.to("meta")

@@ -1,4 +1,4 @@
-"""Checkpoints that hold something else than a model's own weights: quantised ones, and adapters. Refused by name."""
+"""Checkpoints that hold something else than a model's own weights, or a config that is damaged. Refused by name."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -30,6 +30,47 @@ _PACKED = {
     ".weight_blocks": "MXFP4",
     ".W_q": "HQQ",
 }
+
+
+# Sizes of a model, and what they are at most. A model is built from its config before its weights are looked at, and with
+# a damaged one that would not end.
+_LARGEST = {
+    "num_hidden_layers": 1_000,
+    "num_attention_heads": 10_000,
+    "num_key_value_heads": 10_000,
+    "hidden_size": 1_000_000,
+    "intermediate_size": 10_000_000,
+    "projection_dim": 10_000_000,
+    "head_dim": 100_000,
+    "vocab_size": 100_000_000,
+    "max_position_embeddings": 1_000_000_000,
+    "image_size": 16_384,
+    "patch_size": 16_384,
+    "num_channels": 100,
+}
+
+
+def check_sizes(file: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a config whose parts are no objects, or whose sizes are none.
+
+    Args:
+        file: the config.json, named in the message.
+        config: what it holds.
+
+    Raises:
+        RedipruneError: names the setting and its value.
+    """
+    for part in _PARTS:
+        settings = config.get(part)
+        if settings is not None and not isinstance(settings, Mapping):
+            raise RedipruneError(f"{part} of '{file}' is no JSON object; download the checkpoint again")
+        for name, most in _LARGEST.items():
+            value = (settings or {}).get(name)
+            sizes = value if isinstance(value, list) and value else [value]  # height and width, with some families
+            if value is not None and not all(type(size) is int and 0 < size <= most for size in sizes):
+                raise RedipruneError(
+                    f"{part}.{name} of '{file}' is {value!r:.100}, which is no size; download the checkpoint again"
+                )
 
 
 def refuse_adapter(folder: Path) -> None:

@@ -163,6 +163,20 @@ class Manifest(StrictModel):
                     raise ValueError(f"'{name}' has two hashes")
         return self
 
+    @model_validator(mode="after")
+    def _decoder_is_that_of_its_graph(self) -> Self:
+        """The KV cache is made by `decoder`, and read by the graph: they must be of one size."""
+        language = self.stages.get("language")
+        caches = [port for port in language.inputs if port.name.startswith("past.")] if language is not None else []
+        named = {
+            f"past.{kind}.{layer}" for kind in ("key", "value") for layer in range(min(self.decoder.layers, 10_000))
+        }
+        sizes = {(port.shape[1], port.shape[3]) for port in caches if len(port.shape) == 4}
+        expected = {(self.decoder.kv_heads, self.decoder.head_width)}
+        if caches and ({port.name for port in caches} != named or sizes != expected):
+            raise ValueError("the sizes of 'decoder' are not those of the language stage's cache")
+        return self
+
     @property
     def float_precision(self) -> str:
         """Precision of what is not quantised: the bundle's own, or that of the one it was calibrated from."""

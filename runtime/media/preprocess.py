@@ -60,6 +60,11 @@ _DEFAULT = {
 }
 
 
+_MOST_FRAMES = 100_000  # of a film; more than any checkpoint asks for
+_MOST_PIXELS = 16_384  # of a side of what a tower sees
+_SIDES = ("height", "width", "shortest_edge", "longest_edge")
+
+
 @dataclass
 class Processor:
     """A checkpoint's tokenizer, chat template, picture and video settings."""
@@ -93,28 +98,41 @@ class Processor:
         if not images:
             raise RedipruneError(f"{folder} has no preprocessor_config.json: copy it there from the checkpoint")
         videos = processor.get("video_processor") or read_json_object(folder / "video_preprocessor_config.json")
+        for name, found in (("image processor", images), ("video processor", videos or {})):
+            if not isinstance(found, dict):
+                raise RedipruneError(f"the settings of the {name} in {folder} are no JSON object: copy them anew")
         named = images.get("image_processor_type") or images.get("feature_extractor_type")
         named = named or _DEFAULT.get(processor.get("processor_class") or images.get("processor_class", ""))
         if named is None:
             raise RedipruneError(f"{folder}/preprocessor_config.json names no image_processor_type: add it")
         if "image_grid_pinpoints" in config and "image_grid_pinpoints" not in images:
             images = images | {"image_grid_pinpoints": config["image_grid_pinpoints"]}
-        vision = config.get("vision_config") or {}
+        vision = config.get("vision_config")
+        vision = vision if isinstance(vision, dict) else {}
         tokenizer = _load_tokenizer(folder)
         image_processor = _image_processor(named, images)
         qwen = _qwen_pictures(image_processor, videos, vision)
         usual = ("<|image_pad|>", "<|video_pad|>") if qwen else ("<image>", "<video>")
         image_token = getattr(tokenizer, "context_image_token", None) or processor.get("image_token", usual[0])
         video_token = processor.get("video_token", usual[1])
+        patch = processor.get("patch_size") or vision.get("patch_size") or 14
+        frames = (videos or {}).get("num_frames")
+        good = isinstance(patch, int) and patch > 0
+        _check_setting(folder, "patch_size", patch, good, "a whole number above 0")
+        good = frames is None or (isinstance(frames, int) and 0 < frames <= _MOST_FRAMES)
+        _check_setting(folder, "num_frames", frames, good, f"a whole number from 1 to {_MOST_FRAMES}")
+        tokens = image_token, video_token
+        good = all(isinstance(token, str) and token for token in tokens)
+        _check_setting(folder, "image_token or video_token", tokens, good, "a text")
         return cls(
             tokenizer=tokenizer,
             images=image_processor,
             videos=image_processor if qwen else _frame_processor(named, images, videos),
             chat_template=find_template(folder, documents, _token_id(tokenizer, "<|im_start|>") is not None),
-            patch=processor.get("patch_size") or vision.get("patch_size") or 14,
+            patch=patch,
             image_token=image_token,
             video_token=video_token,
-            frames=(videos or {}).get("num_frames"),
+            frames=frames,
             expansion=expansion_of(str(config.get("model_type")), image_token, video_token, qwen),
             qwen=qwen,
             generation=check_forms(read_generation_config(folder), f"{folder}/generation_config.json"),
@@ -155,6 +173,9 @@ class Processor:
         Returns:
             [F, 3, H, W] float32, one frame per picture; for a picture seen in tiles (`anyres`) its tiles, the
             base tile first, those of the next picture behind them.
+
+        Raises:
+            RedipruneError: the processor's settings do not fit together.
         """
         processor = self.videos if video else self.images
         # One by one, for the processors pad the tiles of a batch to the same number.
@@ -292,10 +313,27 @@ def _qwen_pictures(images: Any, videos: dict[str, Any] | None, vision: dict[str,
 
 def _pixels(processor: Any, image: Image.Image) -> np.ndarray:
     """[F, 3, H, W] of one picture or frame: F is 1, or the number of its tiles."""
-    found = processor(image).pixel_values
+    try:
+        found = processor(image).pixel_values
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever transformers makes of settings that are none
+        raise RedipruneError(
+            f"the image processor's settings cannot be used ({_first_line(error)}): copy preprocessor_config.json anew from "
+            "the checkpoint"
+        ) from error
     whole = found if type(processor).__name__.startswith("GotOcr2") else found[0]  # which gives tiles as pictures
     pixels = np.asarray(whole, np.float32)
     return pixels if pixels.ndim == 4 else pixels[None]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _check_setting(folder: Path, name: str, value: Any, good: bool, form: str) -> None:
+    if not good or isinstance(value, bool):
+        raise RedipruneError(f"{name} in {folder} must be {form}, not {value!r}: copy the file anew"[:400])
 
 
 def _load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
@@ -327,7 +365,25 @@ def _image_processor(named: str, settings: dict[str, Any]) -> Any:
         ours.pop("image_grid_pinpoints", None)
     if name.startswith("GotOcr2"):
         ours["crop_to_patches"] = True  # InternVL's processor asks for it, whatever the file says
-    return _transformers(name)(**ours)
+    try:
+        made = _transformers(name)(**ours)
+        sizes = [
+            size[side]
+            for size in (made.size, getattr(made, "crop_size", None))
+            for side in dict(size or {})
+            if side in _SIDES
+        ]
+    except Exception as error:  # whatever transformers makes of settings that are none
+        raise RedipruneError(
+            f"the image processor's settings cannot be used ({_first_line(error)}): copy preprocessor_config.json anew"
+        ) from error
+    for value in sizes:
+        if value is not None and not (isinstance(value, int) and 0 < value <= _MOST_PIXELS):
+            raise RedipruneError(
+                f"size and crop_size of the image processor must be whole numbers from 1 to {_MOST_PIXELS}, not {value!r}: "
+                "copy preprocessor_config.json anew"
+            )
+    return made
 
 
 def _transformers(name: str) -> Any:

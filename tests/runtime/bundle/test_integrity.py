@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rediprune.runtime import Pipeline, RedipruneError
 from rediprune.runtime.bundle import MANIFEST, Bundle, EngineSpec, file_sha256
+from rediprune.runtime.bundle.seal import seal
 from rediprune.runtime.cli.app import app
 from typer.testing import CliRunner
 
@@ -73,6 +74,17 @@ def test_an_edited_manifest_is_refused(bundle: Path, change: Callable[[dict], ob
     with pytest.raises(RedipruneError, match=word) as error:
         Bundle.open(bundle)
     assert "rediprune export" in str(error.value)
+
+
+@pytest.mark.parametrize("change", [{"layers": 1}, {"layers": 10**9}, {"kv_heads": 7}, {"head_width": 8}])
+def test_a_decoder_that_is_not_the_graphs_is_refused(bundle: Path, change: dict[str, int]) -> None:
+    """The cache would be made in another size than the graph reads; sealed anew, no digest tells."""
+    document = json.loads((bundle / "manifest.json").read_text())
+    document["decoder"] |= change
+    document["digest"] = seal(document)
+    (bundle / "manifest.json").write_text(json.dumps(document))
+    with pytest.raises(RedipruneError, match="'decoder' are not those of the language stage's cache"):
+        Bundle.open(bundle)
 
 
 def test_a_manifest_that_is_no_json(bundle: Path) -> None:

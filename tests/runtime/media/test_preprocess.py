@@ -249,6 +249,25 @@ def test_incomplete_or_damaged_processor_files_are_refused(checkpoints, tmp_path
         shutil.rmtree(folder)
 
 
+@pytest.mark.parametrize(
+    ("file", "changes", "word"),
+    [
+        ("processor_config.json", {"image_token": 5}, "image_token or video_token in .* must be a text"),
+        ("processor_config.json", {"patch_size": "14"}, "patch_size in .* must be a whole number above 0"),
+        ("video_preprocessor_config.json", {"num_frames": {}}, "num_frames in .* must be a whole number from 1"),
+        ("video_preprocessor_config.json", {"num_frames": 10**12}, "num_frames in .* must be a whole number from 1"),
+        ("preprocessor_config.json", {"size": {"shortest_edge": -1}}, "settings cannot be used|whole numbers from 1"),
+    ],
+)
+def test_processor_settings_of_another_form_are_refused(checkpoints, tmp_path, file, changes, word):
+    folder = shutil.copytree(checkpoints("llava_next_video"), tmp_path / "checkpoint")
+    base = {} if file == "processor_config.json" else json.loads((folder / "preprocessor_config.json").read_text())
+    there = json.loads((folder / file).read_text()) if (folder / file).is_file() else base
+    (folder / file).write_text(json.dumps(there | changes))
+    with pytest.raises(RedipruneError, match=word):
+        Processor.load(folder)
+
+
 def test_a_template_that_refuses_is_heard(checkpoints, tmp_path):
     folder = tmp_path / "older"
     shutil.copytree(checkpoints("llava"), folder)
