@@ -61,7 +61,7 @@ class Checkpoint:
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             model_type = raw["model_type"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise RedipruneError(
                 f"'{path}' is damaged or names no model_type; download the checkpoint again"
             ) from error

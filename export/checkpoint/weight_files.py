@@ -94,7 +94,7 @@ def _indexed(index: Path) -> list[Path]:
             if PurePosixPath(name).name != name or not name.endswith(".safetensors"):
                 raise ValueError
             promised.setdefault(name, []).append(key)
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise RedipruneError(f"'{index}' is damaged; download the checkpoint again") from error
     absent = [name for name in sorted(promised) if not (folder / name).is_file()]
     if absent or not promised:

@@ -55,7 +55,7 @@ def untie(model: Any, stored: Mapping[str, StoredTensor]) -> None:
         if len(pair) == 2 and not _equal(pair[0], pair[1], model.dtype):
             place, _, leaf = name.rpartition(".")
             apart = nn.Parameter(torch.empty_like(model.get_parameter(source)), requires_grad=False)
-            setattr(model.get_submodule(place), leaf, apart)
+            model.get_submodule(place).register_parameter(leaf, apart)
 
 
 def _equal(one: StoredTensor, other: StoredTensor, dtype: torch.dtype) -> bool:

@@ -102,7 +102,7 @@ class Processor:
             if not isinstance(found, dict):
                 raise RedipruneError(f"the settings of the {name} in {folder} are no JSON object: copy them anew")
         named = images.get("image_processor_type") or images.get("feature_extractor_type")
-        named = named or _DEFAULT.get(processor.get("processor_class") or images.get("processor_class", ""))
+        named = named or _DEFAULT.get(str(processor.get("processor_class") or images.get("processor_class", "")))
         if named is None:
             raise RedipruneError(f"{folder}/preprocessor_config.json names no image_processor_type: add it")
         if "image_grid_pinpoints" in config and "image_grid_pinpoints" not in images:
@@ -356,7 +356,7 @@ def _token_id(tokenizer: "PreTrainedTokenizerBase", token: str) -> int | None:
 
 def _image_processor(named: str, settings: dict[str, Any]) -> Any:
     """The Pillow implementation of a processor class, with its settings."""
-    name = _PILLOW.get(named.removesuffix("Fast").removesuffix("Pil"))
+    name = _PILLOW.get(str(named).removesuffix("Fast").removesuffix("Pil"))
     if name is None:
         known = ", ".join(sorted(_PILLOW))
         raise RedipruneError(f"image processor {named} is not supported: use one of {known}")

@@ -65,7 +65,7 @@ def mutate_json(rng: random.Random, document: Any) -> Any:
                 holder[key] = [holder[key]]
             case 2:
                 nested: Any = holder[key]
-                for _ in range(rng.choice([3, 500])):
+                for _ in range(rng.choice([3, 150])):  # json writes up to 1,000
                     nested = {"x": nested} if rng.random() < 0.5 else [nested]
                 holder[key] = nested
             case 3 if isinstance(holder, dict):
@@ -97,7 +97,8 @@ def _alike(rng: random.Random, value: Any, places: list[tuple[Any, Any]]) -> Any
 def mutate_text(rng: random.Random, document: Any) -> bytes:
     """A JSON file with bad values, or with bad bytes."""
     if rng.random() < 0.25:
-        return mutate_bytes(rng, json.dumps(document).encode())
+        text = json.dumps(document).encode()
+        return mutate_bytes(rng, text) if rng.random() < 0.9 else text.replace(b": ", b": " + b"[" * 100_000, 1)
     return json.dumps(mutate_json(rng, document)).encode(errors="replace")
 
 

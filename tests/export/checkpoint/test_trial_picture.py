@@ -65,3 +65,10 @@ def test_settings_of_the_image_processor(checkpoint: Path, changes: dict[str, An
 def test_a_config_that_is_no_models(checkpoint: Path, part: str | None, changes: dict[str, Any], word: str) -> None:
     edit(checkpoint / "config.json", part, **changes)
     refuse(checkpoint, word)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_a_file_of_a_hundred_thousand_brackets(checkpoint: Path, name: str) -> None:
+    (checkpoint / "model.safetensors").unlink()
+    (checkpoint / name).write_text('{"model_type": ' + "[" * 100_000)
+    refuse(checkpoint, "is damaged")

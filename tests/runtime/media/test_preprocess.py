@@ -256,6 +256,7 @@ def test_incomplete_or_damaged_processor_files_are_refused(checkpoints, tmp_path
         ("processor_config.json", {"patch_size": "14"}, "patch_size in .* must be a whole number above 0"),
         ("video_preprocessor_config.json", {"num_frames": {}}, "num_frames in .* must be a whole number from 1"),
         ("video_preprocessor_config.json", {"num_frames": 10**12}, "num_frames in .* must be a whole number from 1"),
+        ("preprocessor_config.json", {"image_processor_type": {"a": 1}}, "is not supported: use one of"),
         ("preprocessor_config.json", {"size": {"shortest_edge": -1}}, "settings cannot be used|whole numbers from 1"),
     ],
 )
