@@ -24,7 +24,9 @@ def try_picture(processor: Processor, vision_config: Any, video: bool) -> None:
     side = getattr(vision_config, "image_size", None)
     rows, columns = side if isinstance(side, list | tuple) else (side, side)
     for film in (False, True) if video else (False,):
-        pixels = processor.vision_inputs([picture], film)["pixel_values"]  # [F, 3, H, W], or patches of any picture
+        pixels = processor.vision_inputs([picture] * (2 if film else 1), film)[
+            "pixel_values"
+        ]  # [F, 3, H, W], or patches of any picture
         expected = (3, rows, columns)
         if processor.qwen is None and pixels.shape[1:] != expected:
             raise RedipruneError(

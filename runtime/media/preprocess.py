@@ -117,7 +117,8 @@ class Processor:
         video_token = processor.get("video_token", usual[1])
         patch = processor.get("patch_size") or vision.get("patch_size") or 14
         frames = (videos or {}).get("num_frames")
-        good = isinstance(patch, int) and patch > 0
+        sides = patch if isinstance(patch, list) and patch else [patch]  # height and width, with some families
+        good = all(type(side) is int and side > 0 for side in sides)
         _check_setting(folder, "patch_size", patch, good, "a whole number above 0")
         good = frames is None or (isinstance(frames, int) and 0 < frames <= _MOST_FRAMES)
         _check_setting(folder, "num_frames", frames, good, f"a whole number from 1 to {_MOST_FRAMES}")
@@ -377,6 +378,8 @@ def _image_processor(named: str, settings: dict[str, Any]) -> Any:
         raise RedipruneError(
             f"the image processor's settings cannot be used ({_first_line(error)}): copy preprocessor_config.json anew"
         ) from error
+    if name.startswith("Qwen2VL"):  # whose sizes are numbers of pixels
+        return made
     for value in sizes:
         if value is not None and not (isinstance(value, int) and 0 < value <= _MOST_PIXELS):
             raise RedipruneError(
