@@ -20,6 +20,7 @@ from ..generation_config import read_generation_config, read_json_object
 from ..generation_settings import check_forms
 from .expansion import Expand, expansion_of
 from .images import image_key, load_image
+from .processor_forms import check_processor_forms, check_sides
 from .qwen_pictures import QwenPictures
 from .tiles import anyres_layout
 from .video import load_video
@@ -60,8 +61,6 @@ _DEFAULT = {
 }
 
 
-_MOST_FRAMES = 100_000  # of a film; more than any checkpoint asks for
-_MOST_PIXELS = 16_384  # of a side of what a tower sees
 _SIDES = ("height", "width", "shortest_edge", "longest_edge")
 
 
@@ -117,14 +116,7 @@ class Processor:
         video_token = processor.get("video_token", usual[1])
         patch = processor.get("patch_size") or vision.get("patch_size") or 14
         frames = (videos or {}).get("num_frames")
-        sides = patch if isinstance(patch, list) and patch else [patch]  # height and width, with some families
-        good = all(type(side) is int and side > 0 for side in sides)
-        _check_setting(folder, "patch_size", patch, good, "a whole number above 0")
-        good = frames is None or (isinstance(frames, int) and 0 < frames <= _MOST_FRAMES)
-        _check_setting(folder, "num_frames", frames, good, f"a whole number from 1 to {_MOST_FRAMES}")
-        tokens = image_token, video_token
-        good = all(isinstance(token, str) and token for token in tokens)
-        _check_setting(folder, "image_token or video_token", tokens, good, "a text")
+        check_processor_forms(folder, patch, frames, (image_token, video_token))
         return cls(
             tokenizer=tokenizer,
             images=image_processor,
@@ -332,11 +324,6 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def _check_setting(folder: Path, name: str, value: Any, good: bool, form: str) -> None:
-    if not good or isinstance(value, bool):
-        raise RedipruneError(f"{name} in {folder} must be {form}, not {value!r}: copy the file anew"[:400])
-
-
 def _load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise RedipruneError(f"{folder} has no tokenizer.json: copy it there from the checkpoint")
@@ -378,14 +365,8 @@ def _image_processor(named: str, settings: dict[str, Any]) -> Any:
         raise RedipruneError(
             f"the image processor's settings cannot be used ({_first_line(error)}): copy preprocessor_config.json anew"
         ) from error
-    if name.startswith("Qwen2VL"):  # whose sizes are numbers of pixels
-        return made
-    for value in sizes:
-        if value is not None and not (isinstance(value, int) and 0 < value <= _MOST_PIXELS):
-            raise RedipruneError(
-                f"size and crop_size of the image processor must be whole numbers from 1 to {_MOST_PIXELS}, not {value!r}: "
-                "copy preprocessor_config.json anew"
-            )
+    if not name.startswith("Qwen2VL"):  # whose sizes are numbers of pixels
+        check_sides(sizes)
     return made
 
 
