@@ -65,10 +65,9 @@ def added_after_layers(decoder: Any, embeds: Tensor | None) -> Iterator[None]:
 
     What transformers does by the mask of visual tokens, which cannot be traced: rows of text are zeros here.
     """
-    count = 0 if embeds is None else embeds.shape[0]
     handles = [
-        decoder.layers[at].register_forward_hook(lambda module, inputs, output, at=at: output + embeds[at])
-        for at in range(count)
+        layer.register_forward_hook(lambda module, inputs, output, added=added: output + added)
+        for layer, added in zip(decoder.layers, () if embeds is None else embeds, strict=False)
     ]
     try:
         yield

@@ -14,6 +14,7 @@ _PATCH = 14
 def internvl_config(decoder: str, size: str, tokenizer: PreTrainedTokenizerBase) -> InternVLConfig:
     """The config of InternVL3 (at "real" size of its 1B), ids taken from the tokenizer."""
     (hidden, layers, heads, ffn), side = TOWERS["tiny" if size == "tiny" else "real"]
+    token: Any = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
     vision: dict[str, Any] = {
         "hidden_size": hidden,
         "num_hidden_layers": layers,
@@ -26,7 +27,7 @@ def internvl_config(decoder: str, size: str, tokenizer: PreTrainedTokenizerBase)
     return InternVLConfig(
         vision_config=vision,
         text_config=text_settings(decoder, size, tokenizer),
-        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_token_id=token,
         image_seq_length=(side // _PATCH // 2) ** 2,
         tie_word_embeddings=DECODERS[decoder, size].tied,
     )

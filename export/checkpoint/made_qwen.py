@@ -46,7 +46,7 @@ def qwen3_vl_config(decoder: str, size: str, tokenizer: PreTrainedTokenizerBase)
         "deepstack_visual_indexes": taps,
     }
     names = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
-    ids = {f"{kind}_token_id": tokenizer.convert_tokens_to_ids(token) for kind, token in names.items()}
+    ids: dict[str, Any] = {f"{kind}_token_id": tokenizer.convert_tokens_to_ids(token) for kind, token in names.items()}
     ids |= {f"vision_{at}_token_id": tokenizer.convert_tokens_to_ids(f"<|vision_{at}|>") for at in ("start", "end")}
     return Qwen3VLConfig(
         text_config=text, vision_config=vision, tie_word_embeddings=DECODERS[decoder, size].tied, **ids

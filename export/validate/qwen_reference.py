@@ -32,6 +32,8 @@ class QwenReference(Reference):
         return self._generate(request, [], **given)
 
     def _pruned(self, ids: list[int], media: list[Medium], request: Request) -> ReferenceAnswer:
+        if not media:
+            return self._whole(ids, media, request)
         inner, embed = self.model.model, self.model.get_input_embeddings()
         query = pool_query(embed(torch.tensor(query_ids(ids, self.placeholders), dtype=torch.int64)))
         expanded, types = self._expanded(ids, media)

@@ -114,11 +114,11 @@ def image_side(vision_config: Any) -> int:
     Raises:
         UnsupportedModelError: the image is not square.
     """
-    size = vision_config.image_size
+    size: Any = vision_config.image_size
     sides = {size} if isinstance(size, int) else set(size)
     if len(sides) > 1:
         raise UnsupportedModelError(
-            f"the vision tower takes images of {list(size)} pixels; only square ones are supported"
+            f"the vision tower takes images of {sorted(sides)} pixels; only square ones are supported"
         )
     return sides.pop()
 

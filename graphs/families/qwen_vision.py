@@ -87,6 +87,7 @@ class QwenProjectStage(nn.Module):
         frames, count = indices.shape
         at = indices[:, :, None].expand(-1, -1, rows.shape[3])
         merged = []
+        merger: Any
         for number, merger in enumerate(self.mergers):
             kept = rows[:, number].gather(1, at)  # [frames, kept, m²·C]
             per_patch = merger.norm.normalized_shape[0]

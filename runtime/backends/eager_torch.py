@@ -66,7 +66,7 @@ class EagerDecoding:
         import torch
 
         tokens = embeds.shape[1]
-        given = {
+        given: dict[str, Any] = {
             name: torch.from_numpy(array)
             for name, array in self.inputs.feed([self.used], tokens, positions, deepstack).items()
         }
