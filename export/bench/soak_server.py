@@ -136,11 +136,11 @@ def _case(name: str, pipeline: Pipeline, kind: str, clip: bytes, draw: random.Ra
 
 
 @contextmanager
-def served(bundles: dict[str, Path], feature_memory: str) -> Iterator[tuple[str, int]]:
-    """A server as a process: its address and process id."""
+def served(bundles: dict[str, Path], feature_memory: str, *options: str) -> Iterator[tuple[str, int]]:
+    """A server as a process, on a free port, with further options: its address and process id."""
     named = [f"{name}={folder}" for name, folder in bundles.items()]
     command = [sys.executable, "-m", "rediprune.runtime", "serve", "--port", "0", "--feature-memory", feature_memory]
-    process = subprocess.Popen([*command, *named], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*command, *options, *named], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
         for line in process.stderr:

@@ -100,6 +100,11 @@ class LoadPlan:
 
 def picture_uri(seed: str) -> str:
     """A drawn picture as a data: URI; equal for equal seeds."""
+    return "data:image/png;base64," + base64.b64encode(picture_png(seed)).decode("ascii")
+
+
+def picture_png(seed: str) -> bytes:
+    """A drawn picture as a PNG file."""
     draw = random.Random(seed)
     image = Image.new("RGB", (SIZE, SIZE), "white")
     pen = ImageDraw.Draw(image)
@@ -109,4 +114,4 @@ def picture_uri(seed: str) -> str:
         shape((left, top, left + size, top + size), fill=draw.choice(_COLOURS))
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return buffer.getvalue()
