@@ -119,7 +119,8 @@ class KVSlots:
     def clear(self) -> None:
         """Take every slot from who has it, and forget what they hold."""
         self.decoding.resize(0, 0, 0)
-        self._slots, self.busy = [None] * self.decoding.slots, 0
+        self._slots = [None] * self.decoding.slots
+        self.busy = 0
 
     def _make_room(self, length: int) -> bool:
         """Whether one more slot, of so many positions at least, is within the budget; the cache is resized for it."""
