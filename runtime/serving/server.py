@@ -10,7 +10,8 @@ from typing import Any
 
 import uvicorn
 
-from ..backend_choice import AUTO, describe_backends
+from ..backend_choice import AUTO, choose_backends, describe_backends
+from ..bundle import Bundle
 from ..errors import RedipruneError
 from ..media.limits import MediaLimits
 from ..pipeline import Pipeline
@@ -51,7 +52,7 @@ def load_models(
     for name, folder in bundles.items():
         pipeline = Pipeline.load(
             folder,
-            loading.backend,
+            _backends(folder, loading.backend),
             threads=loading.threads,
             cache_bytes=loading.feature_memory,
             limits=loading.limits,
@@ -65,6 +66,16 @@ def load_models(
                 pipeline.backends["language"],
             )
     return models
+
+
+def _backends(folder: Path, asked: str) -> str | dict[str, str]:
+    """What is asked for; but `auto`, which goes by what is fastest for one, leaves decoding to what batches."""
+    bundle = Bundle.open(folder)
+    if asked != AUTO or not choose_backends(bundle)["language"].backend.startswith("openvino"):
+        return asked
+    record = bundle.manifest.calibration
+    takes = record is None or record.refusal("ort", stage="language") is None
+    return {"default": AUTO, "language": "ort"} if takes else asked
 
 
 class _Server(uvicorn.Server):
