@@ -37,7 +37,7 @@ class Slot:
         at = 0
         for row, place in zip(self.rows, self.positions, strict=True):
             size = min(len(row), most - at)
-            if size <= 0:
+            if size <= 0 or row.shape[1] != embeds.shape[1]:  # with and without embeddings for the first layers
                 break
             equal = (row[:size] == embeds[at : at + size]).all(axis=1)
             equal &= (place[:, :size] == positions[:, at : at + size]).all(axis=0)

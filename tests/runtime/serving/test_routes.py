@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,39 @@ def test_many_clients_at_once_each_get_their_own_answer(server: Running, ask: An
 
     with ThreadPoolExecutor(12) as pool:
         assert list(pool.map(one, asked)) == expected
+
+
+@pytest.mark.parametrize("name", ["internvl", "qwen3_vl"])
+def test_other_families_are_batched_alike(
+    name: str, serve: Callable[..., Any], bundle_of: Callable[[str], Path], ask: Any, scene: Path, cat: Path, clip: Path
+) -> None:
+    """Several placeholders a video, positions of three axes, embeddings for the first layers: as alone."""
+    asked = [
+        (question, images, videos, keep)
+        for question, (images, videos), keep in product(
+            QUESTIONS[:2], (([scene], []), ([cat, scene], []), ([], [clip]), ([], [])), (0.3, 1.0)
+        )
+    ]
+    settings = ServeSettings(prefill_chunk=7)  # prompts come in pieces
+    with serve({name: bundle_of(name)}, settings) as fresh:
+        pipeline, client = fresh.pipeline, fresh.client()
+        expected = [
+            pipeline.generate(q, images=i, videos=v, keep=k, frames=4, max_new_tokens=12).text for q, i, v, k in asked
+        ]
+
+        def one(item: tuple[str, list[Path], list[Path], float]) -> str | None:
+            text, images, videos, keep = item
+            reply = client.chat.completions.create(
+                model=name,
+                messages=ask(text, *images, *videos),
+                max_tokens=12,
+                extra_body={"keep": keep, "frames": 4},
+            )
+            return reply.choices[0].message.content
+
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(one, asked)) == expected
+    assert len(set(expected)) > 6
 
 
 def test_a_clip(server: Running, ask: Any, clip: Path) -> None:

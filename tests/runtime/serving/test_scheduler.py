@@ -311,3 +311,17 @@ def test_deepstack_goes_with_its_tokens_and_tells_caches_apart() -> None:
         reused.append(job.reused)
     scheduler.stop()
     assert reused == [0, 20, 36]
+
+
+def test_a_text_beside_pictures_takes_up_no_cache_of_theirs() -> None:
+    embeds = np.random.default_rng(6).standard_normal((30, WIDTH))
+    scheduler, reused = make(Toy()), []
+    for deepstack in (np.zeros((2, 30, WIDTH)), None, None):
+        sink = Greedy(3)
+        job = Job(embeds, 3, sink, deepstack=deepstack)
+        sink.job = job
+        scheduler.submit(job)
+        assert sink.done.wait(10) and sink.error is None and sink.tokens == alone(embeds, 3)
+        reused.append(job.reused)
+    scheduler.stop()
+    assert reused == [0, 0, 29]
