@@ -84,15 +84,20 @@ class QwenProjectStage(nn.Module):
 
     def forward(self, rows: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         """rows [F, 1 + T, G, m²·C], indices [F, K] → visual_embeds [F, K, D], deepstack [F, T, K, D]."""
-        frames, count = indices.shape
         at = indices[:, :, None].expand(-1, -1, rows.shape[3])
-        merged = []
-        merger: Any
-        for number, merger in enumerate(self.mergers):
-            kept = rows[:, number].gather(1, at)  # [frames, kept, m²·C]
-            per_patch = merger.norm.normalized_shape[0]
-            merged.append(merger(kept.reshape(-1, per_patch)).reshape(frames, count, -1))
+        merged = [
+            _merged(merger, rows[:, number].gather(1, at)) for number, merger in enumerate(self.mergers)
+        ]  # each [frames, kept, width]
         return merged[0], torch.stack(merged[1:], dim=1)
+
+
+def _merged(merger: Any, kept: Tensor) -> Tensor:
+    """[F, K, m²·C] → [F, K, D]. transformers' own makes one row of all frames, whose products cannot be quantised."""
+    frames, count, width = kept.shape
+    normed = merger.norm(
+        kept.reshape(frames, count, -1, merger.norm.normalized_shape[0])
+    )  # a patch's or a group's norm
+    return merger.linear_fc2(merger.act_fn(merger.linear_fc1(normed.reshape(frames, count, width))))
 
 
 def qwen_stages(model: nn.Module) -> tuple[Stage, Stage]:
