@@ -23,6 +23,7 @@ calibrate(sys.argv[1], sys.argv[2], CalibrationSettings("vision=int8,project=int
 """
 
 
+@pytest.mark.slow
 def test_two_calibrations_by_two_processes_are_as_one_after_the_other(
     bundle_of: Callable[[str], Path], tmp_path: Path
 ) -> None:

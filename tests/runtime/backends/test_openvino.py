@@ -26,7 +26,14 @@ def library():
 
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize(
-    "name", ["llava", "llava_siglip", "llava_next_video", "video_llava", "internvl_qwen3", "qwen3_vl", "llava_fp16"]
+    "name",
+    [
+        "llava",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("llava_siglip", "llava_next_video", "video_llava", "internvl_qwen3", "qwen3_vl", "llava_fp16")
+        ),
+    ],
 )
 def test_every_stage_and_answer_is_that_of_eager(name: str, bundle_of: Callable[[str], Path]) -> None:
     report = validate(bundle_of(name), "openvino")
