@@ -358,7 +358,8 @@ def _image_processor(named: str, settings: dict[str, Any]) -> Any:
         sizes = [
             size[side]
             for size in (made.size, getattr(made, "crop_size", None))
-            for side in dict(size or {})
+            if size is not None
+            for side in dict(size)
             if side in _SIDES
         ]
     except Exception as error:  # whatever transformers makes of settings that are none
