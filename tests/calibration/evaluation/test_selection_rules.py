@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rediprune.calibration.evaluation.selection_rules import random_tokens, uniform_tokens, using_rule
-from rediprune.runtime import Pipeline
+from rediprune.runtime import Pipeline, RedipruneError
 
 
 def test_rules_choose_what_they_say(bundle_of: Callable[[str], Path], photo: Path) -> None:
@@ -45,3 +45,17 @@ def test_pooling_averages_neighbours_and_ends_with_the_block(bundle_of: Callable
     assert alpha is None
     assert np.allclose(pooled, grid.mean(axis=(2, 4)).reshape(2, 16, -1), atol=1e-6)
     assert np.array_equal(np.asarray(pipeline.stage("project").run({"kept": kept})["visual_embeds"]), whole)
+
+
+def test_rules_over_a_grid_are_refused_where_each_picture_has_its_own(bundle_of: Callable[[str], Path]) -> None:
+    pipeline = Pipeline.load(bundle_of("qwen3_vl"), lazy=True)
+    for rule in ("uniform", "pool2x2"):
+        with (
+            pytest.raises(
+                RedipruneError, match=f"rule '{rule}' needs a grid of one size, and Qwen3-VL has one for each"
+            ),
+            using_rule(pipeline, rule),
+        ):
+            pass
+    with using_rule(pipeline, "random") as alpha:
+        assert alpha is None

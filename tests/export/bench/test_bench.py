@@ -112,6 +112,8 @@ def test_bad_requests_are_refused(bundle_of: Callable[[str], Path], clip: Path) 
         bench([bundle_of("llava")], BenchSettings(video=clip))
     with pytest.raises(RedipruneError, match="tiles"):
         bench([bundle_of("llava_next_video")])
+    with pytest.raises(RedipruneError, match="as many tokens as a picture's size takes, which bench does not measure"):
+        bench([bundle_of("qwen3_vl")])
 
 
 @pytest.mark.parametrize("keep", [0.05, 0.3, 1.0])

@@ -65,6 +65,11 @@ def test_two_turns_video_and_count(bundle_of: Callable[[str], Path], clip: Path,
     assert second["seconds"]["vision"] == 0
 
 
+def test_inspect_of_pictures_of_any_size(rediprune: CommandLine, bundle_of: Callable[[str], Path]) -> None:
+    shown = rediprune("inspect", bundle_of("qwen3_vl")).stdout
+    assert "pictures of any size" in shown and "image: as many tokens as its size takes" in shown
+
+
 def test_export_build_inspect_and_validate(
     checkpoint_of: Callable[[str], Path], tmp_path: Path, rediprune: CommandLine, corrupt: Callable[..., Path]
 ) -> None:
