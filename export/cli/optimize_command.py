@@ -55,7 +55,7 @@ def optimize(
             "Default: the built-in set."
         ),
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="The number of samples to calibrate with.")] = 32,
+    samples: Annotated[int, typer.Option(min=1, help="The number of samples to calibrate with.")] = 16,
     questions: Annotated[
         int, typer.Option(min=1, help="The number of questions that a budget of accuracy is measured on.")
     ] = 60,

@@ -40,7 +40,7 @@ class OptimizeSettings:
     memory: int | None = None
     keep: float | None = None
     data: Path | None = None
-    samples: int = 32
+    samples: int = 16
     questions: int = 60
     threads: int = 0
 
