@@ -9,6 +9,9 @@ from ..errors import RedipruneError
 VARIABLE = "REDIPRUNE_MEDIA_LIMITS"
 
 
+MOST_FRAMES = 100_000  # that may be asked for of one film, whatever its limits; more than any checkpoint asks for
+
+
 @dataclass(frozen=True)
 class MediaLimits:
     """Bounds of media, so that a file from anywhere costs bounded time and memory.

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RedipruneError
+from .limits import MOST_FRAMES
 
-_MOST_FRAMES = 100_000  # of a film; more than any checkpoint asks for
 _MOST_PIXELS = 16_384  # of a side of what a tower sees
 
 
@@ -25,8 +25,8 @@ def check_processor_forms(folder: Path, patch: Any, frames: Any, tokens: tuple[A
     sides = patch if isinstance(patch, list) and patch else [patch]
     good = all(type(side) is int and side > 0 for side in sides)
     _check(folder, "patch_size", patch, good, "a whole number above 0")
-    good = frames is None or (type(frames) is int and 0 < frames <= _MOST_FRAMES)
-    _check(folder, "num_frames", frames, good, f"a whole number from 1 to {_MOST_FRAMES}")
+    good = frames is None or (type(frames) is int and 0 < frames <= MOST_FRAMES)
+    _check(folder, "num_frames", frames, good, f"a whole number from 1 to {MOST_FRAMES}")
     good = all(isinstance(token, str) and token for token in tokens)
     _check(folder, "image_token or video_token", tokens, good, "a text")
 

@@ -12,7 +12,7 @@ from PIL import Image
 from ..errors import RedipruneError
 from .files import check_size, open_media
 from .film import FORMATS, DamagedError, Film
-from .limits import MediaLimits
+from .limits import MOST_FRAMES, MediaLimits
 
 VideoSource = str | Path | bytes
 _GRID = 32  # cells of a frame to a side
@@ -47,6 +47,8 @@ def load_video(
     """
     if isinstance(frames, bool) or not isinstance(frames, int | np.integer) or frames < 1:
         raise RedipruneError(f"frames must be a whole number from 1 on, not {frames!r}")
+    if frames > MOST_FRAMES:
+        raise RedipruneError(f"frames must be at most {MOST_FRAMES:,}, not {frames:,}")
     limits = limits or MediaLimits.read()
     name = "the video" if isinstance(source, bytes) else str(source)
     if isinstance(source, bytes):
@@ -127,7 +129,8 @@ def _pick(film: Film, indices: list[int], pulse: Callable[[], object]) -> tuple[
     for frame in film.frames():
         pulse()
         if len(picked) < len(indices) and indices[len(picked)] == decoded:
-            pixels += frame.width * frame.height
+            repeats = indices.count(decoded)  # of a video shorter than the frames asked for
+            pixels += repeats * frame.width * frame.height
             if pixels > film.limits.sampled_pixels:
                 raise RedipruneError(
                     f"{len(indices)} frames of {frame.width} × {frame.height} pixels are more than "
@@ -136,7 +139,7 @@ def _pick(film: Film, indices: list[int], pulse: Callable[[], object]) -> tuple[
                 )
             upright = _upright(frame)
             upright.info["seconds"] = decoded / film.rate
-            picked += [upright] * indices.count(decoded)
+            picked += [upright] * repeats
         decoded += 1
     fits = len(indices) == 1 or (indices and indices[-1] == decoded - 1)
     return (picked if fits else []), decoded

@@ -2,6 +2,7 @@
 
 import io
 import struct
+from pathlib import Path
 
 import av
 import numpy as np
@@ -121,3 +122,14 @@ def test_frames_stand_in_for_those_like_them(tolerance, expected):
 def test_slow_change_does_not_creep():
     levels = stand_ins([picture(level) for level in range(100, 120)], 3)
     assert levels.tolist() == [at - at % 4 for at in range(20)]
+
+
+def test_more_frames_than_can_be_meant_are_refused_at_once(clip: Path) -> None:
+    with pytest.raises(RedipruneError, match="frames must be at most 100,000, not 1,000,000,000"):
+        load_video(clip, 1_000_000_000)
+
+
+def test_repeated_frames_count_towards_the_limit(clip: Path) -> None:
+    """A short film repeats its frames, each of which is encoded as often as it was asked for."""
+    with pytest.raises(RedipruneError, match=r"100000 frames of .* are more than 200 million together"):
+        load_video(clip, 100_000)
