@@ -9,7 +9,8 @@ from torch import nn
 
 from ..ports import Stage
 from . import internvl, llava, llava_next, llava_next_video, qwen3_vl, video_llava
-from .base import DECODERS, Modality, UnsupportedModelError, VisionModule, check_decoder
+from .base import Modality, UnsupportedModelError, VisionModule
+from .decoders import DECODERS, check_decoder
 
 __all__ = [
     "FAMILIES",
