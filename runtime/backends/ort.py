@@ -124,13 +124,26 @@ def _session(bundle: Bundle, stage: str, threads: int) -> ort.InferenceSession:
     """Load a stage's graph.
 
     Raises:
-        RedipruneError: ONNX Runtime refuses the graph, e.g. for external data that leads outside the bundle.
+        RedipruneError: ONNX Runtime refuses the graph, e.g. for external data that leads outside the bundle, or it has not
+            the inputs and outputs that the manifest says.
     """
     path = bundle.graph("ort", stage)
     try:
-        return ort.InferenceSession(path, session_options(threads), providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(path, session_options(threads), providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises a type per status, none of them documented
         raise RedipruneError(
             f"ONNX Runtime {ort.__version__} cannot load '{path}' ({str(error).splitlines()[0]}); make the bundle again "
             f"with: {bundle.manifest.rebuild_command(bundle.folder)}"
         ) from error
+    spec, rebuild = bundle.manifest.stages[stage], bundle.manifest.rebuild_command(bundle.folder)
+    for kind, ports, found in (
+        ("inputs", spec.inputs, session.get_inputs()),
+        ("outputs", spec.outputs, session.get_outputs()),
+    ):
+        differ = sorted({port.name for port in ports} ^ {port.name for port in found})
+        if differ:
+            raise RedipruneError(
+                f"the manifest and '{path}' have not the same {kind} of '{stage}' ({', '.join(differ[:4])}); make the bundle "
+                f"again with: {rebuild}"
+            )
+    return session
