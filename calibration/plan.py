@@ -35,7 +35,11 @@ class CalibrationPlan:
     @property
     def observed(self) -> list[str]:
         """Stages whose schemes use activations."""
-        return [stage for stage, scheme in self.schemes.items() if SCHEMES[scheme].activations]
+        return [stage for stage, scheme in self.schemes.items() if self.uses_activations(scheme)]
+
+    def uses_activations(self, scheme: str) -> bool:
+        """Whether a scheme is made from activations, by itself or as the settings have it."""
+        return SCHEMES[scheme].activations == "needed" or (bool(SCHEMES[scheme].activations) and self.settings.gptq)
 
     @property
     def needs_activations(self) -> list[str]:

@@ -75,7 +75,8 @@ class QuantizationRun:
         seen = self.statistics.get(stage, StageStatistics())
         model = load_graph(baseline, stage)
         names = {layer.name for layer in linear_layers(model)} - set(excluded)
-        given = PassInputs(seen.activations, settings.ranges, settings.smoothing, names)
+        activations = seen.activations if self.plan.uses_activations(scheme) else {}
+        given = PassInputs(activations, settings.ranges, settings.smoothing, names)
         SCHEMES[scheme].make_pass(given)(model)
         spec = save_stage(
             model,

@@ -27,6 +27,7 @@ class CalibrationSettings:
             the layer alone: "language/head", "vision/*.mlp.fc2", "*.down_proj".
         budget: the most that may be lost; as few layers as that takes stay in the baseline's precision.
         questions: the largest number of questions asked to measure a budget of accuracy.
+        gptq: round INT4 weights by GPTQ, which observes activations and takes minutes; without, to the nearest.
 
     Raises:
         RedipruneError: a setting that no bundle could be calibrated with; the message names it.
@@ -41,6 +42,7 @@ class CalibrationSettings:
     exclude_layers: tuple[str, ...] = ()
     budget: Budget | None = None
     questions: int = 200
+    gptq: bool = True
 
     def __post_init__(self) -> None:
         from .quantize.activation_ranges import RANGES  # numpy: the command line reads the defaults without it
@@ -68,6 +70,7 @@ class CalibrationSettings:
         options = ["--recipe", self.recipe, "--samples", str(self.samples), "--seed", str(self.seed)]
         options += ["--ranges", self.ranges]
         options += ["--smoothing", str(self.smoothing)] if self.smoothing is not None else ["--no-smooth"]
+        options += [] if self.gptq else ["--no-gptq"]
         options += [word for pattern in self.exclude_layers for word in ("--skip", pattern)]
         options += ["--budget", str(self.budget)] if self.budget is not None else []
         options += ["--questions", str(self.questions)] if self.measures_accuracy else []

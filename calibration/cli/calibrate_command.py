@@ -20,6 +20,7 @@ from .calibrate_options import Backend, Budget, Force, Questions, Skip
 from .calibration_options import (
     AlphaOption,
     DataOption,
+    GptqOption,
     RangesOption,
     RecipeOption,
     SamplesOption,
@@ -54,6 +55,7 @@ def calibrate(
     smoothing: SmoothingOption = DEFAULT_SMOOTHING,
     alpha: AlphaOption = None,
     smooth: SmoothOption = True,
+    gptq: GptqOption = CalibrationSettings.gptq,
     skip: Skip = None,
     backend: Backend = None,
     budget: Budget = None,
@@ -78,6 +80,7 @@ def calibrate(
         exclude_layers=tuple(skip or ()),
         budget=None if budget is None else parse_budget(budget),
         questions=questions,
+        gptq=gptq,
     )
     with stage_progress(as_json) as report:
         made = run(bundle, out, settings, backend=backend, force=force, progress=report)

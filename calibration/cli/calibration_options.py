@@ -32,6 +32,9 @@ SmoothingOption = Annotated[
     ),
 ]
 SmoothOption = Annotated[bool, typer.Option("--smooth/--no-smooth", help="Apply SmoothQuant, or do without.")]
+GptqOption = Annotated[
+    bool, typer.Option("--gptq/--no-gptq", help="Round INT4 weights by GPTQ, from activations, or to the nearest.")
+]
 # `--alpha` is the weight of ReDiPrune's selection in `rediprune run`; earlier versions called the smoothing so too.
 AlphaOption = Annotated[float | None, typer.Option("--alpha", hidden=True)]
 

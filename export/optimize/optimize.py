@@ -127,12 +127,16 @@ def _make_forms(baseline: Bundle, work: Path, settings: OptimizeSettings, report
     for at, recipe in enumerate(wanted):
         report("forms", recipe, at / len(wanted))
         folder = work / str(at)
-        chosen = CalibrationSettings(recipe, data=settings.data, samples=settings.samples)
-        calibrate(baseline.folder, folder, chosen)
+        calibrate(baseline.folder, folder, _calibration(recipe, settings))
         build_cpu(folder, "ort")
         made.append(Bundle.open(folder))
     report("forms", "done", 1.0)
     return made
+
+
+def _calibration(recipe: str, settings: OptimizeSettings) -> CalibrationSettings:
+    """How forms are made. INT4 is rounded to the nearest: GPTQ takes minutes and gigabytes at real geometry."""
+    return CalibrationSettings(recipe, data=settings.data, samples=settings.samples, gptq=False)
 
 
 def _observe(baseline: Bundle, work: Path, settings: OptimizeSettings, report: Progress) -> Observations:
@@ -195,7 +199,7 @@ def _make(mix: Mix, baseline: Bundle, folder: Path, settings: OptimizeSettings, 
     report("bundle", f"making {folder.name}", 0.0)
     if recipe:
         text = ",".join(f"{stage}={form}" for stage, form in recipe.items())
-        calibrate(baseline.folder, folder, CalibrationSettings(text, data=settings.data, samples=settings.samples))
+        calibrate(baseline.folder, folder, _calibration(text, settings))
     else:
         copy_bundle(baseline, folder)
     for backend in dict.fromkeys(["ort", *(name.removesuffix("-bf16") for name in mix.backends.values())]):

@@ -11,9 +11,11 @@ import onnx
 import onnxruntime as ort
 import pytest
 from PIL import Image
+from rediprune.calibration.bundle_graphs import load_graph
 from rediprune.calibration.calibrate import calibrate
 from rediprune.calibration.evaluation.evaluate import evaluate
 from rediprune.calibration.evaluation.question_dataset import read_questions
+from rediprune.calibration.quantize.block_weights import Int4WeightPass
 from rediprune.calibration.settings import CalibrationSettings
 from rediprune.calibration.tasks.media_folder import write_set
 from rediprune.export.build.cpu_engines import build_cpu
@@ -337,3 +339,18 @@ def test_command_line(tiny: Path, photo: Path, tmp_path: Path) -> None:
     refused = CliRunner().invoke(app, [*options, "--alpha", "0.5", "--smoothing", "0.6"])
     assert isinstance(refused.exception, RedipruneError) and "old name of --smoothing" in str(refused.exception)
     assert "--alpha" not in CliRunner().invoke(app, ["calibrate", "--help"]).stdout
+
+
+def test_int4_to_the_nearest_needs_no_samples_and_can_be_asked_for_again(
+    bundle_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Without GPTQ no activation is observed, and its weights are those of the nearest integers."""
+    settings = CalibrationSettings("language=int4", samples=2, gptq=False)
+    made = calibrate(bundle_of("llava"), tmp_path / "int4", settings)
+    expected = load_graph(Bundle.open(bundle_of("llava")), "language")
+    Int4WeightPass()(expected)
+    model = load_graph(made, "language")
+    for name, value in expected.graph.initializers.items():
+        if name.endswith(".weight.int4"):
+            assert np.array_equal(value.const_value.numpy(), model.graph.initializers[name].const_value.numpy())  # type: ignore[union-attr]
+    assert "--no-gptq" in made.manifest.calibration.options  # type: ignore[union-attr]
