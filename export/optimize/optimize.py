@@ -29,7 +29,7 @@ from .optimize_settings import OptimizeSettings
 from .stage_timing import Timed, time_candidates
 
 _TRIES = 4  # mixes whose accuracy is asked before it is given up
-_PROBE = 20  # questions that show whether a checkpoint can answer any
+_PROBE = 8  # questions that show whether a checkpoint can answer any
 
 
 @dataclass(frozen=True)

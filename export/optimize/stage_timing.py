@@ -18,6 +18,7 @@ from .candidates import Candidate
 
 ROUNDS, REPEATS, TOKENS = 3, 2, 8
 _TEXT_TOKENS = 48
+_FAR = 1.5
 _COMPARED = 3  # held-out cases that errors are measured on
 
 
@@ -63,7 +64,9 @@ def time_candidates(
         for at, one in enumerate(timed):
             made = one.candidate
             progress("timing", f"{made.stage} {made.precision} on {made.backend}", (turn * len(timed) + at) / total)
-            if one.fault:
+            if one.fault or (
+                turn and _is_behind(runs[at], [runs[i] for i, other in enumerate(timed) if _alike(other, one)])
+            ):
                 continue
             try:
                 runs[at] += _turn(made, cases[made.stage], keep, threads)
@@ -80,6 +83,16 @@ def time_candidates(
             one.seconds, one.per_token = (median(each) for each in zip(*measured, strict=True))
     progress("timing", "done", 1.0)
     return timed
+
+
+def _alike(other: Timed, one: Timed) -> bool:
+    return other.candidate.stage == one.candidate.stage and not other.fault
+
+
+def _is_behind(mine: Sequence[tuple[float, float]], all_runs: Sequence[Sequence[tuple[float, float]]]) -> bool:
+    """Whether a candidate was so far behind the best of its stage, in both times, that another turn changes nothing."""
+    best = [min(min(run[part] for run in runs) for runs in all_runs if runs) for part in (0, 1)]
+    return all(min(run[part] for run in mine) > _FAR * best[part] for part in (0, 1) if best[part])
 
 
 def _turn(made: Candidate, cases: Sequence[HeldOutCase], keep: float, threads: int) -> list[tuple[float, float]]:
