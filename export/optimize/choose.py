@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from ...runtime.errors import RedipruneError
-from .optimize_settings import EXACT, OptimizeSettings
+from .optimize_settings import OptimizeSettings
 from .stage_timing import Timed
 
 # Bytes in memory for each byte of weights: OpenVINO keeps the mapped file and a packed copy.
@@ -118,6 +118,6 @@ def _nearest(timed: Sequence[Timed], stage: str) -> str:
     return f"{name} comes nearest, with an error of {errors[name]:.2%}"
 
 
-def exact_recipe(recipe: Mapping[str, str], source_precision: str) -> dict[str, str]:
+def changed_stages(recipe: Mapping[str, str], source_precision: str) -> dict[str, str]:
     """The stages of a recipe that change."""
-    return {stage: form for stage, form in recipe.items() if form not in (source_precision, EXACT)}
+    return {stage: form for stage, form in recipe.items() if form != source_precision}

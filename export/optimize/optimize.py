@@ -22,7 +22,7 @@ from ..checkpoint.reader import Checkpoint
 from ..exporter import Progress, export_bundle
 from ..validate.validate import validate
 from .candidates import candidates, recipes, towers_of
-from .choose import Mix, exact_recipe, ranked_mixes, rejection, size_of
+from .choose import Mix, changed_stages, ranked_mixes, rejection, size_of
 from .copy_bundle import copy_bundle
 from .first_token import first_token_seconds
 from .optimize_settings import OptimizeSettings
@@ -177,7 +177,7 @@ def _within_accuracy(
         return mixes[0], {}, [note]
     worst: dict[str, float] = {}
     for mix in mixes[:_TRIES]:
-        if not exact_recipe(mix.recipe, baseline.manifest.precision):
+        if not changed_stages(mix.recipe, baseline.manifest.precision):
             return mix, {}, []
         folder = work / "mix"
         _make(mix, baseline, folder, settings, report)
@@ -195,7 +195,7 @@ def _within_accuracy(
 
 def _make(mix: Mix, baseline: Bundle, folder: Path, settings: OptimizeSettings, report: Progress) -> None:
     """The bundle of a mix, built for the backends it runs on."""
-    recipe = exact_recipe(mix.recipe, baseline.manifest.precision)
+    recipe = changed_stages(mix.recipe, baseline.manifest.precision)
     report("bundle", f"making {folder.name}", 0.0)
     if recipe:
         text = ",".join(f"{stage}={form}" for stage, form in recipe.items())
