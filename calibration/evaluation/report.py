@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ...runtime.backend_choice import AUTO
 from ...runtime.bundle import Bundle
 from ...runtime.bundle.lock import changing
 from ...runtime.errors import RedipruneError
@@ -44,7 +45,7 @@ class ReportOptions:
         samples: number of questions on which stages and kept sets are compared.
         seed: selects them.
         tolerance: points of accuracy that a recommended bundle may lose at any keep ratio.
-        evaluation: backend, frames and threads.
+        evaluation: backend (one for all bundles, not "auto"), frames and threads.
     """
 
     keep_ratios: Sequence[float] = (1.0, 0.15)
@@ -52,7 +53,7 @@ class ReportOptions:
     samples: int = 32
     seed: int = 0
     tolerance: float = 1.0
-    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
+    evaluation: EvaluationOptions = field(default_factory=lambda: EvaluationOptions("ort"))
 
 
 def report(
@@ -82,6 +83,8 @@ def report(
     """
     options, say = options or ReportOptions(), progress or ignore_count
     asking = options.evaluation
+    if asking.backend == AUTO:
+        raise RedipruneError("a report holds bundles against each other on one backend; name it with --backend")
     baseline, calibrated = bundles[0], list(bundles[1:])
     absent = {}
     for bundle in calibrated:

@@ -159,7 +159,7 @@ def engine(pipeline: Pipeline, picture: Any, keep: float) -> Callable[[], Turn]:
 
 def eager(peer: Eager, picture: Any, keep: float) -> Callable[[], Turn]:
     """One request to eager transformers, to be run again and again."""
-    request = {"question": QUESTION, "images": [picture], "videos": [], "keep": keep, "new_tokens": TOKENS}
+    request = {"question": QUESTION, "images": [picture], "videos": [], "frames": 1, "keep": keep, "new_tokens": TOKENS}
 
     def run() -> Turn:
         seconds = peer.ask(request)

@@ -11,7 +11,7 @@ from matplotlib.container import BarContainer
 from PIL import Image
 from rediprune.calibration.calibrate import calibrate
 from rediprune.calibration.evaluation.calibrated_bundles import find_bundles
-from rediprune.calibration.evaluation.evaluate import evaluate
+from rediprune.calibration.evaluation.evaluate import EvaluationOptions, evaluate
 from rediprune.calibration.evaluation.question_dataset import media_of, read_questions
 from rediprune.calibration.evaluation.report import TOLERANCE_MARGIN, ReportOptions, report
 from rediprune.calibration.evaluation.similarity import jaccard
@@ -84,7 +84,7 @@ def test_a_report_is_what_its_parts_measure(bundles: Path, dataset: Path) -> Non
         capped = min(TOLERANCE_MARGIN * near["greatest_relative_error"], after.largest_tolerance(stage))
         assert after.tolerances["ort"][stage] == capped == after.tolerance("ort", stage)
         assert 0 < near["relative_error"] <= near["greatest_relative_error"] < 0.5
-    held = validate(bundles / "int8", end_to_end=False)
+    held = validate(bundles / "int8", "ort", end_to_end=False)
     assert held.passed
     judged = {
         row.stage: row.tolerance
@@ -110,7 +110,7 @@ def test_a_tolerance_that_is_too_low_fails_validation(bundles: Path, tmp_path: P
     strict = {"vision": 1e-6, "project": 1.0, "language": 1.0}
     for name, changes in (("now", {"tolerances": {"ort": strict}}), ("then", {"tolerances": {}, "floors": strict})):
         folder = noted(shutil.copytree(bundles / "int8", tmp_path / name), **changes)
-        assert validate(folder, end_to_end=False).failing_stages == ["vision"]
+        assert validate(folder, "ort", end_to_end=False).failing_stages == ["vision"]
         if name == "now":  # on another backend it does not count
             assert "vision" not in validate(folder, "openvino", ["vision"]).failing_stages
 
@@ -126,7 +126,7 @@ def test_a_stage_that_is_broken_does_not_pass_because_it_was_measured(
     path.write_bytes(bytes(len(path.read_bytes())))  # every weight nought
     spec.files[f"onnx/{path.name}"] = file_sha256(path)
     bundle.write_manifest()
-    assert validate(folder, end_to_end=False).failing_stages == ["project"]
+    assert validate(folder, "ort", end_to_end=False).failing_stages == ["project"]
     shutil.copytree(bundles / "fp32", tmp_path / "fp32")
     report(
         find_bundles([tmp_path / "fp32", folder]),
@@ -135,9 +135,9 @@ def test_a_stage_that_is_broken_does_not_pass_because_it_was_measured(
     )
     record = Bundle.open(folder).manifest.calibration
     assert record is not None and record.tolerances["ort"]["project"] <= 0.5
-    assert validate(folder, end_to_end=False).failing_stages == ["project"]
+    assert validate(folder, "ort", end_to_end=False).failing_stages == ["project"]
     noted(folder, tolerances={}, floors={"project": 1.5})
-    assert validate(folder, end_to_end=False).failing_stages == ["project"]
+    assert validate(folder, "ort", end_to_end=False).failing_stages == ["project"]
 
 
 def test_a_bundle_that_cannot_be_noted_in_is_refused_before_anything_is_measured(bundles: Path, dataset: Path) -> None:
@@ -222,3 +222,10 @@ def test_what_cannot_be_reported_on_is_refused(bundles: Path, dataset: Path, tmp
         assert isinstance(refused, RedipruneError) and says in str(refused)
     with pytest.raises(RedipruneError, match="bf16"):
         report(find_bundles([bundles / "bf16"]), {})
+
+
+def test_a_report_is_of_one_backend(bundles: Path) -> None:
+    with pytest.raises(RedipruneError, match="on one backend; name it with --backend"):
+        report(
+            find_bundles([bundles / "fp32", bundles / "int8"]), {}, ReportOptions(evaluation=EvaluationOptions("auto"))
+        )
