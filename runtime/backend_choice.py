@@ -8,6 +8,7 @@ were quantised, never for fp32 ones. `rediprune optimize` measures, and leaves i
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
@@ -97,7 +98,11 @@ class _Automatic:
 
     def __init__(self, bundle: Bundle):
         self.bundle = bundle
-        self.gpu = _gpu()
+
+    @cached_property
+    def gpu(self) -> str:
+        """Compute capability; asked for only where `auto` chooses, as the driver takes its time."""
+        return _gpu()
 
     def choice(self, stage: str) -> Choice:
         """By the bundle's plan where it was made on a machine like this one, else by rule."""

@@ -10,7 +10,7 @@ from ..progress_types import CountProgress
 from ..settings import CalibrationSettings
 from ..tasks.drawn_task import QUESTIONS_EACH
 from ..tasks.media_folder import write_set
-from .evaluate import evaluate
+from .evaluate import EvaluationOptions, evaluate
 from .question_dataset import Question, read_questions
 
 
@@ -38,6 +38,10 @@ def select_questions(settings: CalibrationSettings, videos: bool, folder: Path) 
     return sorted(order, key=lambda question: question in calibrated_with)[:count]
 
 
+class NothingToLoseError(RedipruneError):
+    """The baseline answers no question right."""
+
+
 class AccuracyLoss:
     """The score of a baseline, and the points that bundles made of it lose."""
 
@@ -47,6 +51,7 @@ class AccuracyLoss:
         questions: Sequence[Question],
         replies: Path,
         progress: CountProgress | None = None,
+        backend: str = "ort",
     ):
         """Ask the baseline.
 
@@ -55,14 +60,17 @@ class AccuracyLoss:
             questions: with answers.
             replies: a file that keeps what was answered, for a rerun to go on from.
             progress: told what is asked.
+            backend: what runs the stages, of the baseline and of the others.
 
         Raises:
-            RedipruneError: it answers no question correctly, so that nothing could be lost.
+            NothingToLoseError: it answers no question correctly, so that nothing could be lost.
+            RedipruneError: it cannot be asked.
         """
         self.questions, self.replies, self.progress = questions, replies, progress
+        self.options = EvaluationOptions(backend)
         self.baseline = self._correct(baseline)
         if not any(self.baseline.values()):
-            raise RedipruneError(
+            raise NothingToLoseError(
                 f"'{baseline}' answers none of {len(questions)} questions right, so no accuracy can be lost; give questions "
                 "it can answer with --data, or --budget error=0.02"
             )
@@ -78,5 +86,7 @@ class AccuracyLoss:
 
     def _correct(self, folder: Path) -> dict[str, int]:
         """Keep ratio → number of correct answers."""
-        scores = evaluate(folder, self.questions, KEEP_RATIOS, out=self.replies, progress=self.progress)
+        scores = evaluate(
+            folder, self.questions, KEEP_RATIOS, options=self.options, out=self.replies, progress=self.progress
+        )
         return {f"{score.keep:g}": sum(score.right.values()) for score in scores}

@@ -67,7 +67,8 @@ def optimize(
     """Make the best bundle for this machine: every stage in every form that fits, timed on every backend at hand.
 
     Towers and decoder are quantised in several ways, timed in turns, held to the budget and mixed; the whole chain is
-    compared with eager PyTorch. The plan goes into the manifest, and `--backend auto` follows it on this machine.
+    compared with eager PyTorch, and the exit code is 1 if it differs. The plan goes into the manifest, and `--backend
+    auto` follows it on this machine.
     """
     from ..optimize.optimize import optimize as run
     from ..optimize.optimize_settings import OptimizeSettings
@@ -82,7 +83,7 @@ def optimize(
         page.write_text(plan_page(made, shlex.join(["rediprune", *sys.argv[1:]])), encoding="utf-8")
     if as_json:
         print(json.dumps({"bundle": str(out), "notes": made.notes} | made.plan.model_dump(mode="json")))
-        return
+        raise typer.Exit(0 if made.passed else 1)
     console = Console()
     head, rows = chosen_rows(made.plan)
     table = Table(*head, title=f"{out}, for {made.plan.target}")
@@ -94,3 +95,4 @@ def optimize(
     for note in made.notes:
         console.print(f"[yellow]{note}[/yellow]", highlight=False, soft_wrap=True)
     console.print(f"Ask it: rediprune run {out} --image photo.jpg --prompt 'What is this?'", highlight=False)
+    raise typer.Exit(0 if made.passed else 1)

@@ -1,17 +1,18 @@
 """Checkpoint or bundle → the best bundle for this machine, with its plan in the manifest."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from ...calibration.budget import ACCURACY
 from ...calibration.calibrate import calibrate
-from ...calibration.evaluation.accuracy_loss import AccuracyLoss, select_questions
+from ...calibration.evaluation.accuracy_loss import AccuracyLoss, NothingToLoseError, select_questions
 from ...calibration.observations import Observations, cache_folder, observe, read_data
 from ...calibration.plan import plan_calibration
 from ...calibration.settings import CalibrationSettings
+from ...runtime.backend_choice import AUTO
 from ...runtime.bundle import MANIFEST, Bundle, PlanRecord, TriedForm
 from ...runtime.bundle.lock import changing
 from ...runtime.bundle.staging import check_target
@@ -28,8 +29,9 @@ from .first_token import first_token_seconds
 from .optimize_settings import OptimizeSettings
 from .stage_timing import Timed, time_candidates
 
+EQUAL = "equal to eager PyTorch within tolerance"  # of the outcome: 1 or 0
 _TRIES = 4  # mixes whose accuracy is asked before it is given up
-_PROBE = 8  # questions that show whether a checkpoint can answer any
+_PROBE = 20  # questions that show whether a checkpoint can answer any
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ class Optimized:
     bundle: Bundle
     source: Bundle
     notes: list[str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the whole chain is equal to eager PyTorch within tolerance."""
+        return self.plan.outcome[EQUAL] == 1
 
     @property
     def plan(self) -> PlanRecord:
@@ -86,13 +93,19 @@ def optimize(
     cases = {name: seen.held_out for name, seen in observations.statistics.items()}
     keep = settings.keep or baseline.manifest.defaults.keep
     timed = time_candidates(candidates(baseline, made), cases, keep, settings.threads, report)
-    precision = baseline.manifest.precision
-    mixes = ranked_mixes(timed, settings, precision)
-    chosen, outcome, notes = _within_accuracy(mixes, baseline, work, settings, report)
-    _make(chosen, baseline, target, settings, report)
-    _note(target, _plan(chosen, timed, settings, precision))
+    mixes = ranked_mixes(timed, settings, baseline.manifest.precision)
+
+    def make(mix: Mix, place: Path) -> PlanRecord:
+        """Make the bundle of a mix with its plan, so that `auto` runs each stage on what was measured."""
+        _make(mix, baseline, place, settings, report)
+        plan = _plan(mix, timed, settings, baseline.manifest.precision)
+        _note(place, plan)
+        return plan
+
+    chosen, outcome, notes = _within_accuracy(mixes, baseline, work, settings, make, report)
+    plan = make(chosen, target)
     outcome |= _check(target, baseline, keep, settings, notes, report)
-    _note(target, _plan(chosen, timed, settings, precision).model_copy(update={"outcome": outcome}))
+    _note(target, plan.model_copy(update={"outcome": outcome}))
     shutil.rmtree(work, ignore_errors=True)
     return Optimized(Bundle.open(target), baseline, notes)
 
@@ -150,7 +163,12 @@ def _observe(baseline: Bundle, work: Path, settings: OptimizeSettings, report: P
 
 
 def _within_accuracy(
-    mixes: Sequence[Mix], baseline: Bundle, work: Path, settings: OptimizeSettings, report: Progress
+    mixes: Sequence[Mix],
+    baseline: Bundle,
+    work: Path,
+    settings: OptimizeSettings,
+    make: Callable[[Mix, Path], object],
+    report: Progress,
 ) -> tuple[Mix, dict[str, float], list[str]]:
     """The first mix that loses no more accuracy than the budget allows; what was measured of it, and notes.
 
@@ -167,9 +185,9 @@ def _within_accuracy(
         report("accuracy", what, number / max(total, 1))
 
     try:
-        AccuracyLoss(baseline.folder, questions[:_PROBE], replies, asked)
-        loss = AccuracyLoss(baseline.folder, questions, replies, asked)
-    except RedipruneError:
+        AccuracyLoss(baseline.folder, questions[:_PROBE], replies, asked, AUTO)
+        loss = AccuracyLoss(baseline.folder, questions, replies, asked, AUTO)
+    except NothingToLoseError:
         note = (
             f"'{baseline.folder.name}' answers none of {_PROBE} questions right, so accuracy says nothing of it: its stages are "
             f"held to an error of {settings.largest_error:.0%} each; give questions that it can answer with --data"
@@ -180,7 +198,7 @@ def _within_accuracy(
         if not changed_stages(mix.recipe, baseline.manifest.precision):
             return mix, {}, []
         folder = work / "mix"
-        _make(mix, baseline, folder, settings, report)
+        make(mix, folder)
         points = loss.points(folder)
         if max(points.values()) <= settings.bound.limit:
             report("accuracy", "within the budget", 1.0)
@@ -266,4 +284,4 @@ def _check(
     seconds = first_token_seconds(contenders, (keep, 1.0), settings.threads)
     report("whole chain", "done", 1.0)
     measured = {f"first token at keep {ratio:g}, {name}, s": taken for (name, ratio), taken in seconds.items()}
-    return {"equal to eager PyTorch within tolerance": float(compared.passed)} | measured
+    return {EQUAL: float(compared.passed)} | measured

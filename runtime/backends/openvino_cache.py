@@ -28,6 +28,8 @@ from ..machine import fingerprint
 LIMIT = "REDIPRUNE_CACHE_LIMIT"  # environment variable: bytes of all files; 0 keeps none
 _DEFAULT_LIMIT = 4 << 30
 _NOT_KEPT = ("fp32", "fp16")
+# How we change a decoder before it is compiled: another version of that is another model.
+_OURS = hashlib.sha256(Path(__file__).with_name("openvino_decoder.py").read_bytes()).hexdigest()
 
 
 def compiled_model(
@@ -51,6 +53,7 @@ def compiled_model(
         return compile_model()
     depends_on = [
         spec.sha256,
+        _OURS,
         version("openvino"),
         fingerprint(),
         sorted((name, str(value)) for name, value in settings.items()),
