@@ -122,6 +122,7 @@ def test_two_exports_to_one_folder_do_not_mix(checkpoint: Path, tmp_path: Path) 
     assert sorted(p.name for p in tmp_path.iterdir()) == [".bundle.lock", "bundle", "checkpoint"]
 
 
+@pytest.mark.process
 def test_two_exports_by_two_processes_leave_one_bundle(checkpoint: Path, tmp_path: Path) -> None:
     """The one that comes too late says so, or finds the bundle up to date."""
     command = [sys.executable, "-m", "rediprune.runtime", "export", str(checkpoint), "-o", str(tmp_path / "bundle")]

@@ -47,6 +47,7 @@ def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the end waits for the thread")
 @pytest.mark.parametrize("delay", [0.0, 0.05, 0.5])
 def test_the_process_ends_with_its_exit_code_while_onnx_runtime_loads(delay: float, slow_model: Path) -> None:
@@ -106,6 +107,7 @@ main()
 """
 
 
+@pytest.mark.process
 def test_the_command_line_refuses_a_bad_image_at_once(bundle_of: Callable[[str], Path], tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("this is no picture")
     code, _, errors, seconds = run_script(command(bundle_of("llava"), "--image", str(tmp_path / "text.jpg")))
@@ -113,6 +115,7 @@ def test_the_command_line_refuses_a_bad_image_at_once(bundle_of: Callable[[str],
     assert seconds < SOON
 
 
+@pytest.mark.process
 def test_the_command_line_is_interrupted_at_once(bundle_of: Callable[[str], Path], photo: Path) -> None:
     code, _, errors, seconds = run_script(command(bundle_of("llava"), "--image", str(photo)), "loading")
     assert (code, errors) == (130, "interrupted\n")

@@ -87,6 +87,7 @@ ENDINGS = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize(
     "opening", ["time.sleep(30)", "__import__('hashlib').pbkdf2_hmac('sha256', b'', b'', 10**9)"], ids=["python", "c"]

@@ -72,6 +72,7 @@ def test_a_bench_tells_everything_and_writes_its_page(
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(file.name for file in files)
 
 
+@pytest.mark.process
 def test_a_peer_that_fails_or_takes_too_long_is_left_out_with_its_reason(
     bundle_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

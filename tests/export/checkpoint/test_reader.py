@@ -43,6 +43,7 @@ def test_a_checkpoint_with_code_of_its_own_is_refused(
     assert not (checkpoint / "was-run").exists()
 
 
+@pytest.mark.process
 def test_in_the_command_it_is_exit_code_2_whatever_stdin_says(checkpoint: Path, tmp_path: Path) -> None:
     edit_config(checkpoint, model_type="no_such_model", auto_map=_AUTO_MAP)
     command = [sys.executable, "-m", "rediprune.runtime", "export", str(checkpoint), "-o", str(tmp_path / "bundle")]

