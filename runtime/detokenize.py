@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection
+from functools import partial
 
 from .media.preprocess import Processor
 from .stop_strings import StopMatch, StopStrings
@@ -42,8 +43,8 @@ class Detokenizer:
         self.tail = ""
 
     @classmethod
-    def of(cls, processor: Processor) -> "Detokenizer":
-        """The detokenizer of a bundle's processor."""
+    def for_processor(cls, processor: Processor) -> Callable[[], "Detokenizer"]:
+        """What makes a detokenizer for each answer; the tokenizer's tables are read once."""
         tokenizer = processor.tokenizer
         if tokenizer.is_fast:
             special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
@@ -54,7 +55,7 @@ class Detokenizer:
             text = tokenizer.convert_ids_to_tokens(token)
             return isinstance(text, str) and _BYTE.fullmatch(text) is not None
 
-        return cls(processor.decode, special, byte_token, _cleans_up(tokenizer))
+        return partial(cls, processor.decode, special, byte_token, _cleans_up(tokenizer))
 
     def add(self, token: int) -> str:
         """The text that is certain by now and was not before; `tail` is the text behind it that may still change."""

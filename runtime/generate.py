@@ -131,9 +131,7 @@ class Sampling:
             scaled[scaled < np.partition(scaled, -self.top_k)[-self.top_k]] = -np.inf
         weights = _normalized(np.exp(scaled))
         if self.top_p < 1:
-            order = np.argsort(weights, kind="stable")[:-1]  # the least likely first; the likeliest always stays
-            weights[order[np.cumsum(weights[order]) <= 1 - self.top_p]] = 0
-            weights = _normalized(weights)
+            weights = _normalized(_nucleus(weights, self.top_p))
         if self.min_p > 0:
             weights = _normalized(np.where(weights < self.min_p * weights.max(), 0, weights))
         if self.typical_p < 1:
@@ -153,6 +151,21 @@ def _normalized(weights: np.ndarray) -> np.ndarray:
 def _without(weights: np.ndarray, least: float) -> np.ndarray:
     """Without tokens below a probability; the likeliest always stay."""
     return _normalized(np.where((weights < least) & (weights < weights.max()), 0, weights))
+
+
+def _nucleus(weights: np.ndarray, mass: float) -> np.ndarray:
+    """The likeliest tokens up to a mass (arXiv 1904.09751)."""
+    # Tokens so unlikely that even all of a vocabulary of them have no such mass: to sort the others takes a moment only.
+    tail = (weights <= (1 - mass) / weights.size) & (weights < weights.max())
+    likely = np.flatnonzero(~tail)
+    order = likely[np.argsort(weights[likely], kind="stable")][
+        :-1
+    ]  # the least likely first; the likeliest always stays
+    beyond = weights[tail].sum() + np.cumsum(weights[order]) <= 1 - mass
+    kept = weights.copy()
+    kept[tail] = 0
+    kept[order[beyond]] = 0
+    return kept
 
 
 def _typical(weights: np.ndarray, mass: float) -> np.ndarray:

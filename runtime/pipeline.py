@@ -92,6 +92,7 @@ class Pipeline:
         try:
             self.processor = Processor.load(bundle.path("processor"))
             self._token_bytes = TokenBytes(self.processor.tokenizer)
+            self._detokenizer = Detokenizer.for_processor(self.processor)
             check_placeholder_ids(self.processor, _own_placeholders(bundle))
         except BaseException:
             self._sessions.stop_prefetch()
@@ -299,7 +300,7 @@ class Pipeline:
             warnings=embedded.warnings,
             visuals=embedded.visuals if return_visuals else [],
         )
-        detokenizer = Detokenizer.of(self.processor)
+        detokenizer = self._detokenizer()
         stop_strings = StopStrings(stopping.strings, self._token_bytes, detokenizer.special, embedded.ids)
         text = AnswerText(detokenizer, stop_strings)
         intervals = encoder.clock.intervals

@@ -15,7 +15,7 @@ CASES = {name: tokenizer_case(name) for name in TOKENIZERS}
 
 
 def pieces_of(case: TokenizerCase, ids: list[int]) -> list[str]:
-    detokenizer = Detokenizer.of(case)  # pyright: ignore[reportArgumentType]
+    detokenizer = Detokenizer.for_processor(case)()  # pyright: ignore[reportArgumentType]
     return [*[detokenizer.add(token) for token in ids], detokenizer.finish()]
 
 
@@ -87,7 +87,7 @@ def spell(text: str, name: str = "llama") -> list[int]:
 
 def answer_of(ids: list[int], stop: list[str], name: str = "llama") -> tuple[list[str], AnswerText]:
     case = CASES[name]
-    detokenizer = Detokenizer.of(case)  # pyright: ignore[reportArgumentType]
+    detokenizer = Detokenizer.for_processor(case)()  # pyright: ignore[reportArgumentType]
     answer = AnswerText(detokenizer, StopStrings(stop, TokenBytes(case.tokenizer), detokenizer.special))
     pieces = []
     for at, token in enumerate(ids):
@@ -152,6 +152,6 @@ def test_a_long_answer_is_written_in_no_time() -> None:
 
 def test_of_reads_the_tokenizer() -> None:
     processor = SimpleNamespace(tokenizer=CASES["llama"].tokenizer, decode=CASES["llama"].decode)
-    detokenizer = Detokenizer.of(processor)  # pyright: ignore[reportArgumentType]
+    detokenizer = Detokenizer.for_processor(processor)()  # pyright: ignore[reportArgumentType]
     eos = CASES["llama"].tokenizer.eos_token_id
     assert detokenizer.add(eos) == "" and detokenizer.tail == ""

@@ -29,7 +29,7 @@ def theirs(name: str, prompt: list[int], ids: list[int], strings: list[str]) -> 
 def ours(name: str, prompt: list[int], ids: list[int], strings: list[str]) -> tuple[int | None, str]:
     """After how many the runtime does, and the text that it shows; what is shown is never taken back."""
     case = tokenizer_case(name)
-    detokenizer = Detokenizer.of(case)  # pyright: ignore[reportArgumentType]
+    detokenizer = Detokenizer.for_processor(case)()  # pyright: ignore[reportArgumentType]
     answer = AnswerText(detokenizer, StopStrings(strings, TokenBytes(case.tokenizer), detokenizer.special, prompt))
     text = ""
     for count, token in enumerate(ids, 1):
