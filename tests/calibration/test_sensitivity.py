@@ -113,7 +113,14 @@ def test_the_layer_with_the_outlier_is_found(source: Path, data: Path) -> None:
     assert smoothed[OUTLIER].error < worst.error / 10
 
 
-@pytest.mark.parametrize("form", ["int8-dynamic", "int4", "fp8"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param("int8-dynamic", marks=pytest.mark.calibration),
+        "int4",
+        pytest.param("fp8", marks=pytest.mark.calibration),
+    ],
+)
 def test_every_form_of_single_layers_has_sensitivities(form: str, source: Path, data: Path) -> None:
     found = sensitivity(source, CalibrationSettings(f"language={form}", data, 4))
     layers = [layer.name for layer in linear_layers(load_graph(Bundle.open(source), "language"))]
@@ -124,6 +131,7 @@ def test_every_form_of_single_layers_has_sensitivities(form: str, source: Path, 
         assert one.kept is None  # which tokens are kept was decided before
 
 
+@pytest.mark.calibration
 def test_a_budget_leaves_the_one_layer_and_is_met(source: Path, data: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"data": data, "samples": 4, "smoothing": None}
     plain = calibrate(source, tmp_path / "plain", CalibrationSettings("vision=int8", **options))
@@ -158,6 +166,7 @@ def test_a_budget_that_everything_meets_needs_no_choice(source: Path, data: Path
     assert 0 < told.measured["project"] <= 0.5
 
 
+@pytest.mark.calibration
 def test_a_stage_that_cannot_meet_it_stays_as_it_is(source: Path, data: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"data": data, "samples": 4}
     recipe = "vision=int8,project=int4"
@@ -181,6 +190,7 @@ def test_a_stage_that_cannot_meet_it_stays_as_it_is(source: Path, data: Path, tm
     assert np.array_equal(ours, theirs)
 
 
+@pytest.mark.calibration
 def test_a_budget_that_nothing_meets_is_said(source: Path, data: Path, tmp_path: Path) -> None:
     with pytest.raises(RedipruneError, match=r"no layer can be quantised within error=1e-07: 'vision/.*allow more"):
         calibrate(
@@ -189,6 +199,7 @@ def test_a_budget_that_nothing_meets_is_said(source: Path, data: Path, tmp_path:
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.calibration
 def test_a_budget_of_accuracy_is_met(source: Path, data: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"data": data, "samples": 4, "smoothing": None}
     questions = read_questions(data)
@@ -227,6 +238,7 @@ def test_accuracy_needs_answers_that_can_be_lost(source: Path, data: Path, tmp_p
         )
 
 
+@pytest.mark.calibration
 def test_an_interrupted_measurement_goes_on_where_it_stopped(source: Path, data: Path, tmp_path: Path) -> None:
     asked: list[str] = []
 

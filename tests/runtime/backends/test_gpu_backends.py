@@ -19,7 +19,11 @@ QUESTION = "What is left of the red ball?"
 PICTURE = Path(__file__).parents[2] / "media" / "coffee.jpg"
 
 
-@pytest.fixture(scope="session", params=["llava_qwen2", "llava_qwen2_fp16"], ids=["fp32", "fp16"])
+@pytest.fixture(
+    scope="session",
+    params=["llava_qwen2", pytest.param("llava_qwen2_fp16", marks=pytest.mark.slow)],
+    ids=["fp32", "fp16"],
+)
 def exported(request, bundle_of):
     return bundle_of(request.param)
 
