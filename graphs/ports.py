@@ -28,10 +28,12 @@ class Stack:
     Attributes:
         path: of their ModuleList within the stage's module.
         layers: how many of them are run, from the first on.
+        unlike: how many of the first are unlike the others in what is done around them.
     """
 
     path: str
     layers: int
+    unlike: int = 0
 
 
 @dataclass(frozen=True)

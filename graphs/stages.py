@@ -128,6 +128,5 @@ def _language_stage(model: nn.Module, text_config: Any) -> Stage:
             Port("logits", ("batch", 1, text_config.vocab_size)),
             *(Port(f"present.{name}", cache) for name in names),
         ),
-        # Layers to which something is added are not alike.
-        None if module.taps else Stack("decoder.layers", text_config.num_hidden_layers),
+        Stack("decoder.layers", text_config.num_hidden_layers, unlike=module.taps),  # something is added behind those
     )

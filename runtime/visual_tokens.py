@@ -61,6 +61,7 @@ class Visual:
         parts: placeholders in the prompt that stand for it, each for as many frames.
         grid: rows and columns of each frame, where pictures have any size.
         rows: [F, …], what its tokens are projected from, where it is not the features.
+        pace: how far a frame's position in time is behind that of the frame before, where positions have three axes.
     """
 
     kind: str
@@ -73,6 +74,7 @@ class Visual:
     parts: int = 1
     grid: tuple[int, int] | None = None
     rows: Array | None = None
+    pace: float = 1.0
 
     @property
     def total(self) -> int:
@@ -92,7 +94,7 @@ class Visual:
 
         Args:
             tokens: N of them.
-            axes: of a position; with three they are (frame, row, column).
+            axes: of a position; with three they are (time, row, column).
         """
         size, total = tokens.embeds.shape[0] // self.parts, self.total // self.parts
         places, found = self.places(), []
@@ -103,7 +105,9 @@ class Visual:
             else:
                 assert self.grid is not None
                 rows, columns = self.grid
-                where = np.stack(np.unravel_index(own, (total // (rows * columns), rows, columns)))
+                frame, row, column = np.unravel_index(own, (total // (rows * columns), rows, columns))
+                time = (frame.astype(np.float32) * np.float32(self.pace)).astype(np.int64)  # cut, as in transformers
+                where = np.stack([time, row, column])
                 extent = max(rows, columns)
             part = tokens.part(at * size, (at + 1) * size)
             found.append(Inserted(self.spec.placeholder, part, where, extent))

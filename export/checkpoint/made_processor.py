@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -51,7 +52,7 @@ _CHATML = """\
 {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
 """
 
-# Qwen3-VL's, without tools: images and videos stand where the dialogue has them.
+# Qwen-VL's, without tools: images and videos stand where the dialogue has them.
 _QWEN = """\
 {%- for message in messages -%}
 {{ '<|im_start|>' + message['role'] + '\\n' }}
@@ -70,6 +71,18 @@ _QWEN = """\
 {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
 """
 
+# Qwen2-VL and Qwen2.5-VL say who they are, unless the dialogue does.
+_QWEN2 = (
+    "{%- if messages[0]['role'] != 'system' -%}"
+    "{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}"
+    "{%- endif -%}\n"
+) + _QWEN
+
+_CLIP_STATISTICS = {
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+
 _CLASSES = {  # processor, image processor, video processor
     "llava": ("LlavaProcessor", "CLIPImageProcessor", None),
     "llava_next": ("LlavaNextProcessor", "LlavaNextImageProcessor", None),
@@ -79,6 +92,8 @@ _CLASSES = {  # processor, image processor, video processor
         "LlavaNextVideoVideoProcessor",
     ),
     "internvl": ("InternVLProcessor", "GotOcr2ImageProcessor", "InternVLVideoProcessor"),
+    "qwen2_vl": ("Qwen2VLProcessor", "Qwen2VLImageProcessor", None),
+    "qwen2_5_vl": ("Qwen2_5_VLProcessor", "Qwen2VLImageProcessor", None),
     "qwen3_vl": ("Qwen3VLProcessor", "Qwen2VLImageProcessor", "Qwen3VLVideoProcessor"),
     "video_llava": ("VideoLlavaProcessor", "VideoLlavaImageProcessor", "VideoLlavaVideoProcessor"),
 }
@@ -87,8 +102,8 @@ _CLASSES = {  # processor, image processor, video processor
 def write_processor(folder: Path, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """Write tokenizer, chat template and the processors' settings into the folder."""
     processor, image_processor, video_processor = _CLASSES[config.model_type]
-    if config.model_type == "qwen3_vl":
-        _save_tokenizer(folder, tokenizer, _QWEN)
+    if config.model_type.startswith("qwen"):
+        _save_tokenizer(folder, tokenizer, _QWEN if config.model_type == "qwen3_vl" else _QWEN2)
         _write_qwen(folder, config)
         return
     siglip = config.vision_config.model_type.startswith("siglip")
@@ -135,32 +150,38 @@ def _save_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase, template: 
 
 
 def _write_qwen(folder: Path, config: PreTrainedConfig) -> None:
-    """Pictures of any size within bounds of pixels, small ones where the tower is tiny."""
+    """Pictures of any size within bounds of pixels, small ones where the tower is tiny.
+
+    The bounds are as the hub's files have them: of Qwen2-VL and Qwen2.5-VL one file is for pictures and videos.
+    """
     processor, image_processor, video_processor = _CLASSES[config.model_type]
-    vision = config.vision_config
+    vision: Any = config.vision_config
     group = (vision.patch_size * vision.spatial_merge_size) ** 2  # pixels
     tiny = vision.hidden_size < 100
-    settings = {
+    own = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]} if video_processor else _CLIP_STATISTICS
+    settings = own | {
         "do_convert_rgb": True,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "do_resize": True,
         "resample": 3,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
         "patch_size": vision.patch_size,
         "merge_size": vision.spatial_merge_size,
         "temporal_patch_size": vision.temporal_patch_size,
         "processor_class": processor,
     }
-    sizes = ((4, 40), (8, 96)) if tiny else ((64, 16384), (4, 24576))  # groups at least and at most
-    for name, kind, (least, most) in (
-        ("preprocessor_config.json", {"image_processor_type": image_processor}, sizes[0]),
-        ("video_preprocessor_config.json", {"video_processor_type": video_processor}, sizes[1]),
-    ):
+    pictures = settings | {"image_processor_type": image_processor}
+    least, most = (4, 40) if tiny else (64 if video_processor else 4, 16384)  # groups
+    if video_processor:
+        pictures |= {"size": {"shortest_edge": least * group, "longest_edge": most * group}}
+        least, most = (8, 96) if tiny else (4, 24576)
         size = {"shortest_edge": least * group, "longest_edge": most * group}
-        _write(folder / name, settings | kind | {"size": size})
+        videos = settings | {"video_processor_type": video_processor, "size": size}
+        _write(folder / "video_preprocessor_config.json", videos)
+    else:
+        pictures |= {"min_pixels": least * group, "max_pixels": most * group}
+    _write(folder / "preprocessor_config.json", pictures)
     _write(folder / "processor_config.json", {"processor_class": processor})
 
 
@@ -179,8 +200,7 @@ def _picture_settings(side: int, siglip: bool) -> dict:
     return settings | {
         "size": {"shortest_edge": side},
         "do_center_crop": True,
-        "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        **_CLIP_STATISTICS,
     }
 
 

@@ -27,13 +27,16 @@ from transformers import (
 from .made_decoders import DECODERS, text_settings
 from .made_internvl import internvl_config
 from .made_processor import write_processor
-from .made_qwen import qwen3_vl_config
+from .made_qwen import FAMILIES as QWEN
+from .made_qwen import qwen_config
 from .made_tokenizer import make_tokenizer, sentencepiece
 
 # The towers of a family, and its decoders where it has not all of them; the first of each by default.
 _PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "video_llava": (("clip",), ()),
     "internvl": (("intern",), ("qwen2", "qwen3")),
+    "qwen2_vl": (("qwen",), ("qwen2",)),
+    "qwen2_5_vl": (("qwen",), ("qwen2",)),
     "qwen3_vl": (("qwen",), ("qwen3",)),
 }
 _CONFIGS: dict[str, Callable[..., PreTrainedConfig]] = {
@@ -42,7 +45,7 @@ _CONFIGS: dict[str, Callable[..., PreTrainedConfig]] = {
     "llava_next_video": LlavaNextVideoConfig,
     "video_llava": VideoLlavaConfig,
 }
-FAMILIES = (*_CONFIGS, "internvl", "qwen3_vl")
+FAMILIES = (*_CONFIGS, "internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 TILED = ("llava_next", "llava_next_video")
 VIDEO = ("llava_next_video", "video_llava")
 
@@ -76,16 +79,17 @@ def make_checkpoint(
 
     Args:
         folder: where to; made if missing.
-        family: "llava" (LLaVA-1.5), "llava_next", "llava_next_video", "video_llava", "internvl" or
-            "qwen3_vl".
-        tower: "clip", the default, or "siglip" (no CLS token; not for video_llava); InternVL and Qwen3-VL have their
+        family: "llava" (LLaVA-1.5), "llava_next", "llava_next_video", "video_llava", "internvl",
+            "qwen2_vl", "qwen2_5_vl" or "qwen3_vl".
+        tower: "clip", the default, or "siglip" (no CLS token; not for video_llava); InternVL and Qwen-VL have their
             own, "intern" and "qwen".
         decoder: "llama" (Vicuna), the default, "mistral", "qwen2" or "qwen3"; all with grouped KV heads, save llama at
-            7b. Of InternVL "qwen2", the default, or "qwen3"; of Qwen3-VL "qwen3".
+            7b. Of InternVL "qwen2", the default, or "qwen3"; of Qwen2-VL and Qwen2.5-VL "qwen2", of Qwen3-VL "qwen3".
         size: "tiny" (tests; 1 MB), "real" (CLIP-L/336 or SigLIP-so400m, TinyLlama-1.1B, Qwen2-0.5B or
-            Qwen3-0.6B) or "7b" (the same towers, Vicuna-7B, Mistral-7B or Qwen2-7B): the geometry of these models. Qwen3-VL has that of its 2B at "real".
+            Qwen3-0.6B) or "7b" (the same towers, Vicuna-7B, Mistral-7B or Qwen2-7B): the geometry of these models. Qwen-VL
+            has that of its 2B or (Qwen2.5-VL) 3B at "real".
         seed: of the weights.
-        dtype: "float32", "float16" or "bfloat16"; by default float32, bfloat16 at 7b and of Qwen3-VL at its real size.
+        dtype: "float32", "float16" or "bfloat16"; by default float32, bfloat16 at 7b and of Qwen-VL at its real size.
         legacy_names: weight names of the hub's repositories (`language_model.model.…`,
             `vision_tower.vision_model.…`) in place of those of today's modules.
         shard_size: most bytes of one weights file, save where a single tensor is larger.
@@ -110,11 +114,8 @@ def make_checkpoint(
     geometry = DECODERS[decoder, size]
     words = geometry.words
     tokenizer = make_tokenizer(decoder, family, words, geometry.context)
-    own = {"internvl": internvl_config, "qwen3_vl": qwen3_vl_config}.get(family)
-    config: PreTrainedConfig = (
-        own(decoder, size, tokenizer) if own else _config(family, tower, decoder, size, tokenizer)
-    )
-    large = size == "7b" or (family == "qwen3_vl" and size == "real")
+    config = _config_of(family, tower, decoder, size, tokenizer)
+    large = size == "7b" or (family in QWEN and size == "real")
     dtype = dtype or ("bfloat16" if large else "float32")
     config.dtype = dtype
     with torch.device("meta"):
@@ -142,6 +143,14 @@ def make_checkpoint(
 def _check(what: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ValueError(f"{what} must be one of {', '.join(known)}, not {value!r}")
+
+
+def _config_of(family: str, tower: str, decoder: str, size: str, tokenizer) -> PreTrainedConfig:
+    if family in QWEN:
+        return qwen_config(family, decoder, size, tokenizer)
+    if family == "internvl":
+        return internvl_config(decoder, size, tokenizer)
+    return _config(family, tower, decoder, size, tokenizer)
 
 
 def _config(family: str, tower: str, decoder: str, size: str, tokenizer) -> PreTrainedConfig:
@@ -253,7 +262,7 @@ def _weight(name: str, shape: torch.Size, plain: range, seed: int) -> Tensor:
         return weight.mul_(0.05)
     if name.endswith(("q_norm.weight", "k_norm.weight")):  # which undo the gain of queries and keys
         return weight.mul_(0.1).add_(2)
-    if "norm" in name or "layrnorm" in name or ".lambda_" in name:
+    if any(part in name for part in ("norm", ".ln_q.", ".lambda_")):
         return weight.mul_(0.1).add_(1)
     if "position_embedding" in name or name.endswith(("class_embedding", "cls_token")):
         return weight.mul_(0.3)

@@ -25,7 +25,10 @@ def new_checkpoint(
     folder: Annotated[Path, typer.Argument(help="The folder to write the checkpoint to.")],
     family: Annotated[
         str,
-        typer.Option(help="The model family: llava, llava_next, llava_next_video, video_llava, internvl or qwen3_vl."),
+        typer.Option(
+            help="The model family: llava, llava_next, llava_next_video, video_llava, internvl, qwen2_vl, qwen2_5_vl "
+            "or qwen3_vl."
+        ),
     ] = "llava",
     tower: Annotated[
         str | None, typer.Option(help="The vision tower: clip or siglip. Default: the family's first.")

@@ -21,9 +21,39 @@ COMPARED_WHOLE = 1 << 27
 COMPARED = 1 << 29
 
 SIZES: tuple[dict[str, int], ...] = (
-    {"frames": 1, "patches": 9, "question": 1, "kept": 1, "batch": 1, "tokens": 1, "cache": 12, "groups": 6},
-    {"frames": 2, "patches": 16, "question": 4, "kept": 2, "batch": 2, "tokens": 3, "cache": 16, "groups": 9},
-    {"frames": 3, "patches": 25, "question": 11, "kept": 7, "batch": 1, "tokens": 9, "cache": 33, "groups": 20},
+    {
+        "frames": 1,
+        "patches": 9,
+        "question": 1,
+        "kept": 1,
+        "batch": 1,
+        "tokens": 1,
+        "cache": 12,
+        "groups": 6,
+        "windows": 1,
+    },
+    {
+        "frames": 2,
+        "patches": 16,
+        "question": 4,
+        "kept": 2,
+        "batch": 2,
+        "tokens": 3,
+        "cache": 16,
+        "groups": 9,
+        "windows": 4,
+    },
+    {
+        "frames": 3,
+        "patches": 25,
+        "question": 11,
+        "kept": 7,
+        "batch": 1,
+        "tokens": 9,
+        "cache": 33,
+        "groups": 20,
+        "windows": 3,
+    },
 )
 
 

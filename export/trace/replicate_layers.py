@@ -29,12 +29,16 @@ class UnlikeLayersError(Exception):
 
 
 def shallow_config(config: Any) -> Any:
-    """A model's config with `SHALLOW` layers in tower and decoder, the features taken from the tower's last."""
+    """A model's config with `SHALLOW` layers in tower and decoder, the features taken from the tower's last.
+
+    Layers of a decoder to which something is added come on top.
+    """
     config = copy.deepcopy(config)
-    for part in (config.text_config, config.vision_config):
-        part.num_hidden_layers = SHALLOW
+    added = len(getattr(config.vision_config, "deepstack_visual_indexes", ()))
+    for part, layers in ((config.text_config, added + SHALLOW), (config.vision_config, SHALLOW)):
+        part.num_hidden_layers = layers
         if getattr(part, "layer_types", None):
-            part.layer_types = part.layer_types[:SHALLOW]
+            part.layer_types = part.layer_types[:layers]
     if hasattr(config, "vision_feature_layer"):
         last = config.vision_feature_layer == -1  # which some towers norm
         config.vision_feature_layer = -1 if last else SHALLOW
@@ -42,11 +46,12 @@ def shallow_config(config: Any) -> Any:
 
 
 def can_deepen(stage: Stage) -> bool:
-    """Whether a stage has more than `SHALLOW` layers, of the same modules with the same settings and shapes."""
-    if stage.stack is None or stage.stack.layers <= SHALLOW:
+    """Whether a stage has more than `SHALLOW` layers that are alike, of the same modules with the same settings and shapes."""
+    stack = stage.stack
+    if stack is None or stack.layers - stack.unlike <= SHALLOW:
         return False
-    layers: Any = stage.module.get_submodule(stage.stack.path)
-    return len({_settings(layers[number]) for number in range(1, stage.stack.layers)}) == 1
+    layers: Any = stage.module.get_submodule(stack.path)
+    return len({_settings(layers[number]) for number in range(stack.unlike + 1, stack.layers)}) == 1
 
 
 def _settings(layer: nn.Module) -> str:
@@ -59,7 +64,7 @@ def _settings(layer: nn.Module) -> str:
 
 
 def deepen(model: ir.Model, stage: Stage) -> ir.Model:
-    """Extend the graph of a stage's first `SHALLOW` layers to all its layers.
+    """Extend the graph of a stage's first layers, `SHALLOW` of them alike, to all its layers.
 
     Args:
         model: the graph as it was traced, without the weights' values; left as it is.
@@ -73,16 +78,16 @@ def deepen(model: ir.Model, stage: Stage) -> ir.Model:
     """
     assert stage.stack is not None
     model = model.clone()
-    graph, path = model.graph, stage.stack.path
-    second, third = _nodes(graph, path, SHALLOW - 2), _nodes(graph, path, SHALLOW - 1)
-    step = _step(second, third, path)
+    graph, path, last = model.graph, stage.stack.path, stage.stack.unlike + SHALLOW - 1
+    second, third = _nodes(graph, path, last - 1), _nodes(graph, path, last)
+    step = _step(second, third, path, last)
     layers = {*second, *third}
     behind = {node: None for node in graph if node not in layers}
     if any(user in behind for node in second for value in node.outputs for user in value.consumers()):
         raise UnlikeLayersError("the second layer is read by more than the third")
 
     layer = third
-    for number in range(SHALLOW, stage.stack.layers):
+    for number in range(last + 1, stage.stack.layers):
         layer, step = _next(graph, layer, step, path, number)
     ends = {a: b for one, two in zip(third, layer, strict=True) for a, b in zip(one.outputs, two.outputs, strict=True)}
     for node in behind:
@@ -93,7 +98,7 @@ def deepen(model: ir.Model, stage: Stage) -> ir.Model:
     ports = [port.name for port in stage.outputs]
     for value, end in ends.items():
         if value in graph.outputs and end.name not in ports:  # not one output a layer, but the last layer's
-            value.name, end.name = f"{value.name}.{SHALLOW - 1}", value.name
+            value.name, end.name = f"{value.name}.{last}", value.name
     used = (value for node in graph for value in (*node.inputs, *node.outputs) if value is not None)
     named = {value.name: value for value in (*graph.inputs, *used)}
     graph.inputs[:] = [named[port.name] for port in stage.inputs]
@@ -107,7 +112,7 @@ def _nodes(graph: ir.Graph, path: str, number: int) -> list[ir.Node]:
     return [node for node in graph if scope in node.meta.get(SCOPES, ())]
 
 
-def _step(second: list[ir.Node], third: list[ir.Node], path: str) -> _Step:
+def _step(second: list[ir.Node], third: list[ir.Node], path: str, number: int) -> _Step:
     if not third or len(second) != len(third):
         raise UnlikeLayersError("the layers have not the same number of nodes")
     step: _Step = {}
@@ -124,7 +129,7 @@ def _step(second: list[ir.Node], third: list[ir.Node], path: str) -> _Step:
         raise UnlikeLayersError("two values have become one")
     made = {value for node in (*second, *third) for value in node.outputs}
     for a, b in step.items():
-        if a is not b and b not in made and _renumbered(a, path, SHALLOW - 1) != b.name:
+        if a is not b and b not in made and _renumbered(a, path, number) != b.name:
             raise UnlikeLayersError(f"'{a.name}' and '{b.name}' are no layer's own")
     return step
 

@@ -22,7 +22,7 @@ IR_VERSION = 11  # onnx writes a newer one by default than engines read (ONNX Ru
 
 _opset = Opset("", OPSET)
 # Example sizes: all different and none 0 or 1, which torch.export would take for constants.
-_EXAMPLE = {"frames": 6, "kept": 5, "batch": 3, "tokens": 4, "cache": 8, "groups": 7}
+_EXAMPLE = {"frames": 6, "kept": 5, "batch": 3, "tokens": 4, "cache": 8, "groups": 7, "windows": 9}
 # Bounds keep torch.export from specialising a dimension; they are far above any model's.
 _LARGEST = 1 << 20
 

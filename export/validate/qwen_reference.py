@@ -1,4 +1,4 @@
-"""The eager reference of Qwen-VL: positions of three axes, pictures of any size, embeddings for the first layers.
+"""The eager reference of Qwen-VL: positions of three axes, pictures of any size, for some embeddings for the first layers.
 
 At keep 1 the answer is transformers' `generate` on pixels. Pruned, it is transformers' own embeddings and positions of the
 whole prompt, those of dropped groups taken out, decoded greedily.
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.vision_utils import get_vision_window_index
 
 from ...graphs.selection.counts import num_kept, query_ids
 from ...graphs.selection.query_vector import pool_query
@@ -28,7 +29,7 @@ class QwenReference(Reference):
         self.model.model.rope_deltas = None  # of an earlier request
         given: dict[str, Any] = {"input_ids": expanded, "attention_mask": torch.ones_like(expanded)}
         if media:
-            given |= {"mm_token_type_ids": types} | self._pixels(media)
+            given |= {"mm_token_type_ids": types} | self._pixels(media) | self._times(media)
         return self._generate(request, [], **given)
 
     def _pruned(self, ids: list[int], media: list[Medium], request: Request) -> ReferenceAnswer:
@@ -38,7 +39,7 @@ class QwenReference(Reference):
         query = pool_query(embed(torch.tensor(query_ids(ids, self.placeholders), dtype=torch.int64)))
         expanded, types = self._expanded(ids, media)
         grids = {name: value for name, value in self._pixels(media).items() if name.endswith("thw")}
-        positions, _ = inner.get_rope_index(expanded, types, **grids)  # [3, 1, S]
+        positions, _ = inner.get_rope_index(expanded, types, **grids, **self._times(media))  # [3, 1, S]
         embeds = embed(expanded)  # [1, S, D]
         visual = (types != 0)[0]
         merged, added, keeps, kept = [], [], [], []
@@ -56,7 +57,8 @@ class QwenReference(Reference):
         left[visual] = torch.cat(keeps)
         rows = torch.cat(keeps)
         deepstack = [torch.cat([one[tap] for one in added])[rows] for tap in range(len(added[0]))]
-        return self._greedy(request, kept, embeds[:, left], positions[..., left], visual[left], deepstack)
+        extra = {"visual_pos_masks": visual[None, left], "deepstack_visual_embeds": deepstack} if deepstack else {}
+        return self._greedy(request, kept, embeds[:, left], positions[..., left], extra)
 
     def _greedy(
         self,
@@ -64,13 +66,11 @@ class QwenReference(Reference):
         kept: list[np.ndarray],
         embeds: Tensor,
         positions: Tensor,
-        visual: Tensor,
-        deepstack: list[Tensor],
+        extra: dict[str, Any],
     ) -> ReferenceAnswer:
         model, cache = self.model, DynamicCache(config=self.model.config.text_config)
         ends = model.generation_config.eos_token_id
         ends = {ends} if isinstance(ends, int) else set(ends or ())
-        extra: dict[str, Any] = {"visual_pos_masks": visual[None], "deepstack_visual_embeds": deepstack}
         tokens: list[int] = []
         logits: list[Tensor] = []
         while len(tokens) < request.max_new_tokens and not (tokens and tokens[-1] in ends):
@@ -92,13 +92,20 @@ class QwenReference(Reference):
         tower = self.model.model.visual
         seen: list[Tensor] = []
         handle = tower.merger.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-        rows, grid = self._rows(medium)
+        patches, grid = self._rows(medium)
         with torch.inference_mode():
-            out = tower(rows, grid)
+            out = tower(patches, grid)
         handle.remove()
-        frames, groups = int(grid[0, 0]), int(grid[0, 1] * grid[0, 2]) // tower.spatial_merge_unit
-        features = seen[0].reshape(frames, groups, tower.spatial_merge_unit, -1).mean(2)
-        return features, out.pooler_output, list(out.deepstack_features)
+        unit = tower.spatial_merge_size**2
+        frames, groups = int(grid[0, 0]), int(grid[0, 1] * grid[0, 2]) // unit
+        rows = seen[0].reshape(frames * groups, unit, -1)
+        if hasattr(tower, "window_size"):  # groups in the order of windows
+            order, _ = get_vision_window_index(
+                grid, tower.spatial_merge_size, tower.window_size, tower.patch_size
+            )  # [groups]
+            rows = rows[torch.argsort(order)]
+        features = rows.mean(1).reshape(frames, groups, -1)
+        return features, out.pooler_output, list(getattr(out, "deepstack_features", None) or ())
 
     def _rows(self, medium: Medium) -> tuple[Tensor, Tensor]:
         """A medium's patches [patches, X] and grid [1, 3], as the tower takes them."""
@@ -121,13 +128,21 @@ class QwenReference(Reference):
                 found[f"{kind}_grid_thw"] = torch.cat([grid for _, grid in parts])
         return found
 
+    def _times(self, media: list[Medium]) -> dict[str, Tensor]:
+        """Seconds between a video's frames, where positions in time follow them."""
+        qwen = self.processor.qwen
+        assert qwen is not None
+        if qwen.form.speed is None:
+            return {}
+        apart = [qwen.seconds_apart(medium.frames) for medium in media if medium.kind == "video"]
+        return {"second_per_grid_ts": torch.tensor(apart)} if apart else {}
+
     def _expanded(self, ids: list[int], media: list[Medium]) -> tuple[Tensor, Tensor]:
         """Token ids [1, S] with a placeholder for each group, and what each is: 0 text, 1 image, 2 video."""
         counts = []
         for medium in media:
-            grid = self.processor.grid(medium.frames, medium.kind == "video")
-            assert grid is not None
-            counts += [(_TYPES[medium.kind], grid[0] * grid[1])] * medium.parts
+            groups = self._rows(medium)[1].prod() // self.model.model.visual.spatial_merge_size**2
+            counts += [(_TYPES[medium.kind], int(groups) // medium.parts)] * medium.parts
         parts, expanded, types = iter(counts), [], []
         for token in ids:
             kind, count = next(parts) if token in self.placeholders else (0, 1)

@@ -8,7 +8,16 @@ from typing import Any, Protocol
 from torch import nn
 
 from ..ports import Stage
-from . import internvl, llava, llava_next, llava_next_video, qwen3_vl, video_llava
+from . import (
+    internvl,
+    llava,
+    llava_next,
+    llava_next_video,
+    qwen2_5_vl,
+    qwen2_vl,
+    qwen3_vl,
+    video_llava,
+)
 from .base import Modality, UnsupportedModelError, VisionModule
 from .decoders import DECODERS, check_decoder
 
@@ -85,6 +94,8 @@ _MODULES: tuple[TowerFamily | StagedFamily, ...] = (
     llava_next_video,
     video_llava,
     internvl,
+    qwen2_vl,
+    qwen2_5_vl,
     qwen3_vl,
 )
 FAMILIES = {family.MODEL_TYPE: family for family in _MODULES}

@@ -7,32 +7,73 @@ each, and a placeholder each; two frames of the file make one.
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from ..ports import Stage
+from ..ports import Port, Stage
 from .base import Modality, UnsupportedModelError
-from .qwen_vision import check_qwen, qwen_stages
+from .qwen_vision import check_qwen_tower, embedded, grouped, qwen_modalities, qwen_stages, sections_of, vision_block
 
 MODEL_TYPE = "qwen3_vl"
 NAME = "Qwen3-VL"
 DECODERS = ("qwen3_vl_text",)
-_TOWERS = ("qwen3_vl_vision", "qwen3_vl")
-_SIDE = 32  # groups along a side of a picture of usual size; a picture has the grid that fits it
+
+
+class TappedVisionStage(nn.Module):
+    """The tower, with learned positions interpolated to the grid and tapped layers.
+
+    Args:
+        tower: `model.visual` of a transformers model.
+    """
+
+    def __init__(self, tower: nn.Module):
+        super().__init__()
+        self.tower: Any = tower
+
+    def forward(
+        self, pixel_values: Tensor, positions: Tensor, interp_indices: Tensor, interp_weights: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Pixels and grid to the groups' features and rows.
+
+        Args:
+            pixel_values: [F, G, m², X], normalised.
+            positions: [G, m², 2] int64, row and column of each patch.
+            interp_indices, interp_weights: [G, m², 4], where the learned positions are looked up, and how much counts.
+
+        Returns:
+            As `grouped`.
+        """
+        tower = self.tower
+        hidden = embedded(tower, pixel_values)
+        learned = tower.pos_embed(interp_indices.flatten(0, 1)) * interp_weights.flatten(0, 1)[:, :, None]
+        hidden = hidden + learned.sum(1).to(hidden.dtype)  # [frames, patches, channels]
+        rotary = tower.rotary_pos_emb(hidden, positions.flatten(0, 1))
+        taps = []
+        for number, layer in enumerate(tower.blocks):
+            hidden = vision_block(layer, hidden, *rotary)
+            if number in tower.deepstack_visual_indexes:
+                taps.append(hidden)
+        return grouped(hidden, pixel_values.shape[1], taps)
 
 
 def modalities(config: Any) -> dict[str, Modality]:
     """Layout of the visual tokens by kind of input, see `Family.modalities`."""
-    if config.vision_config.model_type not in _TOWERS:
-        raise UnsupportedModelError(
-            f"vision tower '{config.vision_config.model_type}' is not supported; supported of {NAME} is: {_TOWERS[0]}"
-        )
-    check_qwen(config)
-    return {
-        kind: Modality("vision", "features", _SIDE, _SIDE, dynamic=True, rows_output="rows")
-        for kind in ("image", "video")
-    }
+    check_qwen_tower(config, NAME, ("qwen3_vl_vision", "qwen3_vl"))
+    section, half = sections_of(config, [24, 20, 20])
+    if len(section) != 3 or section[1] != section[2] or 3 * section[1] > half:
+        raise UnsupportedModelError(f"rotary sections {section} of heads of {2 * half} channels are not supported")
+    if not config.vision_config.deepstack_visual_indexes:
+        raise UnsupportedModelError("a Qwen3-VL without tapped layers (deepstack_visual_indexes) is not supported")
+    return qwen_modalities()
 
 
 def own_stages(model: nn.Module) -> tuple[Stage, Stage]:
     """`vision` and `project`, see `Family.own_stages`."""
-    return qwen_stages(model)
+    tower: Any = model.get_submodule("model.visual")
+    patches = tower.config.spatial_merge_size**2
+    learned = (
+        Port("interp_indices", ("groups", patches, 4), torch.int64),
+        Port("interp_weights", ("groups", patches, 4), torch.float32),
+    )
+    config = tower.config
+    return qwen_stages(tower, TappedVisionStage(tower), learned, config.hidden_size, config.out_hidden_size)

@@ -27,7 +27,7 @@ def expansion_of(model_type: str, image_token: str, video_token: str, qwen: Qwen
     """
     if model_type == "internvl":
         return lambda kind, frames: _internvl(kind, len(frames), image_token)
-    if qwen is not None:
+    if qwen is not None and qwen.stamps:
         return lambda kind, frames: image_token if kind == "image" else _qwen3(qwen.seconds(frames), video_token)
     return lambda kind, frames: image_token if kind == "image" else video_token
 

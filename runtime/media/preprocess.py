@@ -1,13 +1,11 @@
 """From pictures and dialogue to pixel values and token ids, as the checkpoint's own processor files say."""
 
-import os
 import re
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +17,12 @@ from ..errors import RedipruneError
 from ..generation_config import read_generation_config, read_json_object
 from ..generation_settings import check_forms
 from .expansion import Expand, expansion_of
+from .image_processors import first_line, frame_processor, image_processor, processor_class_of, transformers_class
 from .images import image_key, load_image
-from .processor_forms import check_processor_forms, check_sides
-from .qwen_pictures import QwenPictures
+from .processor_forms import check_processor_forms
+from .qwen_pictures import QwenForm, QwenPictures
 from .tiles import anyres_layout
 from .video import load_video
-
-# Without torch transformers says at every start that models are unavailable; the runtime needs none.
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,32 +32,6 @@ __all__ = ["Processor", "image_key", "load_image", "load_video"]
 # Put behind the first character of a placeholder that is only text (see `prompt.render_prompt`), a code point that
 # Unicode sets aside for such uses; `Processor.encode` takes it out again.
 LITERAL = "\ufdd0"
-
-# Processor classes of the hub's files → transformers' implementations in Pillow and numpy. The video
-# processors need torchvision; their arithmetic is CLIP's, applied to every frame.
-_PILLOW = {
-    "CLIPImageProcessor": "CLIPImageProcessorPil",
-    "CLIPFeatureExtractor": "CLIPImageProcessorPil",
-    "SiglipImageProcessor": "SiglipImageProcessorPil",
-    "LlavaImageProcessor": "LlavaImageProcessorPil",
-    "LlavaNextImageProcessor": "LlavaNextImageProcessorPil",
-    "LlavaNextVideoImageProcessor": "CLIPImageProcessorPil",
-    "VideoLlavaImageProcessor": "CLIPImageProcessorPil",
-    "GotOcr2ImageProcessor": "GotOcr2ImageProcessorPil",
-    "Qwen2VLImageProcessor": "Qwen2VLImageProcessorPil",
-}
-# By the processor class where the image processor is not named.
-_DEFAULT = {
-    "LlavaProcessor": "CLIPImageProcessor",
-    "LlavaNextProcessor": "LlavaNextImageProcessor",
-    "LlavaNextVideoProcessor": "LlavaNextImageProcessor",
-    "VideoLlavaProcessor": "VideoLlavaImageProcessor",
-    "InternVLProcessor": "GotOcr2ImageProcessor",
-    "Qwen3VLProcessor": "Qwen2VLImageProcessor",
-}
-
-
-_SIDES = ("height", "width", "shortest_edge", "longest_edge")
 
 
 @dataclass
@@ -100,8 +70,7 @@ class Processor:
         for name, found in (("image processor", images), ("video processor", videos or {})):
             if not isinstance(found, dict):
                 raise RedipruneError(f"the settings of the {name} in {folder} are no JSON object: copy them anew")
-        named = images.get("image_processor_type") or images.get("feature_extractor_type")
-        named = named or _DEFAULT.get(str(processor.get("processor_class") or images.get("processor_class", "")))
+        named = processor_class_of(images, processor)
         if named is None:
             raise RedipruneError(f"{folder}/preprocessor_config.json names no image_processor_type: add it")
         if "image_grid_pinpoints" in config and "image_grid_pinpoints" not in images:
@@ -109,8 +78,9 @@ class Processor:
         vision = config.get("vision_config")
         vision = vision if isinstance(vision, dict) else {}
         tokenizer = _load_tokenizer(folder)
-        image_processor = _image_processor(named, images)
-        qwen = _qwen_pictures(image_processor, videos, vision)
+        pictures = image_processor(named, images)
+        form = QwenForm.of(str(config.get("model_type")), vision)
+        qwen = None if form is None else QwenPictures.of(form, pictures, videos or images)
         usual = ("<|image_pad|>", "<|video_pad|>") if qwen else ("<image>", "<video>")
         image_token = getattr(tokenizer, "context_image_token", None) or processor.get("image_token", usual[0])
         video_token = processor.get("video_token", usual[1])
@@ -119,8 +89,8 @@ class Processor:
         check_processor_forms(folder, patch, frames, (image_token, video_token))
         return cls(
             tokenizer=tokenizer,
-            images=image_processor,
-            videos=image_processor if qwen else _frame_processor(named, images, videos),
+            images=pictures,
+            videos=pictures if qwen else frame_processor(named, images, videos),
             chat_template=find_template(folder, documents, _token_id(tokenizer, "<|im_start|>") is not None),
             patch=patch,
             image_token=image_token,
@@ -175,9 +145,9 @@ class Processor:
         return np.concatenate([_pixels(processor, image) for image in images])
 
     def _pattern(self, kind: str) -> str:
-        """What an expansion takes the place of: of Qwen-VL's videos the marks around the placeholder too."""
+        """What an expansion takes the place of: of Qwen3-VL's videos the marks around the placeholder too."""
         token = re.escape(self.placeholders[kind])
-        if self.qwen is None or kind == "image":
+        if self.qwen is None or not self.qwen.stamps or kind == "image":
             return token
         return rf"(?:<\|vision_start\|>)?{token}(?:<\|vision_end\|>)?"
 
@@ -191,10 +161,37 @@ class Processor:
         """Rows and columns of tokens of each frame, where pictures have any size; None where the model has one grid."""
         return None if self.qwen is None else self.qwen.grid(frames, video)
 
-    def shown(self, frames: Sequence[Image.Image], video: bool = False) -> list[Image.Image]:
-        """The pictures, tiles or frames as the tower sees them, one for each row of `pixel_values`."""
+    def sized(self, least: int | None, most: int | None) -> "Processor":
+        """The same for a request that bounds the pixels that pictures are scaled to; None leaves a bound as it is.
+
+        Raises:
+            RedipruneError: pictures of this checkpoint have one size, or the bounds do not fit.
+        """
+        if least is None and most is None:
+            return self
+        if self.qwen is None:
+            raise RedipruneError(
+                "min_pixels and max_pixels are for families whose pictures have any size (Qwen-VL); this one's tower has one "
+                "size: leave them out"
+            )
+        return replace(self, qwen=self.qwen.sized(least, most))
+
+    def pace(self, frames: Sequence[Image.Image], video: bool = False) -> float:
+        """How far a frame's position in time is behind that of the frame before, where positions have three axes."""
+        return 1.0 if self.qwen is None else self.qwen.pace(frames, video)
+
+    def shown(
+        self, frames: Sequence[Image.Image], video: bool = False, grid: tuple[int, int] | None = None
+    ) -> list[Image.Image]:
+        """The pictures, tiles or frames as the tower sees them, one for each row of `pixel_values`.
+
+        Args:
+            frames: a picture, or the frames of a video.
+            video: treat them as frames.
+            grid: rows and columns of tokens, where they are not those of `grid`.
+        """
         if self.qwen is not None:
-            return self.qwen.shown(frames, video)
+            return self.qwen.shown(frames, video, grid or self.qwen.grid(frames, video))
         return self.seen(self.pixel_values(frames, video), video)
 
     def layout(self, image: Image.Image) -> np.ndarray | None:
@@ -296,14 +293,6 @@ class Processor:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
-def _qwen_pictures(images: Any, videos: dict[str, Any] | None, vision: dict[str, Any]) -> QwenPictures | None:
-    """How Qwen-VL's pictures become pixels; None of other families."""
-    if not type(images).__name__.startswith("Qwen2VL"):
-        return None
-    usual = {"shortest_edge": 128 * 32 * 32, "longest_edge": 32 * 32 * 768}  # of transformers' Qwen3VLVideoProcessor
-    return QwenPictures(images, (videos or {}).get("size") or usual, int(vision["num_position_embeddings"] ** 0.5))
-
-
 def _pixels(processor: Any, image: Image.Image) -> np.ndarray:
     """[F, 3, H, W] of one picture or frame: F is 1, or the number of its tiles."""
     try:
@@ -312,7 +301,7 @@ def _pixels(processor: Any, image: Image.Image) -> np.ndarray:
         raise
     except Exception as error:  # whatever transformers makes of settings that are none
         raise RedipruneError(
-            f"the image processor's settings cannot be used ({_first_line(error)}): copy preprocessor_config.json anew from "
+            f"the image processor's settings cannot be used ({first_line(error)}): copy preprocessor_config.json anew from "
             "the checkpoint"
         ) from error
     whole = found if type(processor).__name__.startswith("GotOcr2") else found[0]  # which gives tiles as pictures
@@ -320,16 +309,12 @@ def _pixels(processor: Any, image: Image.Image) -> np.ndarray:
     return pixels if pixels.ndim == 4 else pixels[None]
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
 def _load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise RedipruneError(f"{folder} has no tokenizer.json: copy it there from the checkpoint")
     try:
         with redirect_stdout(sys.stderr):
-            return _transformers("AutoTokenizer").from_pretrained(
+            return transformers_class("AutoTokenizer").from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
     except Exception as error:  # whatever tokenizers and transformers make of a damaged file
@@ -340,49 +325,3 @@ def _load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 def _token_id(tokenizer: "PreTrainedTokenizerBase", token: str) -> int | None:
     index = tokenizer.convert_tokens_to_ids(token)
     return index if isinstance(index, int) and tokenizer.convert_ids_to_tokens(index) == token else None
-
-
-def _image_processor(named: str, settings: dict[str, Any]) -> Any:
-    """The Pillow implementation of a processor class, with its settings."""
-    name = _PILLOW.get(str(named).removesuffix("Fast").removesuffix("Pil"))
-    if name is None:
-        known = ", ".join(sorted(_PILLOW))
-        raise RedipruneError(f"image processor {named} is not supported: use one of {known}")
-    ours = {key: value for key, value in settings.items() if not key.endswith(("_type", "_class"))}
-    if "LlavaNext" not in name:
-        ours.pop("image_grid_pinpoints", None)
-    if name.startswith("GotOcr2"):
-        ours["crop_to_patches"] = True  # InternVL's processor asks for it, whatever the file says
-    try:
-        made = _transformers(name)(**ours)
-        sizes = [
-            size[side]
-            for size in (made.size, getattr(made, "crop_size", None))
-            if size is not None
-            for side in dict(size)
-            if side in _SIDES
-        ]
-    except Exception as error:  # whatever transformers makes of settings that are none
-        raise RedipruneError(
-            f"the image processor's settings cannot be used ({_first_line(error)}): copy preprocessor_config.json anew"
-        ) from error
-    if not name.startswith("Qwen2VL"):  # whose sizes are numbers of pixels
-        check_sides(sizes)
-    return made
-
-
-def _transformers(name: str) -> Any:
-    """A public class of transformers, which prints while it is imported where docstrings are stripped (python -OO)."""
-    with redirect_stdout(sys.stderr):  # stdout is for answers
-        return getattr(import_module("transformers"), name)
-
-
-def _frame_processor(named: str, images: dict[str, Any], videos: dict[str, Any] | None) -> Any:
-    """For frames: the video settings; without any, those of pictures, but no tiles."""
-    if named.startswith("GotOcr2"):  # frames are whole
-        processor = _image_processor(named, videos or images)
-        processor.crop_to_patches = False
-        return processor
-    if videos:
-        return _image_processor("CLIPImageProcessor", videos)
-    return _image_processor("CLIPImageProcessor" if "LlavaNext" in named else named, images)

@@ -39,7 +39,8 @@ def load_video(
         pulse: called before every frame that is decoded; a `RedipruneError` that it raises ends the work.
 
     Returns:
-        `frames` RGB images, upright, in time order; `info["seconds"]` of each is its time.
+        `frames` RGB images, upright, in time order; `info["seconds"]` of each is its time, `info["film_seconds"]` how long the
+        whole film lasts.
 
     Raises:
         RedipruneError: there is no such file, it is no regular file, holds no video, no frame decodes, or it is beyond
@@ -141,6 +142,8 @@ def _pick(film: Film, indices: list[int], pulse: Callable[[], object]) -> tuple[
             upright.info["seconds"] = decoded / film.rate
             picked += [upright] * repeats
         decoded += 1
+    for image in picked:
+        image.info["film_seconds"] = decoded / film.rate
     fits = len(indices) == 1 or (indices and indices[-1] == decoded - 1)
     return (picked if fits else []), decoded
 

@@ -159,7 +159,7 @@ def draw_answer(answer: Answer, processor: Processor, question: str | None = Non
     groups: dict[tuple[Any, ...], tuple[list[Image.Image], list[np.ndarray], list[str]]] = {}
     for number, visual in enumerate(answer.visuals, start=1):
         spec = visual.spec
-        pictures = processor.shown(visual.frames, visual.kind == "video")
+        pictures = processor.shown(visual.frames, visual.kind == "video", visual.grid)
         grid = visual.grid or (spec.rows, spec.columns)
         images, kept, labels = groups.setdefault((*grid, spec.leading), ([], [], []))
         images += pictures

@@ -179,6 +179,7 @@ def test_every_word_decodes_to_text(tmp_path):
         (("llava", "clip", "gpt2"), "decoder"),
         (("internvl", "clip"), "tower"),
         (("qwen3_vl", "qwen", "qwen2"), "decoder"),
+        (("qwen2_5_vl", "qwen", "qwen3"), "decoder"),
         (("internvl", "intern", "llama"), "decoder"),
         (("llava", "clip", "mistral", "real"), "size"),
         (("llava", "clip", "llama", "huge"), "size"),
@@ -222,11 +223,12 @@ def test_internvl_loads_and_generates(tmp_path, decoder):
     assert all(len(set(ids)) > 1 for ids in answers)
 
 
-def test_qwen3_vl_loads_and_generates(tmp_path):
-    folder = make_checkpoint(tmp_path / "made", "qwen3_vl")
+@pytest.mark.parametrize(("family", "side"), [("qwen2_vl", 14), ("qwen2_5_vl", 14), ("qwen3_vl", 16)])
+def test_qwen_loads_and_generates(tmp_path, family, side):
+    folder = make_checkpoint(tmp_path / "made", family)
     model = AutoModelForImageTextToText.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert model.config.model_type == "qwen3_vl"
+    assert model.config.model_type == family
     assert tokenizer.convert_tokens_to_ids("<|image_pad|>") == model.config.image_token_id
     assert tokenizer.convert_tokens_to_ids("<|video_pad|>") == model.config.video_token_id
     inputs = dict(prompt(tokenizer, "<|image_pad|>", 6))
@@ -234,7 +236,7 @@ def test_qwen3_vl_loads_and_generates(tmp_path):
     grid = torch.tensor([[1, 4, 6]])
     answers = []
     for seed in range(3):
-        rows = torch.randn(24, 3 * 2 * 16 * 16, generator=torch.Generator().manual_seed(seed))
+        rows = torch.randn(24, 3 * 2 * side * side, generator=torch.Generator().manual_seed(seed))
         answers.append(
             answer(model, inputs | {"mm_token_type_ids": types, "pixel_values": rows, "image_grid_thw": grid})
         )

@@ -23,11 +23,12 @@ pytestmark = pytest.mark.trace
 DEEP = 5  # layers: two are made, each after the one before
 
 
-def deep(checkpoint: Path, folder: Path) -> Skeleton:
+def deep(checkpoint: Path, folder: Path, layers: int = DEEP) -> Skeleton:
     """The skeleton of a tiny checkpoint with more layers; tracing needs no weights."""
     folder.mkdir()
     config = json.loads((checkpoint / "config.json").read_text())
-    config["text_config"]["num_hidden_layers"] = config["vision_config"]["num_hidden_layers"] = DEEP
+    config["text_config"]["num_hidden_layers"] = layers
+    config["vision_config"]["depth" if "depth" in config["vision_config"] else "num_hidden_layers"] = layers
     config["text_config"].pop("layer_types", None)
     (folder / "config.json").write_text(json.dumps(config))
     return Checkpoint.open(str(folder)).skeleton("fp32")
@@ -93,11 +94,21 @@ def test_a_tower_whose_last_layer_gives_the_output(skeleton: Skeleton) -> None:
 
 @pytest.mark.parametrize(
     ("name", "stage"),
-    [("llava", "language"), ("llava", "vision"), ("llava_next_video", "vision"), ("video_llava", "vision_video")],
+    [
+        *(("llava", "language"), ("llava", "vision"), ("llava_next_video", "vision"), ("video_llava", "vision_video")),
+        *(("internvl", "vision"), ("internvl_qwen3", "language"), ("qwen2_5_vl", "language")),
+    ],
 )
 def test_every_other_stage(name: str, stage: str, checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
     skeleton = deep(checkpoint_of(name), tmp_path / "deep")
     assert_as_traced_whole(skeleton, stage, trace(skeleton.shallow.stage(stage), torch.float32))
+
+
+def test_layers_that_something_is_added_behind_come_first(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    skeleton = deep(checkpoint_of("qwen3_vl"), tmp_path / "deep", DEEP + 2)  # of two tapped layers
+    stage = skeleton.shallow.stage("language")
+    assert stage.stack is not None and (stage.stack.unlike, stage.stack.layers) == (2, SHALLOW + 2)
+    assert_as_traced_whole(skeleton, "language", trace(stage, torch.float32))
 
 
 def test_layers_that_differ_are_traced_whole(

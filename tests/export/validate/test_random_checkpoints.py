@@ -18,7 +18,7 @@ from rediprune.export.validate.sample_media import sample_clip
 from rediprune.runtime import Pipeline
 from rediprune.runtime.backends.eager_torch import eager_model
 
-SEEDS = 10
+SEEDS = 20
 KINDS = [
     ("llava", "clip", "mistral"),
     ("llava", "siglip", "qwen3"),
@@ -27,6 +27,8 @@ KINDS = [
     ("llava_next", "clip", "llama"),
     ("internvl", "intern", "qwen2"),
     ("internvl", "intern", "qwen3"),
+    ("qwen2_vl", "qwen", "qwen2"),
+    ("qwen2_5_vl", "qwen", "qwen2"),
     ("qwen3_vl", "qwen", "qwen3"),
 ]
 SIZES = [(97, 61), (31, 400), (3, 5), (256, 256), (640, 427), (1, 1)]  # of pictures, odd ones too

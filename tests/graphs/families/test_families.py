@@ -62,7 +62,7 @@ def config_of(family, vision="clip", strategy=None, layer=-2, text=None, side=SI
 # ------------------------------------------------------------------------------------------------------- refusals
 
 
-@pytest.mark.parametrize("model_type", ["qwen2_vl", "vipllava", "bert", "", None])
+@pytest.mark.parametrize("model_type", ["qwen2_5_omni", "vipllava", "bert", "", None])
 def test_refuses_other_model_types_with_the_list(model_type):
     with pytest.raises(UnsupportedModelError, match=f"model_type '{model_type}' is not supported") as caught:
         family_of(SimpleNamespace(model_type=model_type))

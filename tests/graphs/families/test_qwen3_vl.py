@@ -7,7 +7,7 @@ from rediprune.graphs.families import UnsupportedModelError, family_of, qwen3_vl
 from rediprune.graphs.language import cache_names, cache_shape
 from rediprune.graphs.multi_axis_rotary import MultiAxisRotary
 from rediprune.graphs.stages import stages_of
-from rediprune.runtime.media.qwen_pictures import block_order, interpolation
+from rediprune.runtime.media.qwen_grids import block_order, interpolation
 from transformers import AutoModelForImageTextToText, Qwen3VLConfig
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
 

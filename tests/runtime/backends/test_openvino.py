@@ -31,7 +31,10 @@ def library():
         "llava",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("llava_siglip", "llava_next_video", "video_llava", "internvl_qwen3", "qwen3_vl", "llava_fp16")
+            for name in (
+                *("llava_siglip", "llava_next_video", "video_llava", "internvl_qwen3"),
+                *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_fp16"),
+            )
         ),
     ],
 )

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,10 +13,9 @@ from PIL import Image
 from rediprune.export.checkpoint.maker import make_checkpoint
 from rediprune.runtime import RedipruneError
 from rediprune.runtime.media.preprocess import Processor, load_video
-from rediprune.runtime.media.qwen_pictures import block_order, fitted_frames, fitted_picture, interpolation
+from rediprune.runtime.media.qwen_pictures import QwenForm, fitted_frames, fitted_picture
 from transformers import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
-from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
 from .test_preprocess import photo
 
@@ -35,8 +33,14 @@ def video_smart_resize():
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return make_checkpoint(tmp_path_factory.mktemp("made") / "qwen3_vl", "qwen3_vl")
+def checkpoint_named(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    return {family: make_checkpoint(folder / family, family) for family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(checkpoint_named):
+    return checkpoint_named["qwen3_vl"]
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +49,10 @@ def processor(checkpoint):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_pixels_of_a_picture_are_transformers_bit_for_bit(checkpoint, processor, size):
-    image = photo(*size)
+@pytest.mark.parametrize(("family", "side"), [("qwen2_vl", 14), ("qwen2_5_vl", 14), ("qwen3_vl", 16)])
+def test_pixels_of_a_picture_are_transformers_bit_for_bit(checkpoint_named, family, side, size):
+    checkpoint = checkpoint_named[family]
+    processor, image = Processor.load(checkpoint), photo(*size)
     expected = Qwen2VLImageProcessorPil.from_pretrained(checkpoint)(image)
     inputs = processor.vision_inputs([image])
     pixels = inputs["pixel_values"]
@@ -56,7 +62,7 @@ def test_pixels_of_a_picture_are_transformers_bit_for_bit(checkpoint, processor,
     assert processor.grid([image]) == (height // 2, width // 2)
     assert pixels.shape[1] == height * width // 4
     (shown,) = processor.shown([image])
-    assert shown.size == (width * 16, height * 16)
+    assert shown.size == (width * side, height * side)
 
 
 @given(
@@ -80,18 +86,6 @@ def test_sizes_are_transformers(size, least, most, frames):
 
     compare(lambda: fitted_picture(size, 32, least, most), smart_resize, *size, 32, least, most)
     compare(lambda: fitted_frames(frames, size, 32, 2, least, most), theirs, frames, *size, 2, 32, least, most)
-
-
-@pytest.mark.parametrize(("height", "width"), [(2, 2), (4, 10), (12, 6), (48, 48), (30, 62)])
-def test_positions_and_interpolation_are_transformers(height, width):
-    grid = torch.tensor([[1, height, width]])
-    indices, weights = get_vision_interpolation_indices_and_weights(
-        grid, num_grid_per_side=6, mode="bilinear", align_corners=True, spatial_merge_size=2
-    )
-    ours = interpolation(height, width, 2, 6)
-    assert np.array_equal(ours[0], indices.numpy())
-    np.testing.assert_allclose(ours[1], weights.numpy(), atol=1e-6)
-    assert np.array_equal(np.stack(block_order(height, width, 2), -1), get_vision_position_ids(grid, 2).numpy())
 
 
 def test_frames_of_a_video_go_in_pairs(processor, clip):
@@ -133,3 +127,91 @@ def test_times_of_frames(processor, clip):
 def test_a_video_of_one_frame_is_refused(processor):
     with pytest.raises(RedipruneError, match="needs 2 frames at least here, not 1"):
         processor.vision_inputs([Image.new("RGB", (64, 64))], True)
+
+
+# ------------------------------------------------------------------------------------------- Qwen2-VL and Qwen2.5-VL
+
+
+@pytest.fixture(scope="module")
+def windowed(checkpoint_named):
+    return Processor.load(checkpoint_named["qwen2_5_vl"])
+
+
+def test_each_frame_of_a_video_has_the_size_of_a_picture(windowed, clip):
+    for count in (2, 5, 40):
+        frames = load_video(clip, count)
+        least, most = windowed.qwen.videos
+        height, width = smart_resize(frames[0].height, frames[0].width, 28, least, most)
+        assert windowed.grid(frames, True) == (height // 28, width // 28)
+        inputs = windowed.vision_inputs(frames, True)
+        assert len(inputs["pixel_values"]) == -(-count // 2)
+        assert set(inputs) == {"pixel_values", "positions", "window_patches", "window_lengths", "window_slots"}
+
+
+def test_a_still_video_is_a_picture(windowed, checkpoint_named):
+    image = photo(90, 60)
+    expected = Qwen2VLImageProcessorPil.from_pretrained(checkpoint_named["qwen2_5_vl"])(image).pixel_values
+    pixels = windowed.vision_inputs([image, image], True)["pixel_values"]
+    assert np.array_equal(pixels.reshape(-1, pixels.shape[3]), np.asarray(expected, np.float32))
+
+
+def test_positions_in_time_follow_the_seconds(windowed, checkpoint_named, clip):
+    frames = load_video(clip, 4)
+    seconds = frames[0].info["film_seconds"]
+    assert seconds > frames[-1].info["seconds"]
+    # transformers: temporal_patch_size / sampled_fps, and the sampled rate is frames taken / seconds of the film.
+    assert windowed.qwen.seconds_apart(frames) == pytest.approx(2 / (4 / seconds))
+    assert windowed.pace(frames, True) == pytest.approx(2 * 2 / (4 / seconds))  # two positions a second
+    assert windowed.pace(frames[:1], False) == 1
+    assert Processor.load(checkpoint_named["qwen2_vl"]).pace(frames, True) == 1
+
+
+def test_a_video_has_one_placeholder(windowed, clip):
+    frames = load_video(clip, 5)
+    rendered = "<|vision_start|><|video_pad|><|vision_end|>What?"
+    assert windowed.expand(rendered, [("video", frames)]) == (rendered, [1])
+
+
+def test_bounds_of_videos_without_a_file_of_their_own_are_those_of_pictures(windowed):
+    assert windowed.qwen.videos == windowed.qwen.pictures == (4 * 28 * 28, 40 * 28 * 28)
+
+
+def test_forms():
+    usual = QwenForm.of("qwen2_5_vl", {})
+    assert usual is not None and (usual.window, usual.speed, usual.side) == (4, 4, None)
+    assert QwenForm.of("llava", {}) is None
+
+
+# ------------------------------------------------------------------------------------------------ bounds of a request
+
+
+def test_a_request_bounds_the_pixels(processor):
+    image = photo(640, 427)
+    for least, most in ((None, 8 * 1024), (16 * 1024, 20 * 1024), (30 * 1024, None)):
+        sized = processor.sized(least, most)
+        rows, columns = sized.grid([image])
+        usual = processor.qwen.pictures
+        height, width = smart_resize(427, 640, 32, least or usual[0], most or usual[1])
+        assert (rows * 32, columns * 32) == (height, width)
+        assert sized.vision_inputs([image])["pixel_values"].shape[1] == rows * columns
+    assert processor.sized(None, None) is processor
+
+
+@pytest.mark.parametrize(
+    ("bounds", "says"),
+    [
+        ((None, 10**9), "must be at most what the checkpoint has for a video, 98,304 pixels, not 1,000,000,000"),
+        ((10**9, None), "must be at most"),
+        ((40 * 1024, 20 * 1024), "is above max_pixels"),
+        ((None, 1024), "min_pixels, 8,192, is above max_pixels, 1,024: give both"),
+    ],
+)
+def test_bounds_that_cannot_be(processor, bounds, says):
+    with pytest.raises(RedipruneError, match=says):
+        processor.sized(*bounds)
+
+
+def test_pictures_of_one_size_have_no_bounds(tmp_path):
+    other = Processor.load(make_checkpoint(tmp_path / "llava", "llava"))
+    with pytest.raises(RedipruneError, match="for families whose pictures have any size"):
+        other.sized(1, 2)
