@@ -34,6 +34,9 @@ class SelectOptions:
         positions: what the decoder takes for the kept tokens' positions: "compact", one after another, as the release has
             it; "original", where they stood among all of them, the text behind them going on after them all; None is the
             bundle's default.
+        min_pixels, max_pixels: bounds of the pixels that pictures and videos are scaled to, for families whose pictures
+            have any size (Qwen-VL); None is the checkpoint's, whose most neither may exceed. Of a video they are of each
+            frame, with Qwen3-VL of all frames together.
 
     Raises:
         RedipruneError: a setting is not in its range.
@@ -46,9 +49,11 @@ class SelectOptions:
     frame_tolerance: float | None = None
     prune_tiles: bool = False
     positions: str | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("frames", "frame_tolerance", "prune_tiles", "positions"):
+        for name in ("frames", "frame_tolerance", "prune_tiles", "positions", "min_pixels", "max_pixels"):
             check_setting(name, getattr(self, name))
         try:
             check_weights(0.0 if self.alpha is None else self.alpha, 0.0 if self.tau is None else self.tau)
@@ -73,6 +78,8 @@ class SelectOptions:
             frame_tolerance=self.frame_tolerance,
             prune_tiles=self.prune_tiles,
             positions=defaults.positions if self.positions is None else self.positions,
+            min_pixels=self.min_pixels,
+            max_pixels=self.max_pixels,
         )
 
 
@@ -87,6 +94,8 @@ class Selection:
     frame_tolerance: float | None
     prune_tiles: bool
     positions: str
+    min_pixels: int | None = None
+    max_pixels: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +161,8 @@ class SelectKeywords(TypedDict, total=False):
     frame_tolerance: float | None
     prune_tiles: bool
     positions: str | None
+    min_pixels: int | None
+    max_pixels: int | None
 
 
 class AnswerKeywords(SelectKeywords, total=False):
@@ -198,6 +209,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "frame_tolerance": (lambda value: _is_number(value) and value >= 0, "at least 0"),
     "prune_tiles": (lambda value: isinstance(value, bool), "true or false"),
     "positions": (lambda value: value in POSITIONS, " or ".join(POSITIONS)),
+    **dict.fromkeys(
+        ("min_pixels", "max_pixels"),
+        (lambda value: _is_whole(value) and value >= 1, "a whole number of pixels, at least 1"),
+    ),
     "max_new_tokens": (lambda value: _is_whole(value) and value >= 1, "a whole number, at least 1"),
     "temperature": (lambda value: _is_number(value) and value >= 0, "≥ 0 (0 is greedy)"),
     "top_k": (lambda value: _is_whole(value) and value >= 0, "a whole number ≥ 0 (0 is off)"),

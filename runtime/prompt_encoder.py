@@ -106,7 +106,8 @@ class PromptEncoder:
             raise RedipruneError(
                 f"frame_tolerance is not for {self.family}, which makes one frame of two; leave it out"
             )
-        self.processor, self.sessions, self.newline = processor, sessions, newline
+        self.processor = processor.sized(selection.min_pixels, selection.max_pixels)
+        self.sessions, self.newline = sessions, newline
         self.selection, self.limits, self.clock, self.pulse = selection, limits, clock, pulse
         self.warnings: list[str] = []
 
@@ -235,13 +236,15 @@ class PromptEncoder:
                 source = spec.rows_output
                 return Encoded(features, None if source is None else concatenate([each[source] for each in outputs]))
 
+        grid = self.processor.grid(frames, video)
+        content = content if grid is None else f"{content} {grid}"
         found, encoded = self.sessions.cache.get_or_encode((f"{spec.stage}.{spec.output}.{kind}", content), run)
         features = found.features
         count = 0 if not encoded else features.shape[0] if rows is None else len(shown)
         layout = self.processor.layout(frames[0]) if spec.tiled else None
         everything = np.tile(np.arange(features.shape[1]), (features.shape[0], 1))
-        grid = self.processor.grid(frames, video)
-        return Visual(kind, frames, spec, features, layout, everything, count, grid=grid, rows=found.rows)
+        pace = self.processor.pace(frames, video)
+        return Visual(kind, frames, spec, features, layout, everything, count, grid=grid, rows=found.rows, pace=pace)
 
     def _embed(self, ids: Sequence[int]) -> Array:
         """Embeddings [S, D] of the text."""

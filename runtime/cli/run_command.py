@@ -21,6 +21,8 @@ from .run_options import (
     Image,
     Keep,
     MaxNewTokens,
+    MaxPixels,
+    MinPixels,
     Positions,
     Prompts,
     PruneTiles,
@@ -38,7 +40,7 @@ from .run_options import (
 from .terminal import say
 
 if TYPE_CHECKING:
-    from ..answer import Answer
+    from ..answer import Answer, Stream
     from ..pipeline import Pipeline
     from ..prompt import Prompt
 
@@ -68,6 +70,8 @@ def run(
     frame_tolerance: FrameTolerance = None,
     prune_tiles: PruneTiles = False,
     positions: Positions = None,
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
     max_new_tokens: MaxNewTokens = 128,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -102,6 +106,8 @@ def run(
         frame_tolerance=frame_tolerance,
         prune_tiles=prune_tiles,
         positions=positions,
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
     )
     generation = GenerateOptions(
         max_new_tokens=max_new_tokens,
@@ -120,15 +126,7 @@ def run(
         stream = pipeline.stream(
             given, *media, selection=selection, generation=generation, return_visuals=show is not None
         )
-        for piece in stream:
-            if not as_json:
-                print(piece, end="", flush=True)
-        answers.append(stream.answer)
-        if not as_json:
-            print(flush=True)
-            for warning in dict.fromkeys(stream.answer.warnings):
-                say("warning", warning, "yellow")
-            Console(stderr=True, soft_wrap=True).print(_summary(stream.answer, pipeline), style="dim", highlight=False)
+        answers.append(_printed(stream, pipeline, quiet=as_json))
     if show is not None:
         from ..media.visualize import draw_answer
 
@@ -136,6 +134,19 @@ def run(
     if as_json:
         documents = [_document(answer, pipeline) for answer in answers]
         print(json.dumps(documents[0] if len(documents) == 1 else documents))
+
+
+def _printed(stream: "Stream", pipeline: "Pipeline", quiet: bool) -> "Answer":
+    """An answer, printed as it comes, and its report behind it, unless it is to be quiet."""
+    for piece in stream:
+        if not quiet:
+            print(piece, end="", flush=True)
+    if not quiet:
+        print(flush=True)
+        for warning in dict.fromkeys(stream.answer.warnings):
+            say("warning", warning, "yellow")
+        Console(stderr=True, soft_wrap=True).print(_summary(stream.answer, pipeline), style="dim", highlight=False)
+    return stream.answer
 
 
 def _check(

@@ -56,6 +56,19 @@ Positions = Annotated[
         "them). Default: the bundle's."
     ),
 ]
+MinPixels = Annotated[
+    int | None,
+    typer.Option(
+        help="The fewest pixels that a picture is scaled to, where the model takes pictures of any size (Qwen-VL). "
+        "Default: the checkpoint's."
+    ),
+]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        help="The most pixels that such a picture is scaled to: fewer make fewer tokens, and a faster answer."
+    ),
+]
 MaxNewTokens = Annotated[int, typer.Option(help="The greatest number of tokens that the answer may have.")]
 Temperature = Annotated[
     float | None, typer.Option(help="The sampling temperature; 0 decodes greedily. Default: the checkpoint's.")

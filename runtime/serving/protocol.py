@@ -81,8 +81,8 @@ class Extra(_Open):
 class ChatRequest(_Open):
     """The body of POST /v1/chat/completions.
 
-    `keep`, `alpha`, `tau`, `frames`, `frame_tolerance`, `prune_tiles` and `positions` may stand here, in `mm_processor_kwargs`, or (frames, as
-    `num_frames`) in `media_io_kwargs["video"]`; here they count first.
+    `keep`, `alpha`, `tau`, `frames`, `frame_tolerance`, `prune_tiles`, `positions`, `min_pixels` and `max_pixels` may stand here, in
+    `mm_processor_kwargs`, or (frames, as `num_frames`) in `media_io_kwargs["video"]`; here they count first.
     """
 
     model: str
@@ -115,6 +115,8 @@ class ChatRequest(_Open):
     frame_tolerance: float | None = None
     prune_tiles: bool | None = None
     positions: str | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
     mm_processor_kwargs: dict[str, Any] | None = None
     media_io_kwargs: dict[str, dict[str, Any]] | None = None
     rediprune: Extra = Extra()

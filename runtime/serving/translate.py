@@ -41,7 +41,10 @@ _NOT_OBEYED: dict[str, tuple[Any, ...]] = {
     "structured_outputs": (None,),
     "use_beam_search": (None, False),
 }
-_SELECT = ("keep", "alpha", "tau", "frames", "frame_tolerance", "prune_tiles", "positions")
+_SELECT = (
+    *("keep", "alpha", "tau", "frames", "frame_tolerance", "prune_tiles", "positions"),
+    *("min_pixels", "max_pixels"),
+)
 
 
 @dataclass(frozen=True)

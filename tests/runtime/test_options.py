@@ -40,9 +40,9 @@ def test_what_is_left_open_is_the_bundles() -> None:
     assert SelectOptions().resolved(defaults, None) == Selection(8, 0.3, 0.7, 0.1, None, False, "compact")
     assert SelectOptions().resolved(defaults, 3).frames == 3
     asked = SelectOptions(
-        frames=2, keep=5, alpha=0.0, tau=0.0, frame_tolerance=0.0, prune_tiles=True, positions="original"
+        frames=2, keep=5, alpha=0.0, tau=0.0, frame_tolerance=0.0, prune_tiles=True, positions="original", max_pixels=9
     )
-    assert asked.resolved(defaults, 3) == Selection(2, 5, 0.0, 0.0, 0.0, True, "original")
+    assert asked.resolved(defaults, 3) == Selection(2, 5, 0.0, 0.0, 0.0, True, "original", None, 9)
     assert SelectOptions().resolved(KeepDefaults(positions="original"), 3).positions == "original"
 
 
@@ -61,6 +61,7 @@ GOOD: list[dict[str, Any]] = [
     {"alpha": 0, "tau": -1.0},
     {"positions": "compact"},
     {"positions": "original"},
+    {"min_pixels": 1, "max_pixels": np.int64(9)},
     {"temperature": 0},
     {"top_k": 0, "top_p": 1.0, "seed": 0},
     {"repetition_penalty": np.float64(1.1)},
@@ -94,6 +95,9 @@ BAD = [
     ("frame_tolerance", "some"),
     ("positions", "absolute"),
     ("positions", 1),
+    ("min_pixels", 0),
+    ("max_pixels", 1.5),
+    ("max_pixels", "many"),
     ("max_new_tokens", 0),
     ("max_new_tokens", 2.5),
     ("max_new_tokens", None),

@@ -31,6 +31,8 @@ EXACT = (
     "video_llava",
     "internvl",
     "internvl_qwen3",
+    pytest.param("qwen2_vl", marks=pytest.mark.slow),
+    "qwen2_5_vl",
     "qwen3_vl",
 )
 KEEPS = (1.0, 0.5, 0.15, 1)
@@ -105,6 +107,26 @@ def test_features_of_any_size_are_remembered(pipeline_of: Callable[[str], Pipeli
     assert image.grid != video.grid and (image.parts, video.parts) == (1, 2)
     drawn = draw_answer(first, pipeline.processor, QUESTION)
     assert drawn.width > 400 and drawn.height > 400
+
+
+def test_a_request_bounds_the_pixels_of_its_pictures(
+    pipeline_of: Callable[[str], Pipeline], photo: Path, clip: Path
+) -> None:
+    pipeline = pipeline_of("qwen3_vl")
+    options = {"keep": 0.3, "frames": 4, "max_new_tokens": 4, "temperature": 0.0, "return_visuals": True}
+    usual = pipeline.generate(QUESTION, [photo], [clip], **options)
+    small = pipeline.generate(QUESTION, [photo], [clip], max_pixels=16 * 1024, **options)
+    large = pipeline.generate(QUESTION, [photo], [clip], min_pixels=16 * 1024, **options)
+    assert small.visual_tokens < usual.visual_tokens and small.encoded_frames == 3  # not the features of other sizes
+    assert small.visuals[0].total <= 16 <= large.visuals[0].total
+    again = pipeline.generate(QUESTION, [photo], [clip], max_pixels=16 * 1024, **options)
+    assert again.encoded_frames == 0 and again.token_ids == small.token_ids
+    sheet, rows = draw_answer(small, pipeline.processor, bare=True), [visual.grid[0] for visual in small.visuals]
+    assert rows[0] != usual.visuals[0].grid[0] and sheet.height > 0
+    with pytest.raises(RedipruneError, match="must be at most what the checkpoint has"):
+        pipeline.generate(QUESTION, [photo], max_pixels=10**9)
+    with pytest.raises(RedipruneError, match="for families whose pictures have any size"):
+        pipeline_of("llava").generate(QUESTION, [photo], max_pixels=10**5)
 
 
 @pytest.mark.parametrize("alpha, tau", [(0.0, 0.0), (2.0, 0.0), (0.5, 0.1)])

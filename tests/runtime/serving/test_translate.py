@@ -79,6 +79,9 @@ def test_settings_that_are_nearer_to_the_request_count_first() -> None:
     assert translated(defaults, **kwargs, **frames, **own).selection == SelectOptions(
         keep=7, alpha=0.6, tau=0.3, frames=9, prune_tiles=True
     )
+    sizes = {"mm_processor_kwargs": {"min_pixels": 3136, "max_pixels": 100_352}}  # as Qwen-VL's users send them
+    assert translated(**sizes).selection == SelectOptions(min_pixels=3136, max_pixels=100_352)
+    assert translated(**sizes, max_pixels=50_176).selection.max_pixels == 50_176
 
 
 def test_keep_1_is_all_of_them_however_json_writes_it() -> None:
