@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
@@ -62,7 +63,10 @@ def bench(folders: Sequence[Path], settings: BenchSettings | None = None) -> Doc
         contenders, absent = _contenders(subject, settings)
         measured = _take_turns(contenders, absent, request, subject, settings)
         present = [contender for contender in contenders if contender.name not in absent]
-        sweep = scaling_sweep(present[0], subject.bundles[0], request, settings) if settings.grow else None
+        sweep = None
+        if settings.grow:
+            geometry = (subject.pictures, subject.patches)
+            sweep = scaling_sweep(present[0], subject.bundles[0], geometry, request, settings)
     document = _document(subject, settings, present, measured)
     document["machine"] = {"processor": processor_name(), "threads": settings.cores, "load_before": busy}
     return document | {"absent": absent} | ({"growth": sweep} if sweep is not None else {})
@@ -70,12 +74,18 @@ def bench(folders: Sequence[Path], settings: BenchSettings | None = None) -> Doc
 
 @dataclass
 class _Subject:
-    """Bundles of one checkpoint and the request's geometry: text tokens of the prompt, visual tokens of a frame."""
+    """Bundles of one checkpoint and the request's geometry.
+
+    Text tokens of the prompt; frames or tiles that the model sees, and visual tokens of each; and the sizes of the vision
+    stage's inputs that follow from a picture's, where it may have any.
+    """
 
     bundles: list[Bundle]
     checkpoint: Checkpoint
     prompt_tokens: int
+    pictures: int
     patches: int
+    grid: dict[str, int]
 
     @classmethod
     def open(cls, folders: Sequence[Path], settings: BenchSettings) -> "_Subject":
@@ -88,14 +98,22 @@ class _Subject:
             raise RedipruneError(f"{first.family_name} answers about images only; leave --video out")
         if first.modalities[kind].tiled:
             raise RedipruneError(f"{first.family_name} sees images in tiles, which are not pruned; give a --video")
-        if first.modalities[kind].dynamic:
-            raise RedipruneError(
-                f"{first.family_name} has as many tokens as a picture's size takes, which bench does not measure; use evaluate"
-            )
         checkpoint = Checkpoint.open(first.source.name, first.source.revision)
         processor = Processor.load(bundles[0].path("processor"))
+        frames = _frames(settings)
+        if processor.expand(processor.placeholders[kind], [(kind, frames)])[1] != [1]:
+            raise RedipruneError(
+                f"bench measures {first.family_name} with pictures only, for its prompt has words between a video's frames; "
+                "leave --video out"
+            )
         ids = prompt_ids(processor, QUESTION, int(kind == "image"), int(kind == "video"))
-        return cls(bundles, checkpoint, len(ids) - 1, first.modalities[kind].patches)
+        inputs = processor.vision_inputs(frames, kind == "video")
+        grid = {}
+        if first.modalities[kind].dynamic:
+            grid = {"groups": inputs["pixel_values"].shape[1]}
+            grid |= {"windows": len(inputs["window_lengths"])} if "window_lengths" in inputs else {}
+        patches = grid.get("groups", first.modalities[kind].patches)
+        return cls(bundles, checkpoint, len(ids) - 1, len(inputs["pixel_values"]), patches, grid)
 
     @property
     def peer_folder(self) -> Path:
@@ -111,6 +129,13 @@ class _Measured:
 
     turns: Mapping[str, list[Document]]
     roofline: Mapping[str, float]
+
+
+def _frames(settings: BenchSettings) -> list[Image.Image]:
+    """The picture that is asked about, or the frames of the video."""
+    if settings.video is not None:
+        return load_video(settings.video, settings.frames)
+    return [sample_picture() if settings.image is None else load_image(settings.image)]
 
 
 def _picture(image: Path | None, scratch: Path) -> Path:
@@ -154,7 +179,7 @@ def _take_turns(
                 request
                 | {
                     "keep": keep,
-                    "positions": subject.prompt_tokens + settings.pictures * num_kept(subject.patches, keep),
+                    "positions": subject.prompt_tokens + subject.pictures * num_kept(subject.patches, keep),
                 }
                 for keep in contender.keeps
             ]
@@ -170,9 +195,11 @@ def _take_turns(
 def _document(
     subject: _Subject, settings: BenchSettings, present: Sequence[Contender], measured: _Measured
 ) -> Document:
-    meta, count = subject.checkpoint.skeleton("fp32"), settings.pictures
+    meta, count = subject.checkpoint.skeleton("fp32"), subject.pictures
     work = {
-        keep: multiply_adds(meta, settings.kind, count, num_kept(subject.patches, keep), subject.prompt_tokens)
+        keep: multiply_adds(
+            meta, settings.kind, count, num_kept(subject.patches, keep), subject.prompt_tokens, subject.grid
+        )
         for keep in sorted({keep for contender in present for keep in contender.keeps})
     }
     rows = [row for contender in present for row in contender_rows(contender, measured.turns[contender.name], work)]

@@ -45,11 +45,6 @@ class BenchSettings:
         return "image" if self.video is None else "video"
 
     @property
-    def pictures(self) -> int:
-        """Frames that the model sees in one request, F."""
-        return 1 if self.video is None else self.frames
-
-    @property
     def cores(self) -> int:
         """Threads of every contender, a number above 0."""
         return self.threads or os.cpu_count() or 1

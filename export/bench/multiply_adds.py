@@ -1,5 +1,6 @@
 """What the model asks of the machine: multiply-adds of each stage, counted over shapes alone (no weights)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,13 +10,18 @@ from ...graphs.stages import Stage
 from ..checkpoint.reader import Skeleton
 
 
-def multiply_adds(skeleton: Skeleton, kind: str, frames: int, kept: int, prompt: int) -> dict[str, int]:
+def multiply_adds(
+    skeleton: Skeleton, kind: str, frames: int, kept: int, prompt: int, grid: Mapping[str, int] | None = None
+) -> dict[str, int]:
     """Multiply-adds of matrix products, convolutions and attention.
 
     Args:
         skeleton: the checkpoint's model on the meta device.
         kind: "image" or "video".
-        frames: F. kept: K tokens of each frame. prompt: text tokens.
+        frames: F.
+        kept: K tokens of each frame.
+        prompt: text tokens.
+        grid: sizes of inputs that follow from a picture's size, where it may have any.
 
     Returns:
         vision (F frames), project, prefill (prompt + F · K tokens, logits of the last) and decode (one token after).
@@ -30,8 +36,8 @@ def multiply_adds(skeleton: Skeleton, kind: str, frames: int, kept: int, prompt:
         return _count(language.module, *_empty(language, sizes))
 
     return {
-        "vision": _count(vision.module, *_empty(vision, {"frames": frames})),
-        "project": _count(project.module, *_empty(project, {"frames": frames, "kept": kept})),
+        "vision": _count(vision.module, *_empty(vision, {"frames": frames, **(grid or {})})),
+        "project": _count(project.module, *_empty(project, {"frames": frames, "kept": kept, **(grid or {})})),
         "prefill": of_language(tokens, tokens),
         "decode": of_language(1, tokens + 1),
     }

@@ -17,13 +17,18 @@ Curve = dict[str, dict[str, float]]  # size → seconds by stage
 
 
 def scaling_sweep(
-    contender: Contender, bundle: Bundle, request: dict[str, Any], settings: BenchSettings
+    contender: Contender,
+    bundle: Bundle,
+    geometry: tuple[int, int],
+    request: dict[str, Any],
+    settings: BenchSettings,
 ) -> dict[str, Curve | list[str]]:
     """Seconds by stage over each of the three, each measured once in a process that was warmed with the smallest.
 
     Args:
         contender: who is measured.
         bundle: one of its checkpoint.
+        geometry: frames or tiles of the request, and visual tokens of each.
         request: as `turn.take_turn` has it, without a keep ratio.
         settings: of the bench; `limit` holds for each of the three sweeps.
 
@@ -35,9 +40,8 @@ def scaling_sweep(
     """
     base = request | {"keep": 0.15, "new_tokens": 1}
     medium = (request["images"] or request["videos"])[0]
-    patches, positions = bundle.manifest.modalities[settings.kind].patches, bundle.manifest.decoder.max_positions
+    (count, patches), positions = geometry, bundle.manifest.decoder.max_positions
     each = len(Processor.load(bundle.path("processor")).encode("word " * 100)) / 100  # tokens
-    count = settings.pictures
 
     def frames(number: int) -> dict[str, Any]:
         if settings.kind == "video":

@@ -123,7 +123,7 @@ def _answer(session: object, prompt: np.ndarray) -> tuple[float, float]:
 def _frame(made: Candidate, cases: Sequence[HeldOutCase]) -> Arrays:
     """One frame: a held-out picture's, or noise where no sample reaches the tower."""
     if cases:
-        return {name: array[:1] for name, array in cases[0].feed.items()}
+        return {name: array[:1] if name == "pixel_values" else array for name, array in cases[0].feed.items()}
     size = made.bundle.manifest.image_size
     return {"pixel_values": np.random.default_rng(0).standard_normal((1, 3, size, size), np.float32)}
 

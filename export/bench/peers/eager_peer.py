@@ -41,6 +41,8 @@ class Eager:
             self.model.model.vision_tower.compile(dynamic=False)
             self.model.model.language_model.compile(dynamic=True)
         self.processor = Processor.load(Path(checkpoint))
+        if self.processor.qwen is not None:
+            raise RedipruneError("it times families with one projector behind the tower, and Qwen-VL is none of them")
         self.reference = Reference(self.model, self.processor)
         self.token_ids: list[int] = []  # of the last answer
 

@@ -19,10 +19,11 @@ from rediprune.export.bench.multiply_adds import multiply_adds
 from rediprune.export.bench.peers import converted
 from rediprune.export.bench.peers.llama_peer import _interleaved
 from rediprune.export.checkpoint.reader import Checkpoint
+from rediprune.export.validate.sample_media import sample_picture
 from rediprune.graphs.selection.as_released import release_select
 from rediprune.graphs.selection.counts import num_kept
 from rediprune.graphs.selection.reference import select_tokens
-from rediprune.runtime import RedipruneError
+from rediprune.runtime import Pipeline, RedipruneError
 from rediprune.runtime.__main__ import main
 from rediprune.runtime.bundle import Bundle
 from rediprune.runtime.timing import TIMED_STAGES
@@ -113,8 +114,39 @@ def test_bad_requests_are_refused(bundle_of: Callable[[str], Path], clip: Path) 
         bench([bundle_of("llava")], BenchSettings(video=clip))
     with pytest.raises(RedipruneError, match="tiles"):
         bench([bundle_of("llava_next_video")])
-    with pytest.raises(RedipruneError, match="as many tokens as a picture's size takes, which bench does not measure"):
-        bench([bundle_of("qwen3_vl")])
+    for name in ("internvl", "qwen3_vl"):
+        with pytest.raises(
+            RedipruneError, match="with pictures only, for its prompt has words between a video's frames"
+        ):
+            bench([bundle_of(name)], BenchSettings(video=clip))
+    for name in ("internvl", "qwen2_5_vl"):
+        other = BenchSettings(keeps=(0.5,), runs=1, threads=1, backends=("kernel",))
+        with pytest.raises(RedipruneError, match="no bundle runs on kernel"):  # and the picture was taken
+            bench([bundle_of(name)], other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "video"), [("internvl", False), ("qwen2_5_vl", True), ("qwen3_vl", False)])
+def test_pictures_of_any_size_and_tiles(name: str, video: bool, bundle_of: Callable[[str], Path], clip: Path) -> None:
+    settings = BenchSettings(
+        video=clip if video else None,
+        frames=5,
+        keeps=(0.5, 1.0),
+        runs=1,
+        threads=1,
+        backends=("ort",),
+        peers=("eager",),
+    )
+    document = bench([bundle_of(name)], settings)
+    pipeline = Pipeline.load(bundle_of(name), "ort")
+    images, videos = ([], [clip]) if video else ([sample_picture()], [])
+    answer = pipeline.generate("What?", images, videos, frames=5, keep=0.5, max_new_tokens=1)
+    assert document["model"]["visual_tokens"] == answer.visual_tokens
+    assert document["model"]["frames"] == len(answer.kept[0])
+    assert {row["keep"] for row in document["rows"]} >= {0.5, 1.0}
+    assert document["multiply_adds"]["0.5"]["prefill"] < document["multiply_adds"]["1"]["prefill"]
+    if name.startswith("qwen"):
+        assert "Qwen-VL is none of them" in document["absent"]["eager fp32"]
 
 
 @pytest.mark.parametrize("keep", [0.05, 0.3, 1.0])
