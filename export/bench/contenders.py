@@ -22,7 +22,7 @@ PEERS = {
     "compiled": "transformers under torch.compile, float32, unpruned (needs a C++ compiler)",
     "released": "transformers, eager, float32, pruned by the release's selection loop",
     "exported": "transformers' own ONNX export on its runner, float32, unpruned",
-    "openvino-genai": "openvino.genai's VLM pipeline, float32, unpruned",
+    "openvino-genai": "openvino.genai's VLM pipeline, float32; unpruned, but of Qwen-VL pruned by its own method too",
     "openvino-genai-int8": "the same, weights in int8",
     "openvino-genai-int4": "the same, weights in int4",
     "llama.cpp": "llama.cpp, the decoder alone, float32",
@@ -197,12 +197,13 @@ def _converted_peer(name: str, settings: BenchSettings, checkpoint: Path, made: 
     form = PEER_FORMATS[name]
     interpreter = settings.peers_python if form.foreign else sys.executable
     folder = converted(name, checkpoint, made, interpreter)
+    prunes = json.loads((checkpoint / "config.json").read_text())["model_type"] in form.prunes
     disk, decoder = (sum(file.stat().st_size for file in folder.glob(files)) for files in ("**/*", form.decoder))
     return Contender(
         name,
         f"{__package__}.peers.{form.module}",
         {"folder": str(folder), "threads": settings.cores},
-        (1.0,) if form.whole else tuple(settings.keeps),
+        (1.0,) if form.whole and not prunes else tuple(settings.keeps),
         disk,
         decoder,
         python=interpreter,

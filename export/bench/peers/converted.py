@@ -21,6 +21,7 @@ class PeerFormat:
         packages: what it needs installed.
         foreign: whether it needs an environment of its own.
         whole: False for one that is the decoder alone.
+        prunes: `model_type` of checkpoints whose visual tokens it prunes by a method of its own.
     """
 
     module: str
@@ -29,10 +30,13 @@ class PeerFormat:
     packages: tuple[str, ...]
     foreign: bool = True
     whole: bool = True
+    prunes: tuple[str, ...] = ()
 
 
 def _genai(precision: str) -> PeerFormat:
-    return PeerFormat("genai_peer", precision, "openvino_language_model.bin", ("openvino_genai", "optimum.intel"))
+    packages = ("openvino_genai", "optimum.intel")
+    qwen = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+    return PeerFormat("genai_peer", precision, "openvino_language_model.bin", packages, prunes=qwen)
 
 
 def _llama(precision: str) -> PeerFormat:

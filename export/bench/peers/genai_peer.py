@@ -1,4 +1,6 @@
-"""openvino.genai's VLM pipeline, the whole answer in its C++, unpruned; in an environment of its own (`make bench-peers`).
+"""openvino.genai's VLM pipeline, the whole answer in its C++; in an environment of its own (`make bench-peers`).
+
+Of Qwen-VL it prunes visual tokens by a method of its own (`pruning_ratio`, percent dropped); of LLaVA none.
 
     python -m rediprune.export.bench.peers.genai_peer CHECKPOINT FOLDER PRECISION    makes the OpenVINO IR that it reads
 
@@ -61,6 +63,8 @@ def load(folder: str, threads: int) -> Callable[[dict[str, Any]], dict[str, floa
             raise RedipruneError("it is asked about images only")
         clock = Clock()
         config = openvino_genai.GenerationConfig(max_new_tokens=request["new_tokens"], ignore_eos=True, do_sample=False)
+        if request["keep"] < 1:
+            config.pruning_ratio = round(100 * (1 - request["keep"]))
         begin = time.perf_counter()
         pictures = [
             numpy.asarray(Image.open(image).convert("RGB"))[None] for image in request["images"]
@@ -95,7 +99,7 @@ def convert(checkpoint: Path, folder: Path, precision: str) -> None:
     """Write a checkpoint as OpenVINO IR.
 
     Args:
-        folder: to make; its weights in float32 lie beside it for a while. precision: "fp32", "int8" or "int4".
+        folder: to make; its weights in floating point lie beside it for a while. precision: "fp32", "int8" or "int4".
     """
     from optimum.exporters.openvino import main_export
     from optimum.intel import OVConfig, OVModelForVisualCausalLM, OVWeightQuantizationConfig
@@ -105,7 +109,9 @@ def convert(checkpoint: Path, folder: Path, precision: str) -> None:
             str(checkpoint),
             made,
             task="image-text-to-text",
-            ov_config=OVConfig(dtype="fp32"),
+            ov_config=OVConfig(
+                dtype="fp32" if precision == "fp32" else "fp16"
+            ),  # what stays unquantised; half the memory
             convert_tokenizer=True,
             local_files_only=True,
             trust_remote_code=False,
