@@ -298,6 +298,7 @@ def _manifest(skeleton: Skeleton, source: Source, precision: str, stages: dict[s
                 tiled=m.tiled,
                 dynamic=m.dynamic,
                 rows_output=m.rows_output,
+                mixed_output=m.mixed_output,
                 placeholder=getattr(config, f"{m.token or kind}_token_id"),
             )
             for kind, m in modalities.items()

@@ -14,6 +14,7 @@ from PIL import Image
 from ..graphs.selection.counts import num_kept, query_ids
 from .backends.arrays import Array, concatenate, take
 from .bundle import Manifest
+from .cells import KeptCells
 from .errors import RedipruneError
 from .feature_cache import Encoded
 from .media.limits import MediaLimits
@@ -130,6 +131,7 @@ class PromptEncoder:
             RedipruneError: a bad image, video or prompt.
         """
         self._check_kinds(images, videos)
+        self.processor = self.processor.of_images(len(images))
         if chat and self.processor.chat_template.warning is not None:
             self.warnings.append(self.processor.chat_template.warning)
         self.pulse()
@@ -233,15 +235,15 @@ class PromptEncoder:
                 features = concatenate([each[spec.output] for each in outputs])
                 if rows is not None:
                     features = take(features, rows)
-                source = spec.rows_output
+                source = spec.rows_output or spec.mixed_output
                 return Encoded(features, None if source is None else concatenate([each[source] for each in outputs]))
 
         grid = self.processor.grid(frames, video)
-        content = content if grid is None else f"{content} {grid}"
+        content = f"{content} {grid or ''}{'whole' * self.processor.whole}"
         found, encoded = self.sessions.cache.get_or_encode((f"{spec.stage}.{spec.output}.{kind}", content), run)
         features = found.features
         count = 0 if not encoded else features.shape[0] if rows is None else len(shown)
-        layout = self.processor.layout(frames[0]) if spec.tiled else None
+        layout = self.processor.layout(frames, video, features.shape[1])
         everything = np.tile(np.arange(features.shape[1]), (features.shape[0], 1))
         pace = self.processor.pace(frames, video)
         return Visual(kind, frames, spec, features, layout, everything, count, grid=grid, rows=found.rows, pace=pace)
@@ -277,6 +279,11 @@ class PromptEncoder:
             raise RedipruneError(str(error)) from error
         if count == patches:
             return visual, visual.features
+        if visual.layout is not None and visual.layout.mix is not None:
+            raise RedipruneError(
+                f"a picture of {visual.features.shape[0] - 1} tiles is scaled down behind {self.family}'s projector, where pruned "
+                "tokens form no grid: ask without prune_tiles, or give a smaller picture"
+            )
         with self.clock("select"):
             outputs = self.sessions.stage("select").run(
                 {
@@ -291,6 +298,8 @@ class PromptEncoder:
 
     def _project(self, visual: Visual, kept: Array) -> Projected:
         """kept [F, K, C] → projected → tokens in the order the decoder reads them."""
+        if visual.spec.mixed_output is not None:
+            return Projected(visual.sequence(self._mixed(visual), self.newline))
         with self.clock("project"):
             inputs = {"kept": kept} if visual.rows is None else {"rows": visual.rows, "indices": visual.kept}
             outputs = self.sessions.stage("project").run(inputs)
@@ -299,3 +308,11 @@ class PromptEncoder:
             added = np.asarray(deepstack).swapaxes(0, 1)
             deepstack = added.reshape(added.shape[0], -1, added.shape[3])
         return Projected(visual.sequence(outputs["visual_embeds"], self.newline), deepstack)
+
+    def _mixed(self, visual: Visual) -> np.ndarray:
+        """Of kept cells the patches → projected → the cells [F, K, D]."""
+        features = np.asarray(visual.rows)  # [frames, patches, channels]
+        with self.clock("project"):
+            cells = KeptCells.of(visual.kept, (visual.spec.rows, visual.spec.columns), features.shape[1])
+            outputs = self.sessions.stage("project").run({"kept": cells.gathered(features)})
+            return cells.mixed(np.asarray(outputs["visual_embeds"]))

@@ -9,8 +9,7 @@ from PIL import Image
 from .backends.arrays import Array, concatenate, take
 from .bundle import ModalitySpec
 from .errors import RedipruneError
-
-NEWLINE = -1  # in a layout: the newline embedding
+from .media.tiles import NEWLINE, Layout
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Visual:
         frames: the picture, or the sampled frames.
         spec: how its kind becomes tokens.
         features: [F, P, C], F frames or tiles.
-        layout: for tiles, the slots [N] of the token sequence: tile · P + patch, or `NEWLINE`.
+        layout: of the token sequence, where it is not all tokens one after another: of tiles, or with a newline.
         kept: [F, K] int64, ascending per frame; all of P while nothing is pruned.
         encoded: frames or tiles that went through the tower for this request.
         parts: placeholders in the prompt that stand for it, each for as many frames.
@@ -68,7 +67,7 @@ class Visual:
     frames: list[Image.Image]
     spec: ModalitySpec
     features: Array
-    layout: np.ndarray | None
+    layout: Layout | None
     kept: np.ndarray
     encoded: int = 0
     parts: int = 1
@@ -79,7 +78,7 @@ class Visual:
     @property
     def total(self) -> int:
         """Visual tokens without pruning, newlines included."""
-        return self.features.shape[0] * self.features.shape[1] if self.layout is None else len(self.layout)
+        return self.features.shape[0] * self.features.shape[1] if self.layout is None else len(self.layout.slots)
 
     def places(self) -> np.ndarray:
         """Where the kept tokens, and newlines, stand among all of them: [N] int64 ascending, in 0 … total − 1."""
@@ -87,7 +86,8 @@ class Visual:
         flat = (self.kept + np.arange(frames)[:, None] * patches).ravel()
         if self.layout is None:
             return flat
-        return np.flatnonzero((self.layout == NEWLINE) | np.isin(self.layout, flat))
+        slots = self.layout.slots
+        return np.flatnonzero((slots == NEWLINE) | (slots >= frames * patches) | np.isin(slots, flat))
 
     def inserted(self, tokens: Projected, axes: int) -> list[Inserted]:
         """What stands in place of each of its placeholders, given all its kept tokens.
@@ -123,12 +123,15 @@ class Visual:
         if self.layout is None:
             return flat
         assert newline is not None
-        patches = self.features.shape[1]
+        patches, mix = self.features.shape[1], self.layout.mix
+        rows = [flat] if mix is None else [flat, mix.of(np.asarray(flat))]
+        table = concatenate([*rows, newline[None].astype(flat.dtype)])  # the newline is its last row
         row = np.full(frames * patches + 1, NEWLINE, np.int64)  # slot → row of `flat`; the last entry is NEWLINE's own
         row[(self.kept + np.arange(frames)[:, None] * patches).ravel()] = np.arange(frames * count)
-        slots = self.layout[self.places()]
-        table = concatenate([flat, newline[None].astype(flat.dtype)])  # the newline is its last row
-        return take(table, np.where(slots == NEWLINE, frames * count, row[slots]))
+        slots, mixed = self.layout.slots[self.places()], frames * patches
+        own = row[np.minimum(slots, mixed)]
+        chosen = np.where(slots >= mixed, slots - mixed + frames * count, own)
+        return take(table, np.where(slots == NEWLINE, table.shape[0] - 1, chosen))
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,11 @@ def using_rule(pipeline: Pipeline, rule: str, seed: int | Sequence[int] = 0) -> 
             f"rule '{rule}' needs a grid of one size, and {pipeline.bundle.manifest.family_name} has one for each picture; "
             "leave it out of --rules"
         )
+    if rule == "pool2x2" and any(spec.mixed_output for spec in pipeline.bundle.manifest.modalities.values()):
+        raise RedipruneError(
+            f"rule '{rule}' needs a grid behind the projector, and {pipeline.bundle.manifest.family_name} projects patches that "
+            "it mixes; leave it out of --rules"
+        )
     if rule in ALPHAS:
         yield ALPHAS[rule]
     elif rule == "pool2x2":

@@ -29,7 +29,10 @@ def multiply_adds(
     stages = {stage.name: stage for stage in skeleton.stages}
     modality = skeleton.checkpoint.family.modalities(skeleton.checkpoint.config)[kind]
     vision, project, language = stages[modality.stage], stages["project"], stages["language"]
-    tokens = prompt + frames * kept
+    tokens, projected = prompt + frames * kept, kept
+    if modality.mixed_output is not None:  # each token is mixed of up to four patches, of which all are projected
+        patches = next(port.shape[1] for port in vision.outputs if port.name == modality.mixed_output)
+        projected = min(4 * kept, int(patches))
 
     def of_language(count: int, length: int) -> int:
         sizes = {"batch": 1, "tokens": count, "cache": length}
@@ -37,7 +40,7 @@ def multiply_adds(
 
     return {
         "vision": _count(vision.module, *_empty(vision, {"frames": frames, **(grid or {})})),
-        "project": _count(project.module, *_empty(project, {"frames": frames, "kept": kept, **(grid or {})})),
+        "project": _count(project.module, *_empty(project, {"frames": frames, "kept": projected, **(grid or {})})),
         "prefill": of_language(tokens, tokens),
         "decode": of_language(1, tokens + 1),
     }

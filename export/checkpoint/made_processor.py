@@ -91,6 +91,11 @@ _CLASSES = {  # processor, image processor, video processor
         "LlavaNextImageProcessor",
         "LlavaNextVideoVideoProcessor",
     ),
+    "llava_onevision": (
+        "LlavaOnevisionProcessor",
+        "LlavaOnevisionImageProcessor",
+        "LlavaOnevisionVideoProcessor",
+    ),
     "internvl": ("InternVLProcessor", "GotOcr2ImageProcessor", "InternVLVideoProcessor"),
     "qwen2_vl": ("Qwen2VLProcessor", "Qwen2VLImageProcessor", None),
     "qwen2_5_vl": ("Qwen2_5_VLProcessor", "Qwen2VLImageProcessor", None),
@@ -136,6 +141,9 @@ def write_processor(folder: Path, config: PreTrainedConfig, tokenizer: PreTraine
     }
     if video_processor:
         settings["video_token"] = "<video>"
+    if config.model_type == "llava_onevision":
+        side = image_side(config.vision_config) // patch_side(config.vision_config)
+        settings |= {"num_image_tokens": side**2, "vision_aspect_ratio": config.vision_aspect_ratio}
     if intern:
         settings = {"processor_class": processor, "image_seq_length": config.image_seq_length}
     _write(folder / "processor_config.json", settings)

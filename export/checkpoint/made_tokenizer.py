@@ -52,7 +52,7 @@ SPECIAL = {  # from the end of the plain vocabulary on, in the order of the hub'
               "llava_next_video": ["<video>", "<image>", "<pad>"],
               "video_llava": ["<image>", "<video>", "<pad>"]},
     "qwen2": {family: ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
-              for family in ("llava", "llava_next", "llava_next_video", "video_llava")}
+              for family in ("llava", "llava_next", "llava_next_video", "llava_onevision", "video_llava")}
              | {"internvl": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"],
                 **{family: [*_QWEN_VL] for family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")}},
 }  # fmt: skip

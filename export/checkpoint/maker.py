@@ -9,6 +9,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from transformers import (
     LlavaConfig,
     LlavaNextConfig,
     LlavaNextVideoConfig,
+    LlavaOnevisionConfig,
     PreTrainedConfig,
     VideoLlavaConfig,
 )
@@ -34,6 +36,7 @@ from .made_tokenizer import make_tokenizer, sentencepiece
 # The towers of a family, and its decoders where it has not all of them; the first of each by default.
 _PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "video_llava": (("clip",), ()),
+    "llava_onevision": (("siglip",), ("qwen2", "qwen3")),
     "internvl": (("intern",), ("qwen2", "qwen3")),
     "qwen2_vl": (("qwen",), ("qwen2",)),
     "qwen2_5_vl": (("qwen",), ("qwen2",)),
@@ -43,11 +46,12 @@ _CONFIGS: dict[str, Callable[..., PreTrainedConfig]] = {
     "llava": LlavaConfig,
     "llava_next": LlavaNextConfig,
     "llava_next_video": LlavaNextVideoConfig,
+    "llava_onevision": LlavaOnevisionConfig,
     "video_llava": VideoLlavaConfig,
 }
 FAMILIES = (*_CONFIGS, "internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-TILED = ("llava_next", "llava_next_video")
-VIDEO = ("llava_next_video", "video_llava")
+TILED = ("llava_next", "llava_next_video", "llava_onevision")
+VIDEO = ("llava_next_video", "llava_onevision", "video_llava")
 
 # [hidden, layers, heads, FFN]. The tiny widths let query pooling meet every case: decoder width a multiple of
 # the tower's (32 → 64), larger but no multiple (32 → 48), smaller (72 → 64, 72 → 48).
@@ -79,12 +83,12 @@ def make_checkpoint(
 
     Args:
         folder: where to; made if missing.
-        family: "llava" (LLaVA-1.5), "llava_next", "llava_next_video", "video_llava", "internvl",
-            "qwen2_vl", "qwen2_5_vl" or "qwen3_vl".
-        tower: "clip", the default, or "siglip" (no CLS token; not for video_llava); InternVL and Qwen-VL have their
-            own, "intern" and "qwen".
+        family: "llava" (LLaVA-1.5), "llava_next", "llava_next_video", "llava_onevision", "video_llava",
+            "internvl", "qwen2_vl", "qwen2_5_vl" or "qwen3_vl".
+        tower: "clip", the default, or "siglip" (no CLS token; not for video_llava); OneVision has
+            "siglip"; InternVL and Qwen-VL have their own, "intern" and "qwen".
         decoder: "llama" (Vicuna), the default, "mistral", "qwen2" or "qwen3"; all with grouped KV heads, save llama at
-            7b. Of InternVL "qwen2", the default, or "qwen3"; of Qwen2-VL and Qwen2.5-VL "qwen2", of Qwen3-VL "qwen3".
+            7b. Of OneVision and InternVL "qwen2", the default, or "qwen3"; of Qwen2-VL and Qwen2.5-VL "qwen2", of Qwen3-VL "qwen3".
         size: "tiny" (tests; 1 MB), "real" (CLIP-L/336 or SigLIP-so400m, TinyLlama-1.1B, Qwen2-0.5B or
             Qwen3-0.6B) or "7b" (the same towers, Vicuna-7B, Mistral-7B or Qwen2-7B): the geometry of these models. Qwen-VL
             has that of its 2B or (Qwen2.5-VL) 3B at "real".
@@ -185,6 +189,8 @@ def _config(family: str, tower: str, decoder: str, size: str, tokenizer) -> PreT
         settings["video_seq_length"] = patches // 4 * 8
     if family in TILED:
         grid = [(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)]
+        if family == "llava_onevision":
+            grid = list(product(range(1, 7), repeat=2))
         settings["image_grid_pinpoints"] = [[image * rows, image * columns] for rows, columns in grid]
     if family == "video_llava":
         settings["video_seq_length"] = (patches + 1) * 8
@@ -194,7 +200,7 @@ def _config(family: str, tower: str, decoder: str, size: str, tokenizer) -> PreT
 def _image_size(family: str, tower: str, size: str) -> int:
     """Side of the model's picture in pixels; llava_next_video pools with stride 2: its patch grid is even."""
     if size == "tiny":
-        return 112 if family == "llava" else 56
+        return {"llava": 112, "llava_onevision": 70}.get(family, 56)
     if family == "video_llava":
         return 224
     if tower == "clip":

@@ -68,7 +68,7 @@ class Reference:
 
     def __init__(self, model: Any, processor: Processor):
         self.model = model
-        self.processor = processor
+        self.processor = self._given = processor
         self.modalities = family_of(model.config).modalities(model.config)
         names = {f"{modality.token or kind}_token_id" for kind, modality in self.modalities.items()}
         self.placeholders = {getattr(model.config, name) for name in names}
@@ -76,6 +76,7 @@ class Reference:
     def read(self, request: Request) -> tuple[list[int], list[Medium]]:
         """The prompt's token ids, and its images and videos in the order of their placeholders."""
         images, videos = len(request.images), len(request.videos)
+        self.processor = self._given.of_images(images)
         text = render_prompt(self.processor, request.prompt, images, videos)
         pictures = {
             "image": iter([[load_image(source)] for source in request.images]),
@@ -119,6 +120,8 @@ class Reference:
             padded = [torch.cat([p, p.new_zeros(most - len(p), *p.shape[1:])]) for p in images]
             sizes = [(m.frames[0].height, m.frames[0].width) for m in media if m.kind == "image"]
             inputs |= {"pixel_values": torch.stack(padded), "image_sizes": torch.tensor(sizes)}
+            if self.processor.most_tiles is not None:
+                inputs["batch_num_images"] = torch.tensor([len(images)])
         elif images:
             inputs["pixel_values"] = torch.cat(images)
         if videos:
@@ -152,20 +155,33 @@ class Reference:
 
     def _choose(self, medium: Medium, query: Tensor, request: Request) -> tuple[list[list[Tensor | None]], np.ndarray]:
         """For each placeholder the embedding of every slot, None where it is dropped; and the indices [F, K]."""
-        features = self.features(self.pixels(medium.frames, medium.kind), medium.kind)
-        tiled, patches = self.modalities[medium.kind].tiled, features.shape[1]
-        keep = 1.0 if tiled and not request.prune_tiles else request.keep
+        pixels, modality = self.pixels(medium.frames, medium.kind), self.modalities[medium.kind]
+        projected = self.features(pixels, medium.kind)  # [frames, patches, channels]
+        scale = self.model.model.apply_pooling if modality.mixed_output else lambda tokens: tokens
+        features = scale(projected)
+        patches = features.shape[1]
+        keep = 1.0 if modality.tiled and not request.prune_tiles else request.keep
         indices = select_tokens(features, query, num_kept(patches, keep), request.alpha, request.tau)
-        flat = self.model.model.multi_modal_projector(features).flatten(0, 1)
+        flat = scale(self.model.model.multi_modal_projector(projected)).flatten(0, 1)
         kept = {frame * patches + int(patch) for frame, row in enumerate(indices) for patch in row}
-        layout = self.processor.layout(medium.frames[0]) if tiled else range(len(flat))
+        layout = self.processor.layout(medium.frames, medium.kind == "video", patches)
         newline = getattr(self.model.model, "image_newline", None)
-        slots = [
-            newline if slot == NEWLINE else flat[int(slot)] if int(slot) in kept else None
-            for slot in layout  # pyright: ignore[reportOptionalIterable]
-        ]
+        if layout is not None and layout.mix is not None:
+            slots = list(self._packed(medium, pixels))
+        else:
+            slots = [
+                newline if slot == NEWLINE else flat[int(slot)] if int(slot) in kept else None
+                for slot in (range(len(flat)) if layout is None else layout.slots)
+            ]
         size = len(slots) // medium.parts
         return [slots[at : at + size] for at in range(0, len(slots), size)], indices.numpy()
+
+    def _packed(self, medium: Medium, pixels: Tensor) -> Tensor:
+        """[N, D] of the only image of a request, as transformers packs its tiles."""
+        (image,) = medium.frames
+        sizes = torch.tensor([(image.height, image.width)])
+        found = self.model.model.get_image_features(pixels[None], sizes, batch_num_images=torch.tensor([1]))
+        return found.pooler_output[0]
 
     def _generate(self, request: Request, kept: list[np.ndarray], **inputs: Any) -> ReferenceAnswer:
         out = self.model.generate(
@@ -186,9 +202,9 @@ class Reference:
     def _length(self, medium: Medium, pixels: Tensor) -> int:
         """Visual tokens of an image or a video without pruning."""
         modality = self.modalities[medium.kind]
-        if modality.tiled:
-            return len(self.processor.layout(medium.frames[0]))  # pyright: ignore[reportArgumentType]
-        return len(pixels) * (modality.leading + modality.rows * modality.columns)
+        tokens = modality.leading + modality.rows * modality.columns
+        layout = self.processor.layout(medium.frames, medium.kind == "video", tokens)
+        return len(pixels) * tokens if layout is None else len(layout.slots)
 
     def features_of(self, frames: list[Any], kind: str) -> Tensor:
         """[F, P, C] of an image or a video, as they are selected from."""

@@ -13,6 +13,7 @@ from . import (
     llava,
     llava_next,
     llava_next_video,
+    llava_onevision,
     qwen2_5_vl,
     qwen2_vl,
     qwen3_vl,
@@ -92,6 +93,7 @@ _MODULES: tuple[TowerFamily | StagedFamily, ...] = (
     llava,
     llava_next,
     llava_next_video,
+    llava_onevision,
     video_llava,
     internvl,
     qwen2_vl,
@@ -123,10 +125,7 @@ def family_of(config: Any) -> TowerFamily | StagedFamily:
         )
     if model_type not in FAMILIES:
         supported = ", ".join(f"{name} ({family.NAME})" for name, family in FAMILIES.items())
-        hint = ""
-        if str(model_type).startswith("llava_onevision"):
-            hint = " (it pools video tokens after the projector, where pruned tokens no longer form a grid)"
-        raise UnsupportedModelError(f"model_type '{model_type}' is not supported{hint}; supported are: {supported}")
+        raise UnsupportedModelError(f"model_type '{model_type}' is not supported; supported are: {supported}")
     check_decoder(config.text_config, getattr(FAMILIES[model_type], "DECODERS", DECODERS))
     FAMILIES[model_type].modalities(config)  # raises where the tower is not one that the family takes
     return FAMILIES[model_type]

@@ -28,6 +28,8 @@ class Modality:
         dynamic: whether each picture has the grid that fits it; rows and columns are then those of a usual one.
         rows_output: the output of the stage from which `project` takes the kept tokens by their indices; None where it takes
             the tokens themselves.
+        mixed_output: the output with the patches that its tokens are mixed of behind the projector, by bilinear
+            interpolation; None where tokens are projected as they are.
         token: the kind whose placeholder stands for it in an encoded prompt, where it is not its own.
     """
 
@@ -40,6 +42,7 @@ class Modality:
     token: str | None = None
     dynamic: bool = False
     rows_output: str | None = None
+    mixed_output: str | None = None
 
 
 class VisionModule(nn.Module):

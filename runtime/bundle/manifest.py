@@ -76,6 +76,7 @@ class ModalitySpec(StrictModel):
     rows_output: str | None = (
         None  # what `project` takes kept tokens from by their indices; None: the tokens themselves
     )
+    mixed_output: str | None = None  # the output with the patches that tokens are mixed of behind the projector
     placeholder: int  # token id standing for it in the prompt
 
     @property

@@ -21,6 +21,7 @@ _PILLOW = {
     "LlavaImageProcessor": "LlavaImageProcessorPil",
     "LlavaNextImageProcessor": "LlavaNextImageProcessorPil",
     "LlavaNextVideoImageProcessor": "CLIPImageProcessorPil",
+    "LlavaOnevisionImageProcessor": "LlavaOnevisionImageProcessorPil",
     "VideoLlavaImageProcessor": "CLIPImageProcessorPil",
     "GotOcr2ImageProcessor": "GotOcr2ImageProcessorPil",
     "Qwen2VLImageProcessor": "Qwen2VLImageProcessorPil",
@@ -30,6 +31,7 @@ _OF_PROCESSOR = {
     "LlavaProcessor": "CLIPImageProcessor",
     "LlavaNextProcessor": "LlavaNextImageProcessor",
     "LlavaNextVideoProcessor": "LlavaNextImageProcessor",
+    "LlavaOnevisionProcessor": "LlavaOnevisionImageProcessor",
     "VideoLlavaProcessor": "VideoLlavaImageProcessor",
     "InternVLProcessor": "GotOcr2ImageProcessor",
     "Qwen2VLProcessor": "Qwen2VLImageProcessor",
@@ -37,6 +39,7 @@ _OF_PROCESSOR = {
     "Qwen3VLProcessor": "Qwen2VLImageProcessor",
 }
 
+_TILED = ("LlavaNext", "LlavaOnevision")
 _SIDES = ("height", "width", "shortest_edge", "longest_edge")
 
 
@@ -53,7 +56,7 @@ def image_processor(named: str, settings: dict[str, Any]) -> Any:
         known = ", ".join(sorted(_PILLOW))
         raise RedipruneError(f"image processor {named} is not supported: use one of {known}")
     ours = {key: value for key, value in settings.items() if not key.endswith(("_type", "_class"))}
-    if "LlavaNext" not in name:
+    if not name.startswith(_TILED):
         ours.pop("image_grid_pinpoints", None)
     if name.startswith("GotOcr2"):
         ours["crop_to_patches"] = True  # InternVL's processor asks for it, whatever the file says
@@ -87,6 +90,8 @@ def frame_processor(named: str, images: dict[str, Any], videos: dict[str, Any] |
         processor = image_processor(named, videos or images)
         processor.crop_to_patches = False
         return processor
+    if named.startswith("LlavaOnevision"):
+        return image_processor("CLIPImageProcessor", {"do_center_crop": False} | (videos or images))
     if videos:
         return image_processor("CLIPImageProcessor", videos)
     return image_processor("CLIPImageProcessor" if "LlavaNext" in named else named, images)

@@ -21,7 +21,7 @@ from .image_processors import first_line, frame_processor, image_processor, proc
 from .images import image_key, load_image
 from .processor_forms import check_processor_forms
 from .qwen_pictures import QwenForm, QwenPictures
-from .tiles import anyres_layout
+from .tiles import Layout, anyres_layout, ended_layout
 from .video import load_video
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ class Processor:
     frames: int | None  # how many frames of a video the checkpoint asks for
     expansion: Expand  # of a placeholder
     qwen: QwenPictures | None = None  # where pictures have any size
+    most_tiles: int | None = None  # LLaVA-OneVision: a picture of more is scaled down behind the projector
+    whole: bool = False  # pictures are not cut into tiles
     generation: dict[str, Any] = field(default_factory=dict)  # as `read_generation_config` gives it
 
     @classmethod
@@ -98,6 +100,7 @@ class Processor:
             frames=frames,
             expansion=expansion_of(str(config.get("model_type")), image_token, video_token, qwen),
             qwen=qwen,
+            most_tiles=_most_tiles(config),
             generation=check_forms(read_generation_config(folder), f"{folder}/generation_config.json"),
         )
 
@@ -142,7 +145,7 @@ class Processor:
         """
         processor = self.videos if video else self.images
         # One by one, for the processors pad the tiles of a batch to the same number.
-        return np.concatenate([_pixels(processor, image) for image in images])
+        return np.concatenate([_pixels(processor, image, self.whole and not video) for image in images])
 
     def _pattern(self, kind: str) -> str:
         """What an expansion takes the place of: of Qwen3-VL's videos the marks around the placeholder too."""
@@ -194,13 +197,27 @@ class Processor:
             return self.qwen.shown(frames, video, grid or self.qwen.grid(frames, video))
         return self.seen(self.pixel_values(frames, video), video)
 
-    def layout(self, image: Image.Image) -> np.ndarray | None:
-        """[N] int64, the slots of a picture seen in tiles (see `anyres_layout`); None where it is whole."""
-        if not self.anyres:
+    def of_images(self, count: int) -> "Processor":
+        """The same for a request with so many images: LLaVA-OneVision cuts into tiles the only one, and none of several."""
+        return replace(self, whole=True) if self.most_tiles is not None and count > 1 else self
+
+    def layout(self, frames: Sequence[Image.Image], video: bool, tokens: int) -> Layout | None:
+        """The sequence of a picture's tokens, or a video's, where it is not all of them one after another.
+
+        Args:
+            frames: the picture, or the frames.
+            video: which of the two they are.
+            tokens: of each frame.
+        """
+        if (video or self.whole) and self.most_tiles is not None:
+            return ended_layout(len(frames) * tokens)
+        if video or not self.anyres:
             return None
+        (image,) = frames
         size, crop = self.images.size, self.images.crop_size
         tile = (crop and crop.height) or size.height or size.shortest_edge
-        return anyres_layout((image.height, image.width), self.images.image_grid_pinpoints, tile, self.patch)
+        size = (image.height, image.width)
+        return anyres_layout(size, self.images.image_grid_pinpoints, tile, self.patch, self.most_tiles)
 
     def expand(self, text: str, media: Sequence[tuple[str, Sequence[Image.Image]]]) -> tuple[str, list[int]]:
         """Put what the family writes for a medium in place of its placeholder.
@@ -293,10 +310,21 @@ class Processor:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
-def _pixels(processor: Any, image: Image.Image) -> np.ndarray:
-    """[F, 3, H, W] of one picture or frame: F is 1, or the number of its tiles."""
+def _most_tiles(config: dict[str, Any]) -> int | None:
+    """9 of "anyres_max_9", where the family has it."""
+    if config.get("model_type") != "llava_onevision":
+        return None
+    text = str(config.get("vision_aspect_ratio", "anyres_max_9"))
+    if re.fullmatch(r"anyres_max_[1-9]\d{0,2}", text) is None:
+        raise RedipruneError(f"vision_aspect_ratio in config.json must be like 'anyres_max_9', not {text!r:.100}")
+    return int(text.rpartition("_")[2])
+
+
+def _pixels(processor: Any, image: Image.Image, whole: bool) -> np.ndarray:
+    """[F, 3, H, W] of one picture or frame: F is 1, or the number of its tiles unless it is to be seen whole."""
     try:
-        found = processor(image).pixel_values
+        # Of two pictures of a request neither is cut into tiles.
+        found = processor([[image, image]] if whole else image).pixel_values
     except MemoryError:
         raise
     except Exception as error:  # whatever transformers makes of settings that are none

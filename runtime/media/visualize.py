@@ -156,6 +156,7 @@ def draw_answer(answer: Answer, processor: Processor, question: str | None = Non
     Raises:
         RedipruneError: the question was about text only, or its visuals were not asked for.
     """
+    processor = processor.of_images(sum(visual.kind == "image" for visual in answer.visuals))
     groups: dict[tuple[Any, ...], tuple[list[Image.Image], list[np.ndarray], list[str]]] = {}
     for number, visual in enumerate(answer.visuals, start=1):
         spec = visual.spec

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rediprune.runtime.bundle import ModalitySpec
 from rediprune.runtime.errors import RedipruneError
-from rediprune.runtime.visual_tokens import NEWLINE, Inserted, Projected, Visual, splice
+from rediprune.runtime.media.tiles import NEWLINE, Layout
+from rediprune.runtime.visual_tokens import Inserted, Projected, Visual, splice
 
 IMAGE, VIDEO = 1000, 1001
 
@@ -120,7 +121,7 @@ def test_splice_of_anything(parts):
 def visual(frames, patches, kept, layout=None):
     spec = ModalitySpec(stage="vision", output="features", rows=1, columns=patches, placeholder=IMAGE)
     features = np.zeros((frames, patches, 3), np.float32)
-    return Visual("image", [], spec, features, None if layout is None else np.array(layout), np.array(kept))
+    return Visual("image", [], spec, features, None if layout is None else Layout(np.array(layout)), np.array(kept))
 
 
 def projected(kept, patches):

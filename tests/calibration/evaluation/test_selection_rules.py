@@ -57,5 +57,12 @@ def test_rules_over_a_grid_are_refused_where_each_picture_has_its_own(bundle_of:
             using_rule(pipeline, rule),
         ):
             pass
+    with (
+        pytest.raises(
+            RedipruneError, match="'pool2x2' needs a grid behind the projector, and LLaVA-OneVision projects"
+        ),
+        using_rule(Pipeline.load(bundle_of("llava_onevision"), lazy=True), "pool2x2"),
+    ):
+        pass
     with using_rule(pipeline, "random") as alpha:
         assert alpha is None

@@ -157,6 +157,15 @@ def test_the_release_chooses_the_same_tokens(keep: float) -> None:
     assert torch.equal(torch.stack(release_select(features, query, count, 0.5)), select_tokens(features, query, count))
 
 
+def test_multiply_adds_of_tokens_that_are_mixed(checkpoint_of: Callable[[str], Path]) -> None:
+    checkpoint = Checkpoint.open(str(checkpoint_of("llava_onevision")))
+    skeleton = checkpoint.skeleton("fp32")
+    text, vision = checkpoint.config.text_config, checkpoint.config.vision_config
+    each = (vision.hidden_size + text.hidden_size) * text.hidden_size
+    for kept, projected in ((2, 8), (9, 25)):  # of 3 × 3 cells of 5 × 5 patches
+        assert multiply_adds(skeleton, "video", 3, kept, 7)["project"] == 3 * projected * each
+
+
 def test_multiply_adds_are_those_counted_by_hand(checkpoint_of: Callable[[str], Path]) -> None:
     checkpoint = Checkpoint.open(str(checkpoint_of("llava")))
     skeleton = checkpoint.skeleton("fp32")

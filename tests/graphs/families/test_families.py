@@ -13,7 +13,6 @@ from transformers import (
     LlavaConfig,
     LlavaNextConfig,
     LlavaNextVideoConfig,
-    LlavaOnevisionConfig,
     MistralConfig,
     PhiConfig,
     PixtralVisionConfig,
@@ -68,12 +67,6 @@ def test_refuses_other_model_types_with_the_list(model_type):
         family_of(SimpleNamespace(model_type=model_type))
     for name, family in FAMILIES.items():
         assert f"{name} ({family.NAME})" in str(caught.value)
-
-
-def test_refuses_onevision_with_the_reason_and_the_list():
-    with pytest.raises(UnsupportedModelError, match="pools video tokens after the projector") as caught:
-        family_of(LlavaOnevisionConfig())
-    assert "supported are: llava (LLaVA-1.5)" in str(caught.value)
 
 
 def test_refuses_a_pool_after_the_projector():

@@ -17,6 +17,7 @@ from transformers import (
     CLIPImageProcessorPil,
     GotOcr2ImageProcessorPil,
     LlavaNextImageProcessorPil,
+    LlavaOnevisionImageProcessorPil,
     SiglipImageProcessorPil,
     VideoLlavaImageProcessor,
 )
@@ -49,6 +50,7 @@ REFERENCE = {
     ("llava_next", "clip"): LlavaNextImageProcessorPil,
     ("llava_next_video", "clip"): LlavaNextImageProcessorPil,
     ("llava_next_video", "siglip"): LlavaNextImageProcessorPil,
+    ("llava_onevision", "siglip"): LlavaOnevisionImageProcessorPil,
     ("internvl", "intern"): GotOcr2ImageProcessorPil,
 }
 
@@ -93,7 +95,8 @@ def test_several_images_and_frames(checkpoints):
     assert together.shape == (3, 3, 112, 112)
     assert np.array_equal(together[2:], processor.pixel_values(images[2:]))
     assert not processor.anyres
-    assert processor.layout(images[0]) is None
+    assert processor.layout(images[:1], False, 64) is None
+    assert processor.of_images(3) is processor
 
     tiled = Processor.load(checkpoints("llava_next_video"))
     assert tiled.anyres
@@ -101,12 +104,41 @@ def test_several_images_and_frames(checkpoints):
     pixels = tiled.pixel_values([wide, square])
     assert pixels.shape == (4 + 5, 3, 56, 56)  # base and 1 × 3 tiles, base and 2 × 2 tiles
     assert np.array_equal(pixels[4:], tiled.pixel_values([square]))
-    layout = tiled.layout(wide)
+    layout = tiled.layout([wide], False, 16)
     assert layout is not None
-    assert layout[:16].tolist() == list(range(16))
-    assert layout.max() < 4 * 16
+    assert layout.slots[:16].tolist() == list(range(16))
+    assert layout.slots.max() < 4 * 16
+    assert tiled.layout(images, True, 4) is None
     assert tiled.pixel_values(images, video=True).shape == (3, 3, 56, 56)
     assert tiled.frames == 8
+
+
+def test_several_pictures_of_onevision_are_seen_whole(checkpoints):
+    folder = checkpoints("llava_onevision")
+    processor, images = Processor.load(folder), [photo(300, 60), photo(61, 97)]
+    assert processor.of_images(1) is processor
+    several = processor.of_images(2)
+    expected = LlavaOnevisionImageProcessorPil.from_pretrained(folder)([images]).pixel_values
+    assert np.array_equal(several.pixel_values(images), np.concatenate(expected).astype(np.float32))
+    layout = several.layout(images[:1], False, 25)
+    assert layout is not None and layout.slots.tolist() == [*range(25), -1]
+    # A video's frames are squeezed to the tower's size, as `LlavaOnevisionVideoProcessor` does it with torchvision.
+    frames = processor.pixel_values(images, video=True)
+    squeezed = SiglipImageProcessorPil(size={"height": 70, "width": 70})(images).pixel_values
+    assert np.array_equal(frames, np.asarray(squeezed, np.float32))
+    layout = processor.layout(images, True, 9)
+    assert layout is not None and len(layout.slots) == 2 * 9 + 1
+
+
+def test_an_aspect_that_is_none_is_refused(checkpoints, tmp_path):
+    folder = tmp_path / "other"
+    shutil.copytree(checkpoints("llava_onevision"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vision_aspect_ratio": "square"}))
+    with pytest.raises(
+        RedipruneError, match=r"vision_aspect_ratio in config\.json must be like 'anyres_max_9', not 'square'"
+    ):
+        Processor.load(folder)
 
 
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
