@@ -93,12 +93,12 @@ class LanguageStage(nn.Module):
     """The decoder and its head over a KV cache of plain tensors.
 
     Args:
-        model: a transformers model with `model.language_model` and `lm_head`.
+        model: a transformers model with a decoder (`decoder_of`) and `lm_head`.
     """
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.decoder: Any = model.get_submodule("model.language_model")
+        self.decoder: Any = decoder_of(model)
         self.head: Any = model.get_submodule("lm_head")
         self.axes = axes_of(self.decoder)
         config: Any = model.config
@@ -142,6 +142,12 @@ class LanguageStage(nn.Module):
                 use_cache=True,
             ).last_hidden_state
         return (self.head(hidden[:, -1:]), *updated.tensors)
+
+
+def decoder_of(model: nn.Module) -> Any:
+    """The decoder of a transformers model, which its families name in two ways."""
+    inner = model.get_submodule("model")
+    return inner.get_submodule("language_model" if hasattr(inner, "language_model") else "text_model")
 
 
 @contextmanager

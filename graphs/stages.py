@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .families import Family, TowerFamily
 from .families.base import image_side
-from .language import LanguageStage, cache_names, cache_shape
+from .language import LanguageStage, cache_names, cache_shape, decoder_of
 from .ports import Port, Stack, Stage
 from .selection.query_vector import pool_query
 from .selection.reference import select_tokens
@@ -59,7 +59,7 @@ def stages_of(model: nn.Module, family: Family) -> list[Stage]:
         project,
         Stage(
             "embed",
-            model.get_submodule("model.language_model.embed_tokens"),
+            decoder_of(model).embed_tokens,
             (Port("input_ids", ("batch", "tokens"), torch.int64),),
             (Port("embeds", ("batch", "tokens", depth)),),
         ),

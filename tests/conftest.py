@@ -41,6 +41,7 @@ BUNDLES = {
     "internvl": ("internvl", "intern", "qwen2", "fp32"),
     "internvl_qwen3": ("internvl", "intern", "qwen3", "fp32"),
     "llava_onevision": ("llava_onevision", "siglip", "qwen2", "fp32"),
+    "smolvlm": ("smolvlm", "smolvlm", "llama", "fp32"),
     "qwen2_vl": ("qwen2_vl", "qwen", "qwen2", "fp32"),
     "qwen2_5_vl": ("qwen2_5_vl", "qwen", "qwen2", "fp32"),
     "qwen3_vl": ("qwen3_vl", "qwen", "qwen3", "fp32"),

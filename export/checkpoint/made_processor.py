@@ -71,6 +71,23 @@ _QWEN = """\
 {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}
 """
 
+# SmolVLM's and Idefics3's.
+_SMOLVLM = """\
+{%- for message in messages -%}
+{{ message['role'] | capitalize + ':' }}
+{%- if message['content'] is string -%}
+{{ ' ' + message['content'] }}
+{%- else -%}
+{%- if message['content'][0]['type'] != 'image' -%}{{ ' ' }}{%- endif -%}
+{%- for content in message['content'] -%}
+{{ '<image>' if content['type'] == 'image' else content['text'] }}
+{%- endfor -%}
+{%- endif -%}
+{{ '<end_of_utterance>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ 'Assistant:' }}{%- endif -%}
+"""
+
 # Qwen2-VL and Qwen2.5-VL say who they are, unless the dialogue does.
 _QWEN2 = (
     "{%- if messages[0]['role'] != 'system' -%}"
@@ -97,6 +114,8 @@ _CLASSES = {  # processor, image processor, video processor
         "LlavaOnevisionVideoProcessor",
     ),
     "internvl": ("InternVLProcessor", "GotOcr2ImageProcessor", "InternVLVideoProcessor"),
+    "smolvlm": ("SmolVLMProcessor", "SmolVLMImageProcessor", None),
+    "idefics3": ("Idefics3Processor", "Idefics3ImageProcessor", None),
     "qwen2_vl": ("Qwen2VLProcessor", "Qwen2VLImageProcessor", None),
     "qwen2_5_vl": ("Qwen2_5_VLProcessor", "Qwen2VLImageProcessor", None),
     "qwen3_vl": ("Qwen3VLProcessor", "Qwen2VLImageProcessor", "Qwen3VLVideoProcessor"),
@@ -110,6 +129,10 @@ def write_processor(folder: Path, config: PreTrainedConfig, tokenizer: PreTraine
     if config.model_type.startswith("qwen"):
         _save_tokenizer(folder, tokenizer, _QWEN if config.model_type == "qwen3_vl" else _QWEN2)
         _write_qwen(folder, config)
+        return
+    if config.model_type in ("smolvlm", "idefics3"):
+        _save_tokenizer(folder, tokenizer, _SMOLVLM)
+        _write_split(folder, config)
         return
     siglip = config.vision_config.model_type.startswith("siglip")
     intern = config.model_type == "internvl"
@@ -191,6 +214,26 @@ def _write_qwen(folder: Path, config: PreTrainedConfig) -> None:
         pictures |= {"min_pixels": least * group, "max_pixels": most * group}
     _write(folder / "preprocessor_config.json", pictures)
     _write(folder / "processor_config.json", {"processor_class": processor})
+
+
+def _write_split(folder: Path, config: PreTrainedConfig) -> None:
+    """Pictures cut into up to 3 × 3 tiles, 4 × 4 at real size."""
+    processor, image_processor, _ = _CLASSES[config.model_type]
+    vision: Any = config.vision_config
+    side = image_side(vision)
+    settings = _picture_settings(side, True) | {
+        "image_processor_type": image_processor,
+        "processor_class": processor,
+        "resample": 1,
+        "do_image_splitting": True,
+        "do_pad": True,
+        "size": {"longest_edge": side * (3 if vision.hidden_size < 100 else 4)},
+        "max_image_size": {"longest_edge": side},
+    }
+    del settings["crop_size"], settings["do_center_crop"]
+    _write(folder / "preprocessor_config.json", settings)
+    tokens = (side // patch_side(vision) // config.scale_factor) ** 2  # type: ignore[attr-defined]
+    _write(folder / "processor_config.json", {"processor_class": processor, "image_seq_len": tokens})
 
 
 def _picture_settings(side: int, siglip: bool) -> dict:

@@ -43,6 +43,10 @@ number.
 0 1 2 3 4 5 6 7 8 9 10 11 12 20 24 30 36 48 50 60 64 72 80 90 100 128 144 256 336 576 1000 2026
 """
 
+_SMOLVLM = (
+    *("<image>", "<pad>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"),
+    *(f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)),
+)
 _QWEN_VL = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
     *("<|image_pad|>", "<|video_pad|>"),
@@ -50,7 +54,8 @@ _QWEN_VL = (
 SPECIAL = {  # from the end of the plain vocabulary on, in the order of the hub's checkpoints
     "llama": {"llava": ["<image>", "<pad>"], "llava_next": ["<image>", "<pad>"],
               "llava_next_video": ["<video>", "<image>", "<pad>"],
-              "video_llava": ["<image>", "<video>", "<pad>"]},
+              "video_llava": ["<image>", "<video>", "<pad>"],
+              "smolvlm": [*_SMOLVLM], "idefics3": [*_SMOLVLM]},
     "qwen2": {family: ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
               for family in ("llava", "llava_next", "llava_next_video", "llava_onevision", "video_llava")}
              | {"internvl": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"],

@@ -31,6 +31,8 @@ from .made_internvl import internvl_config
 from .made_processor import write_processor
 from .made_qwen import FAMILIES as QWEN
 from .made_qwen import qwen_config
+from .made_smolvlm import FAMILIES as SMOLVLM
+from .made_smolvlm import smolvlm_config
 from .made_tokenizer import make_tokenizer, sentencepiece
 
 # The towers of a family, and its decoders where it has not all of them; the first of each by default.
@@ -38,6 +40,8 @@ _PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "video_llava": (("clip",), ()),
     "llava_onevision": (("siglip",), ("qwen2", "qwen3")),
     "internvl": (("intern",), ("qwen2", "qwen3")),
+    "smolvlm": (("smolvlm",), ("llama",)),
+    "idefics3": (("smolvlm",), ("llama",)),
     "qwen2_vl": (("qwen",), ("qwen2",)),
     "qwen2_5_vl": (("qwen",), ("qwen2",)),
     "qwen3_vl": (("qwen",), ("qwen3",)),
@@ -49,7 +53,7 @@ _CONFIGS: dict[str, Callable[..., PreTrainedConfig]] = {
     "llava_onevision": LlavaOnevisionConfig,
     "video_llava": VideoLlavaConfig,
 }
-FAMILIES = (*_CONFIGS, "internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+FAMILIES = (*_CONFIGS, "internvl", *QWEN, *SMOLVLM)
 TILED = ("llava_next", "llava_next_video", "llava_onevision")
 VIDEO = ("llava_next_video", "llava_onevision", "video_llava")
 
@@ -84,7 +88,7 @@ def make_checkpoint(
     Args:
         folder: where to; made if missing.
         family: "llava" (LLaVA-1.5), "llava_next", "llava_next_video", "llava_onevision", "video_llava",
-            "internvl", "qwen2_vl", "qwen2_5_vl" or "qwen3_vl".
+            "internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "smolvlm" or "idefics3".
         tower: "clip", the default, or "siglip" (no CLS token; not for video_llava); OneVision has
             "siglip"; InternVL and Qwen-VL have their own, "intern" and "qwen".
         decoder: "llama" (Vicuna), the default, "mistral", "qwen2" or "qwen3"; all with grouped KV heads, save llama at
@@ -152,6 +156,8 @@ def _check(what: str, value: str, known: tuple[str, ...]) -> None:
 def _config_of(family: str, tower: str, decoder: str, size: str, tokenizer) -> PreTrainedConfig:
     if family in QWEN:
         return qwen_config(family, decoder, size, tokenizer)
+    if family in SMOLVLM:
+        return smolvlm_config(family, decoder, size, tokenizer)
     if family == "internvl":
         return internvl_config(decoder, size, tokenizer)
     return _config(family, tower, decoder, size, tokenizer)

@@ -26,8 +26,8 @@ def new_checkpoint(
     family: Annotated[
         str,
         typer.Option(
-            help="The model family: llava, llava_next, llava_next_video, llava_onevision, video_llava, internvl, qwen2_vl, qwen2_5_vl "
-            "or qwen3_vl."
+            help="The model family: llava, llava_next, llava_next_video, llava_onevision, video_llava, internvl, qwen2_vl, qwen2_5_vl, "
+            "qwen3_vl, smolvlm or idefics3."
         ),
     ] = "llava",
     tower: Annotated[

@@ -110,6 +110,8 @@ class Reference:
         """Pixels as the model's `generate` takes them."""
         if not media:
             return {}
+        if self.processor.split is not None:
+            return {"pixel_values": torch.cat(pixels)[None]}
         if "video" in self.modalities and self.modalities["video"].token == "image":  # one input for both
             return {"pixel_values": torch.cat(pixels)}
         inputs: dict[str, Any] = {}
@@ -162,7 +164,7 @@ class Reference:
         patches = features.shape[1]
         keep = 1.0 if modality.tiled and not request.prune_tiles else request.keep
         indices = select_tokens(features, query, num_kept(patches, keep), request.alpha, request.tau)
-        flat = scale(self.model.model.multi_modal_projector(projected)).flatten(0, 1)
+        flat = scale(self._projector(projected)).flatten(0, 1)
         kept = {frame * patches + int(patch) for frame, row in enumerate(indices) for patch in row}
         layout = self.processor.layout(medium.frames, medium.kind == "video", patches)
         newline = getattr(self.model.model, "image_newline", None)
@@ -206,6 +208,12 @@ class Reference:
         layout = self.processor.layout(medium.frames, medium.kind == "video", tokens)
         return len(pixels) * tokens if layout is None else len(layout.slots)
 
+    @property
+    def _projector(self) -> Any:
+        """What makes embeddings of the tower's tokens."""
+        model = self.model.model
+        return model.connector.modality_projection if hasattr(model, "connector") else model.multi_modal_projector
+
     def features_of(self, frames: list[Any], kind: str) -> Tensor:
         """[F, P, C] of an image or a video, as they are selected from."""
         return self.features(self.pixels(frames, kind), kind)
@@ -213,10 +221,12 @@ class Reference:
     def features(self, pixels: Tensor, kind: str) -> Tensor:
         """[F, P, C] as transformers hands them to the projector, for the frames [F, 3, H, W] of one image or video."""
         model = self.model.model
-        handle = model.multi_modal_projector.register_forward_pre_hook(_stop_with_input)
+        handle = self._projector.register_forward_pre_hook(_stop_with_input)
         try:
             if kind == "video" and self.modalities[kind].token is None:
                 model.get_video_features(pixels[None])
+            elif self.processor.split is not None:
+                model.get_image_features(pixels[None])
             elif self.modalities[kind].tiled:  # the picture's size is used behind the projector only
                 model.get_image_features(pixels, image_sizes=torch.tensor([pixels.shape[2:]]))
             else:

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..ports import Stage
 from . import (
+    idefics3,
     internvl,
     llava,
     llava_next,
@@ -17,6 +18,7 @@ from . import (
     qwen2_5_vl,
     qwen2_vl,
     qwen3_vl,
+    smolvlm,
     video_llava,
 )
 from .base import Modality, UnsupportedModelError, VisionModule
@@ -99,6 +101,8 @@ _MODULES: tuple[TowerFamily | StagedFamily, ...] = (
     qwen2_vl,
     qwen2_5_vl,
     qwen3_vl,
+    smolvlm,
+    idefics3,
 )
 FAMILIES = {family.MODEL_TYPE: family for family in _MODULES}
 

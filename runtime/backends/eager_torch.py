@@ -57,7 +57,10 @@ class EagerDecoding:
     def __init__(self, model: Any, inputs: LanguageInputs):
         from transformers import DynamicCache
 
+        from ...graphs.language import decoder_of
+
         self.model, self.inputs, self.used = model, inputs, 0
+        self.decoder = decoder_of(model)
         self.cache = DynamicCache(config=model.config.text_config)
 
     def step(
@@ -76,7 +79,7 @@ class EagerDecoding:
             given["deepstack_visual_embeds"] = list(added[:, 0].float())
         self.used += tokens
         with _MODEL, torch.inference_mode():
-            hidden = self.model.model.language_model(
+            hidden = self.decoder(
                 inputs_embeds=_tensor(embeds),
                 # Without a mask positions with gaps are taken for several sequences packed into one.
                 attention_mask=torch.ones(1, self.used, dtype=torch.int64),

@@ -9,17 +9,25 @@ from collections.abc import Callable, Sequence
 from PIL import Image
 
 from .qwen_pictures import QwenPictures
+from .split_pictures import SplitPictures
 
 Expand = Callable[[str, Sequence[Image.Image]], str]  # kind and frames → text
 
 
-def expansion_of(model_type: str, image_token: str, video_token: str, qwen: QwenPictures | None = None) -> Expand:
+def expansion_of(
+    model_type: str,
+    image_token: str,
+    video_token: str,
+    qwen: QwenPictures | None = None,
+    split: SplitPictures | None = None,
+) -> Expand:
     """How a family expands placeholders.
 
     Args:
         model_type: of config.json.
         image_token, video_token: its placeholders, as they stand in a rendered prompt.
         qwen: gives the times of a video's frames, where they are written.
+        split: how pictures are cut, where each tile has a mark of its own.
 
     Returns:
         From a medium's kind and frames to the text in place of its placeholder. The placeholders in it stand for equal
@@ -27,6 +35,8 @@ def expansion_of(model_type: str, image_token: str, video_token: str, qwen: Qwen
     """
     if model_type == "internvl":
         return lambda kind, frames: _internvl(kind, len(frames), image_token)
+    if split is not None:
+        return lambda kind, frames: split.text(frames[0], image_token)
     if qwen is not None and qwen.stamps:
         return lambda kind, frames: image_token if kind == "image" else _qwen3(qwen.seconds(frames), video_token)
     return lambda kind, frames: image_token if kind == "image" else video_token

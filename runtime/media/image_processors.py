@@ -24,6 +24,8 @@ _PILLOW = {
     "LlavaOnevisionImageProcessor": "LlavaOnevisionImageProcessorPil",
     "VideoLlavaImageProcessor": "CLIPImageProcessorPil",
     "GotOcr2ImageProcessor": "GotOcr2ImageProcessorPil",
+    "SmolVLMImageProcessor": "SmolVLMImageProcessorPil",
+    "Idefics3ImageProcessor": "Idefics3ImageProcessorPil",
     "Qwen2VLImageProcessor": "Qwen2VLImageProcessorPil",
 }
 # By the processor class where the image processor is not named.
@@ -34,6 +36,8 @@ _OF_PROCESSOR = {
     "LlavaOnevisionProcessor": "LlavaOnevisionImageProcessor",
     "VideoLlavaProcessor": "VideoLlavaImageProcessor",
     "InternVLProcessor": "GotOcr2ImageProcessor",
+    "SmolVLMProcessor": "SmolVLMImageProcessor",
+    "Idefics3Processor": "Idefics3ImageProcessor",
     "Qwen2VLProcessor": "Qwen2VLImageProcessor",
     "Qwen2_5_VLProcessor": "Qwen2VLImageProcessor",
     "Qwen3VLProcessor": "Qwen2VLImageProcessor",
@@ -90,6 +94,8 @@ def frame_processor(named: str, images: dict[str, Any], videos: dict[str, Any] |
         processor = image_processor(named, videos or images)
         processor.crop_to_patches = False
         return processor
+    if named.startswith(("SmolVLM", "Idefics3")):  # which take none
+        return image_processor(named, images)
     if named.startswith("LlavaOnevision"):
         return image_processor("CLIPImageProcessor", {"do_center_crop": False} | (videos or images))
     if videos:

@@ -21,6 +21,7 @@ from .image_processors import first_line, frame_processor, image_processor, proc
 from .images import image_key, load_image
 from .processor_forms import check_processor_forms
 from .qwen_pictures import QwenForm, QwenPictures
+from .split_pictures import SplitPictures
 from .tiles import Layout, anyres_layout, ended_layout
 from .video import load_video
 
@@ -48,6 +49,7 @@ class Processor:
     frames: int | None  # how many frames of a video the checkpoint asks for
     expansion: Expand  # of a placeholder
     qwen: QwenPictures | None = None  # where pictures have any size
+    split: SplitPictures | None = None  # SmolVLM: how pictures are cut
     most_tiles: int | None = None  # LLaVA-OneVision: a picture of more is scaled down behind the projector
     whole: bool = False  # pictures are not cut into tiles
     generation: dict[str, Any] = field(default_factory=dict)  # as `read_generation_config` gives it
@@ -83,6 +85,7 @@ class Processor:
         pictures = image_processor(named, images)
         form = QwenForm.of(str(config.get("model_type")), vision)
         qwen = None if form is None else QwenPictures.of(form, pictures, videos or images)
+        split = SplitPictures.of(str(config.get("model_type")), pictures, tokenizer)
         usual = ("<|image_pad|>", "<|video_pad|>") if qwen else ("<image>", "<video>")
         image_token = getattr(tokenizer, "context_image_token", None) or processor.get("image_token", usual[0])
         video_token = processor.get("video_token", usual[1])
@@ -98,8 +101,9 @@ class Processor:
             image_token=image_token,
             video_token=video_token,
             frames=frames,
-            expansion=expansion_of(str(config.get("model_type")), image_token, video_token, qwen),
+            expansion=expansion_of(str(config.get("model_type")), image_token, video_token, qwen, split),
             qwen=qwen,
+            split=split,
             most_tiles=_most_tiles(config),
             generation=check_forms(read_generation_config(folder), f"{folder}/generation_config.json"),
         )

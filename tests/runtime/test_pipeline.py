@@ -32,6 +32,7 @@ EXACT = (
     "video_llava",
     "internvl",
     "internvl_qwen3",
+    "smolvlm",
     pytest.param("qwen2_vl", marks=pytest.mark.slow),
     "qwen2_5_vl",
     "qwen3_vl",

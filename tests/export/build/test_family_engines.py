@@ -18,14 +18,8 @@ SMALL = ["cache=256", "tokens=1:16:64"]
 @pytest.mark.parametrize(
     "name",
     [
-        "llava_next",
-        "llava_qwen3",
-        "internvl",
-        "internvl_qwen3",
-        "llava_onevision",
-        "qwen2_vl",
-        "qwen2_5_vl",
-        "qwen3_vl",
+        *("llava_next", "llava_qwen3", "llava_onevision", "internvl", "internvl_qwen3"),
+        *("smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
     ],
 )
 def test_every_stage_is_built(

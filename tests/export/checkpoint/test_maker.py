@@ -181,6 +181,8 @@ def test_every_word_decodes_to_text(tmp_path):
         (("qwen3_vl", "qwen", "qwen2"), "decoder"),
         (("qwen2_5_vl", "qwen", "qwen3"), "decoder"),
         (("internvl", "intern", "llama"), "decoder"),
+        (("smolvlm", "smolvlm", "qwen2"), "decoder"),
+        (("llava_onevision", "clip"), "tower"),
         (("llava", "clip", "mistral", "real"), "size"),
         (("llava", "clip", "llama", "huge"), "size"),
     ],

@@ -28,6 +28,8 @@ KINDS = [
     ("llava_onevision", "siglip", "qwen2"),
     ("internvl", "intern", "qwen2"),
     ("internvl", "intern", "qwen3"),
+    ("smolvlm", "smolvlm", "llama"),
+    ("idefics3", "smolvlm", "llama"),
     ("qwen2_vl", "qwen", "qwen2"),
     ("qwen2_5_vl", "qwen", "qwen2"),
     ("qwen3_vl", "qwen", "qwen3"),

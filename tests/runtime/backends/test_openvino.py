@@ -33,7 +33,7 @@ def library():
             pytest.param(name, marks=pytest.mark.slow)
             for name in (
                 *("llava_siglip", "llava_next_video", "llava_onevision", "video_llava", "internvl_qwen3"),
-                *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_fp16"),
+                *("smolvlm", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_fp16"),
             )
         ),
     ],

@@ -16,9 +16,11 @@ from rediprune.runtime.media.preprocess import Processor, image_key, load_image
 from transformers import (
     CLIPImageProcessorPil,
     GotOcr2ImageProcessorPil,
+    Idefics3ImageProcessorPil,
     LlavaNextImageProcessorPil,
     LlavaOnevisionImageProcessorPil,
     SiglipImageProcessorPil,
+    SmolVLMImageProcessorPil,
     VideoLlavaImageProcessor,
 )
 
@@ -52,6 +54,8 @@ REFERENCE = {
     ("llava_next_video", "siglip"): LlavaNextImageProcessorPil,
     ("llava_onevision", "siglip"): LlavaOnevisionImageProcessorPil,
     ("internvl", "intern"): GotOcr2ImageProcessorPil,
+    ("smolvlm", "smolvlm"): SmolVLMImageProcessorPil,
+    ("idefics3", "smolvlm"): Idefics3ImageProcessorPil,
 }
 
 
