@@ -29,11 +29,15 @@ class Stack:
         path: of their ModuleList within the stage's module.
         layers: how many of them are run, from the first on.
         unlike: how many of the first are unlike the others in what is done around them.
+        taps: numbers of layers whose results are concatenated behind the last one's, in their order.
+        tapped: name of the output that they are concatenated in, along its second axis.
     """
 
     path: str
     layers: int
     unlike: int = 0
+    taps: tuple[int, ...] = ()
+    tapped: str = ""
 
 
 @dataclass(frozen=True)

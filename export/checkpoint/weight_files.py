@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -36,6 +37,14 @@ class StoredTensor:
     def load(self) -> Tensor:
         with safe_open(self.file, framework="pt") as shard:
             return shard.get_tensor(self.key)
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """Some rows of a table, [..., width] for indices [...]: those alone are read."""
+        distinct, places = torch.unique(indices, return_inverse=True)
+        with safe_open(self.file, framework="pt") as shard:
+            view = shard.get_slice(self.key)
+            found = [view[index : index + 1] for index in distinct.tolist()]
+        return torch.cat(found)[places]
 
     def chunks(self) -> Iterator[Tensor]:
         """The values as stored, a few rows at a time, so that memory is bounded whatever the tensor's size."""

@@ -7,6 +7,7 @@ for what the other does. The same step leads from the third to the fourth, and s
 """
 
 import copy
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import onnx_ir as ir
@@ -31,10 +32,12 @@ class UnlikeLayersError(Exception):
 def shallow_config(config: Any) -> Any:
     """A model's config with `SHALLOW` layers in tower and decoder, the features taken from the tower's last.
 
-    Layers of a decoder to which something is added come on top.
+    Layers of a decoder to which something is added come on top; of the tower none is tapped.
     """
     config = copy.deepcopy(config)
     added = len(getattr(config.vision_config, "deepstack_visual_indexes", ()))
+    if added:  # layers behind the last, so that none of the tower's is tapped, and the decoder has as many inputs
+        config.vision_config.deepstack_visual_indexes = list(range(SHALLOW, SHALLOW + added))
     for part, layers in ((config.text_config, added + SHALLOW), (config.vision_config, SHALLOW)):
         part.num_hidden_layers = layers
         if getattr(part, "layer_types", None):
@@ -86,9 +89,12 @@ def deepen(model: ir.Model, stage: Stage) -> ir.Model:
     if any(user in behind for node in second for value in node.outputs for user in value.consumers()):
         raise UnlikeLayersError("the second layer is read by more than the third")
 
-    layer = third
+    layer, by_number = third, {last - 1: second, last: third}
     for number in range(last + 1, stage.stack.layers):
         layer, step = _next(graph, layer, step, path, number)
+        by_number[number] = layer
+    if stage.stack.taps:
+        _tap(graph, stage, third, by_number, behind)
     ends = {a: b for one, two in zip(third, layer, strict=True) for a, b in zip(one.outputs, two.outputs, strict=True)}
     for node in behind:
         for index, value in enumerate(node.inputs):
@@ -104,6 +110,57 @@ def deepen(model: ir.Model, stage: Stage) -> ir.Model:
     graph.inputs[:] = [named[port.name] for port in stage.inputs]
     graph.outputs[:] = [named[name] for name in ports]
     return model
+
+
+def _tap(
+    graph: ir.Graph,
+    stage: Stage,
+    third: list[ir.Node],
+    layers: Mapping[int, list[ir.Node]],
+    behind: Iterable[ir.Node],
+) -> None:
+    """Concatenate in an output what tapped layers give, brought there by the nodes that bring the third layer's result."""
+    assert stage.stack is not None
+    name = stage.stack.tapped
+    port = next(port for port in stage.outputs if port.name == name)
+    output = next(value for value in graph.outputs if value.name == name)
+    reached = {value for node in third for value in node.outputs}
+    leading = []
+    for node in behind:
+        if any(value in reached for value in node.inputs):
+            reached |= set(node.outputs)
+            leading.append(node)
+    needed, wanted = set(), [output]
+    while wanted:
+        node = wanted.pop().producer()
+        if node in leading and node not in needed:
+            needed.add(node)
+            wanted += [value for value in node.inputs if value is not None]
+    parts = [output]
+    for number in stage.stack.taps:
+        if number not in layers:
+            raise UnlikeLayersError(f"layer {number} is tapped, which may be unlike the others")
+        own = {
+            a: b
+            for one, two in zip(third, layers[number], strict=True)
+            for a, b in zip(one.outputs, two.outputs, strict=True)
+        }
+        for node in leading:
+            if node not in needed:
+                continue
+            inputs = [own.get(value, value) if value is not None else None for value in node.inputs]
+            outputs = [
+                ir.Value(name=f"{value.name}.{number}", type=value.type, shape=value.shape) for value in node.outputs
+            ]
+            own |= dict(zip(node.outputs, outputs, strict=True))
+            made = ir.Node(
+                node.domain, node.op_type, inputs, node.attributes, outputs=outputs, name=f"{node.name}.{number}"
+            )
+            graph.append(made)
+        parts.append(own[output])
+    output.name = f"{name}.last"
+    whole = ir.Value(name=name, type=output.type, shape=ir.Shape(port.shape))
+    graph.append(ir.Node("", "Concat", parts, [ir.AttrInt64("axis", 1)], outputs=[whole], name=f"{name}.concat"))
 
 
 def _nodes(graph: ir.Graph, path: str, number: int) -> list[ir.Node]:

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from ..ports import Port, Stage
 from .base import Modality, UnsupportedModelError
 from .qwen_vision import (
+    QwenVisionStage,
     check_qwen_tower,
     check_runs_of_sections,
     embedded,
     grouped,
     qwen_modalities,
     qwen_stages,
-    vision_block,
 )
 
 MODEL_TYPE = "qwen2_5_vl"
@@ -27,19 +27,16 @@ NAME = "Qwen2.5-VL"
 DECODERS = ("qwen2_5_vl_text",)
 
 
-class WindowedVisionStage(nn.Module):
+class WindowedVisionStage(QwenVisionStage):
     """The tower over windows that are all of one size, the smaller ones at the edges filled up.
 
     Patches are gathered into windows before a run of layers that attend within them, and put back behind it, where a
     layer attends to all.
-
-    Args:
-        tower: `model.visual` of a transformers model.
     """
 
-    def __init__(self, tower: nn.Module):
-        super().__init__()
-        self.tower: Any = tower
+    def __init__(self, tower: Any):
+        super().__init__(tower)
+        self.whole = frozenset(tower.fullatt_block_indexes)
 
     def forward(
         self, pixel_values: Tensor, positions: Tensor, patches: Tensor, lengths: Tensor, slots: Tensor
@@ -56,11 +53,11 @@ class WindowedVisionStage(nn.Module):
         Returns:
             As `grouped`.
         """
-        tower, gathered, back = self.tower, patches.flatten(), slots.flatten()
+        gathered, back = patches.flatten(), slots.flatten()
         frames, (windows, size) = pixel_values.shape[0], patches.shape
-        hidden = embedded(tower, pixel_values)  # [frames, patches, channels]
+        hidden = embedded(self.patch_embed, pixel_values)  # [frames, patches, channels]
         width = hidden.shape[2]
-        everywhere = tower.rotary_pos_emb(hidden, positions.flatten(0, 1))  # each [patches, head width]
+        everywhere = self.rotary_pos_emb(hidden, positions.flatten(0, 1))  # each [patches, head width]
         within = [
             part[gathered].reshape(1, windows, 1, size, -1).expand(frames, -1, -1, -1, -1).flatten(0, 1)
             for part in everywhere
@@ -69,14 +66,14 @@ class WindowedVisionStage(nn.Module):
         # Written out for every query: ONNX Runtime's Attention takes no mask [.., 1, keys].
         mask = own[None, :, None, None, :].expand(frames, -1, -1, size, -1).flatten(0, 1)
         apart = False
-        for number, layer in enumerate(tower.blocks):
-            whole = number in tower.fullatt_block_indexes
+        for number, block in enumerate(self.blocks):
+            whole = number in self.whole
             if not whole and not apart:
                 hidden = hidden[:, gathered].reshape(frames * windows, size, width)
             if whole and apart:
                 hidden = hidden.reshape(frames, windows * size, width)[:, back]
             apart = not whole
-            hidden = vision_block(layer, hidden, *within, mask) if apart else vision_block(layer, hidden, *everywhere)
+            hidden = block(hidden, *within, mask) if apart else block(hidden, *everywhere)
         if apart:
             hidden = hidden.reshape(frames, windows * size, width)[:, back]
         return grouped(hidden, pixel_values.shape[1])

@@ -8,16 +8,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..ports import Stage
+from ..ports import Stack, Stage
 from .base import Modality
 from .qwen_vision import (
+    QwenVisionStage,
     check_qwen_tower,
     check_runs_of_sections,
     embedded,
     grouped,
     qwen_modalities,
     qwen_stages,
-    vision_block,
 )
 
 MODEL_TYPE = "qwen2_vl"
@@ -25,24 +25,19 @@ NAME = "Qwen2-VL"
 DECODERS = ("qwen2_vl_text",)
 
 
-class PlainVisionStage(nn.Module):
-    """The tower.
+class PlainVisionStage(QwenVisionStage):
+    """The tower."""
 
-    Args:
-        tower: `model.visual` of a transformers model.
-    """
-
-    def __init__(self, tower: nn.Module):
-        super().__init__()
-        self.tower: Any = tower
+    def __init__(self, tower: Any):
+        super().__init__(tower)
+        self.stack = Stack("blocks", len(self.blocks))
 
     def forward(self, pixel_values: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels [F, G, m², X] and the patches' rows and columns [G, m², 2] to what `grouped` gives."""
-        tower = self.tower
-        hidden = embedded(tower, pixel_values)
-        rotary = tower.rotary_pos_emb(hidden, positions.flatten(0, 1))
-        for layer in tower.blocks:
-            hidden = vision_block(layer, hidden, *rotary)
+        hidden = embedded(self.patch_embed, pixel_values)
+        rotary = self.rotary_pos_emb(hidden, positions.flatten(0, 1))
+        for block in self.blocks:
+            hidden = block(hidden, *rotary)
         return grouped(hidden, pixel_values.shape[1])
 
 

@@ -10,25 +10,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ports import Port, Stage
+from ..ports import Port, Stack, Stage
 from .base import Modality, UnsupportedModelError
-from .qwen_vision import check_qwen_tower, embedded, grouped, qwen_modalities, qwen_stages, sections_of, vision_block
+from .qwen_vision import (
+    QwenVisionStage,
+    check_qwen_tower,
+    embedded,
+    grouped,
+    qwen_modalities,
+    qwen_stages,
+    sections_of,
+)
 
 MODEL_TYPE = "qwen3_vl"
 NAME = "Qwen3-VL"
 DECODERS = ("qwen3_vl_text",)
 
 
-class TappedVisionStage(nn.Module):
-    """The tower, with learned positions interpolated to the grid and tapped layers.
+class TappedVisionStage(QwenVisionStage):
+    """The tower, with learned positions interpolated to the grid and tapped layers."""
 
-    Args:
-        tower: `model.visual` of a transformers model.
-    """
-
-    def __init__(self, tower: nn.Module):
-        super().__init__()
-        self.tower: Any = tower
+    def __init__(self, tower: Any):
+        super().__init__(tower)
+        self.pos_embed = tower.pos_embed
+        self.taps = tuple(number for number in tower.deepstack_visual_indexes if number < len(self.blocks))
+        self.stack = Stack("blocks", len(self.blocks), taps=self.taps, tapped="rows")
 
     def forward(
         self, pixel_values: Tensor, positions: Tensor, interp_indices: Tensor, interp_weights: Tensor
@@ -43,15 +49,14 @@ class TappedVisionStage(nn.Module):
         Returns:
             As `grouped`.
         """
-        tower = self.tower
-        hidden = embedded(tower, pixel_values)
-        learned = tower.pos_embed(interp_indices.flatten(0, 1)) * interp_weights.flatten(0, 1)[:, :, None]
+        hidden = embedded(self.patch_embed, pixel_values)
+        learned = self.pos_embed(interp_indices.flatten(0, 1)) * interp_weights.flatten(0, 1)[:, :, None]
         hidden = hidden + learned.sum(1).to(hidden.dtype)  # [frames, patches, channels]
-        rotary = tower.rotary_pos_emb(hidden, positions.flatten(0, 1))
+        rotary = self.rotary_pos_emb(hidden, positions.flatten(0, 1))
         taps = []
-        for number, layer in enumerate(tower.blocks):
-            hidden = vision_block(layer, hidden, *rotary)
-            if number in tower.deepstack_visual_indexes:
+        for number, block in enumerate(self.blocks):
+            hidden = block(hidden, *rotary)
+            if number in self.taps:
                 taps.append(hidden)
         return grouped(hidden, pixel_values.shape[1], taps)
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ports import Port, Stage
+from ..ports import Port, Stack, Stage
 from .base import Modality, UnsupportedModelError
 
 _SIDE = 32  # groups along a side of a picture of usual size; a picture has the grid that fits it
@@ -24,26 +24,38 @@ def qwen_modalities() -> dict[str, Modality]:
     return {"image": modality, "video": modality}
 
 
-def embedded(tower: Any, pixel_values: Tensor) -> Tensor:
+def embedded(patch_embed: Any, pixel_values: Tensor) -> Tensor:
     """[F, G, m², X] → [F, P, C]. The convolution covers each row of pixels exactly: a matrix product."""
-    convolution = tower.patch_embed.proj
+    convolution = patch_embed.proj
     return F.linear(pixel_values, convolution.weight.flatten(1), convolution.bias).flatten(1, 2)
 
 
-def vision_block(layer: Any, hidden: Tensor, cosines: Tensor, sines: Tensor, mask: Tensor | None = None) -> Tensor:
-    """A layer of the tower on [F, P, C]; transformers' own packs all frames into one row, and splits it by a list."""
-    frames, patches, width = hidden.shape
-    attention = layer.attn
-    packed = attention.qkv(layer.norm1(hidden)).reshape(frames, patches, 3, attention.num_heads, -1)
-    query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)  # each [frames, heads, patches, head width]
-    query, key = (_rotated(x.float(), cosines, sines).to(value.dtype) for x in (query, key))
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=attention.scaling)
-    hidden = hidden + attention.proj(out.transpose(1, 2).reshape(frames, patches, width))
-    return hidden + layer.mlp(layer.norm2(hidden))
+class QwenBlock(nn.Module):
+    """A layer of a tower, frame by frame; transformers' own packs all frames into one row, and splits it by a list.
+
+    Args:
+        layer: transformers' own.
+    """
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer: Any = layer
+
+    def forward(self, hidden: Tensor, cosines: Tensor, sines: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[F, P, C], attending to what is True in the mask [F, 1, P, P]."""
+        layer, (frames, patches, width) = self.layer, hidden.shape
+        attention = layer.attn
+        packed = attention.qkv(layer.norm1(hidden)).reshape(frames, patches, 3, attention.num_heads, -1)
+        query, key, value = packed.permute(2, 0, 3, 1, 4).unbind(0)  # each [frames, heads, patches, head width]
+        query, key = (_rotated(x.float(), cosines, sines).to(value.dtype) for x in (query, key))
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=attention.scaling)
+        hidden = hidden + attention.proj(out.transpose(1, 2).reshape(frames, patches, width))
+        return hidden + layer.mlp(layer.norm2(hidden))
 
 
 def _rotated(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
     return x * cosines + torch.cat((-second, first), dim=-1) * sines
 
 
@@ -61,7 +73,8 @@ def grouped(hidden: Tensor, groups: int, taps: Sequence[Tensor] = ()) -> tuple[T
     """
     frames, _, width = hidden.shape
     features = hidden.reshape(frames, groups, -1, width).mean(2)
-    return features, torch.stack([hidden, *taps], dim=1).reshape(frames, 1 + len(taps), groups, -1)
+    rows = [each.reshape(frames, 1, groups, -1) for each in (hidden, *taps)]
+    return features, torch.cat(rows, dim=1) if taps else rows[0]
 
 
 class QwenProjectStage(nn.Module):
@@ -91,7 +104,27 @@ def _merged(merger: Any, kept: Tensor) -> Tensor:
     return merger.linear_fc2(merger.act_fn(merger.linear_fc1(groups)))
 
 
-def qwen_stages(tower: Any, vision: nn.Module, grid: Sequence[Port], channels: int, width: int) -> tuple[Stage, Stage]:
+class QwenVisionStage(nn.Module):
+    """What the vision stages of all have: the tower's parts.
+
+    Args:
+        tower: `model.visual` of a transformers model.
+
+    Attributes:
+        stack: its layers, where all are alike.
+    """
+
+    stack: Stack | None = None
+
+    def __init__(self, tower: Any):
+        super().__init__()
+        self.patch_embed, self.rotary_pos_emb = tower.patch_embed, tower.rotary_pos_emb
+        self.blocks = nn.ModuleList([QwenBlock(layer) for layer in tower.blocks])
+
+
+def qwen_stages(
+    tower: Any, vision: QwenVisionStage, grid: Sequence[Port], channels: int, width: int
+) -> tuple[Stage, Stage]:
     """`vision` and `project` of a Qwen-VL.
 
     Args:
@@ -104,7 +137,7 @@ def qwen_stages(tower: Any, vision: nn.Module, grid: Sequence[Port], channels: i
     config = tower.config
     patches, taps = config.spatial_merge_size**2, len(getattr(config, "deepstack_visual_indexes", ()))
     pixels = config.in_channels * config.temporal_patch_size * config.patch_size**2
-    rows = Port("rows", ("frames", 1 + taps, "groups", patches * channels))
+    tapped = 0 if vision.stack is None else len(vision.stack.taps)
     positions = Port("positions", ("groups", patches, 2), torch.int64)  # row and column of each patch
     deepstack = (Port("deepstack", ("frames", taps, "kept", width)),) if taps else ()
     return (
@@ -112,15 +145,20 @@ def qwen_stages(tower: Any, vision: nn.Module, grid: Sequence[Port], channels: i
             "vision",
             vision,
             (Port("pixel_values", ("frames", "groups", patches, pixels)), positions, *grid),
-            (Port("features", ("frames", "groups", channels)), rows),
+            (Port("features", ("frames", "groups", channels)), _rows(tapped, patches * channels)),
+            vision.stack,
         ),
         Stage(
             "project",
             QwenProjectStage(tower),
-            (rows, Port("indices", ("frames", "kept"), torch.int64)),
+            (_rows(taps, patches * channels), Port("indices", ("frames", "kept"), torch.int64)),
             (Port("visual_embeds", ("frames", "kept", width)), *deepstack),
         ),
     )
+
+
+def _rows(taps: int, width: int) -> Port:
+    return Port("rows", ("frames", 1 + taps, "groups", width))
 
 
 def check_qwen_tower(config: Any, name: str, towers: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ from rediprune.export.validate.validate import validate
 pytestmark = pytest.mark.trace
 
 DEEP = 5  # layers: two are made, each after the one before
+TAPS = [1, 4]  # layers of a tower that are tapped, one of those that are traced and one that is made
 
 
 def deep(checkpoint: Path, folder: Path, layers: int = DEEP) -> Skeleton:
@@ -29,6 +30,8 @@ def deep(checkpoint: Path, folder: Path, layers: int = DEEP) -> Skeleton:
     config = json.loads((checkpoint / "config.json").read_text())
     config["text_config"]["num_hidden_layers"] = layers
     config["vision_config"]["depth" if "depth" in config["vision_config"] else "num_hidden_layers"] = layers
+    if "deepstack_visual_indexes" in config["vision_config"]:
+        config["vision_config"]["deepstack_visual_indexes"] = TAPS
     config["text_config"].pop("layer_types", None)
     (folder / "config.json").write_text(json.dumps(config))
     return Checkpoint.open(str(folder)).skeleton("fp32")
@@ -96,7 +99,13 @@ def test_a_tower_whose_last_layer_gives_the_output(skeleton: Skeleton) -> None:
     ("name", "stage"),
     [
         *(("llava", "language"), ("llava", "vision"), ("llava_next_video", "vision"), ("video_llava", "vision_video")),
-        *(("internvl", "vision"), ("internvl_qwen3", "language"), ("qwen2_5_vl", "language")),
+        *(
+            ("internvl", "vision"),
+            ("internvl_qwen3", "language"),
+            ("smolvlm", "vision"),
+            ("qwen2_vl", "vision"),
+            ("qwen2_5_vl", "language"),
+        ),
     ],
 )
 def test_every_other_stage(name: str, stage: str, checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
@@ -109,6 +118,16 @@ def test_layers_that_something_is_added_behind_come_first(checkpoint_of: Callabl
     stage = skeleton.shallow.stage("language")
     assert stage.stack is not None and (stage.stack.unlike, stage.stack.layers) == (2, SHALLOW + 2)
     assert_as_traced_whole(skeleton, "language", trace(stage, torch.float32))
+
+
+def test_layers_that_are_tapped(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    skeleton = deep(checkpoint_of("qwen3_vl"), tmp_path / "deep", DEEP + 2)
+    stage = skeleton.shallow.stage("vision")
+    assert stage.stack is not None and not stage.stack.taps and stage.outputs[1].shape[1] == 1
+    assert_as_traced_whole(skeleton, "vision", trace(stage, torch.float32))
+    first = replace(skeleton.stage("vision"), stack=replace(stage.stack, layers=DEEP, taps=(0,), tapped="rows"))
+    with pytest.raises(UnlikeLayersError, match="layer 0 is tapped"):
+        deepen(trace(stage, torch.float32), first)
 
 
 def test_layers_that_differ_are_traced_whole(
