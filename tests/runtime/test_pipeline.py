@@ -28,13 +28,13 @@ EXACT = (
     "llava_qwen3",
     "llava_next",
     "llava_next_video",
-    "llava_onevision",
+    pytest.param("llava_onevision", marks=pytest.mark.slow),
     "video_llava",
     "internvl",
     "internvl_qwen3",
-    "smolvlm",
+    pytest.param("smolvlm", marks=pytest.mark.slow),
     pytest.param("qwen2_vl", marks=pytest.mark.slow),
-    "qwen2_5_vl",
+    pytest.param("qwen2_5_vl", marks=pytest.mark.slow),
     "qwen3_vl",
 )
 KEEPS = (1.0, 0.5, 0.15, 1)
@@ -113,6 +113,7 @@ def test_features_of_any_size_are_remembered(pipeline_of: Callable[[str], Pipeli
     assert drawn.width > 400 and drawn.height > 400
 
 
+@pytest.mark.slow
 def test_a_picture_that_is_scaled_down_cannot_be_pruned(pipeline_of: Callable[[str], Pipeline], photo: Path) -> None:
     pipeline = pipeline_of("llava_onevision")
     with pytest.raises(

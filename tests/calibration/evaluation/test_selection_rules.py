@@ -57,6 +57,12 @@ def test_rules_over_a_grid_are_refused_where_each_picture_has_its_own(bundle_of:
             using_rule(pipeline, rule),
         ):
             pass
+    with using_rule(pipeline, "random") as alpha:
+        assert alpha is None
+
+
+@pytest.mark.slow
+def test_a_rule_behind_the_projector_is_refused_where_patches_are_mixed_there(bundle_of: Callable[[str], Path]) -> None:
     with (
         pytest.raises(
             RedipruneError, match="'pool2x2' needs a grid behind the projector, and LLaVA-OneVision projects"
@@ -64,5 +70,3 @@ def test_rules_over_a_grid_are_refused_where_each_picture_has_its_own(bundle_of:
         using_rule(Pipeline.load(bundle_of("llava_onevision"), lazy=True), "pool2x2"),
     ):
         pass
-    with using_rule(pipeline, "random") as alpha:
-        assert alpha is None

@@ -119,7 +119,7 @@ def test_bad_requests_are_refused(bundle_of: Callable[[str], Path], clip: Path) 
             RedipruneError, match="with pictures only, for its prompt has words between a video's frames"
         ):
             bench([bundle_of(name)], BenchSettings(video=clip))
-    for name in ("internvl", "qwen2_5_vl"):
+    for name in ("internvl", "qwen3_vl"):
         other = BenchSettings(keeps=(0.5,), runs=1, threads=1, backends=("kernel",))
         with pytest.raises(RedipruneError, match="no bundle runs on kernel"):  # and the picture was taken
             bench([bundle_of(name)], other)

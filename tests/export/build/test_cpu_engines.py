@@ -29,7 +29,7 @@ def built(bundle: Path, folder: Path) -> Path:
         ("llava_fp16", 2e-2),
         ("llava_next", 2e-5),
         ("internvl_qwen3", 2e-5),
-        ("qwen2_5_vl", 2e-5),
+        pytest.param("qwen2_5_vl", 2e-5, marks=pytest.mark.slow),
         ("qwen3_vl", 2e-5),
     ],
 )

@@ -100,7 +100,7 @@ def test_many_clients_at_once_each_get_their_own_answer(server: Running, ask: An
         assert list(pool.map(one, asked)) == expected
 
 
-@pytest.mark.parametrize("name", ["internvl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("name", ["internvl", pytest.param("qwen2_5_vl", marks=pytest.mark.slow), "qwen3_vl"])
 def test_other_families_are_batched_alike(
     name: str, serve: Callable[..., Any], bundle_of: Callable[[str], Path], ask: Any, scene: Path, cat: Path, clip: Path
 ) -> None:
