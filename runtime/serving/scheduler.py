@@ -133,6 +133,11 @@ class Scheduler:
         return self._slots.busy
 
     @property
+    def alive(self) -> bool:
+        """Whether its thread still runs."""
+        return self._thread.is_alive()
+
+    @property
     def max_slots(self) -> int:
         """Requests that are decoded together at most."""
         return self._slots.max_slots

@@ -12,19 +12,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ..backends.batching import open_batch
 from ..errors import AbandonedError, RedipruneError
 from ..media.visualize import draw_answer
 from ..pipeline import Pipeline
 from ..prepared_request import PreparedRequest
-from .answer_sink import AnswerSink, Failure, Piece, token_logprobs
+from .answer_decoder import AnswerDecoder, AnswerJob
+from .answer_sink import Failure, Piece
 from .api_error import ApiError
+from .local_decoder import LocalDecoder
 from .log import log
 from .metrics import Metrics
 from .responses import png_uri, usage
-from .scheduler import Job, QueueFullError, Scheduler, StoppedError
+from .scheduler import QueueFullError, StoppedError
 from .serve_settings import ServeSettings
 from .spans import Spans, Told
 from .translate import Translated
@@ -52,16 +51,14 @@ class Request:
     Attributes:
         asked: the request as the pipeline takes it.
         prepared: its encoded prompt.
-        job: its place in the scheduler.
-        sink: its tokens.
-        pieces: what the scheduler hands over.
+        job: its answer under way.
+        pieces: what the decoder hands over.
         arrival: when and for whom it came.
     """
 
     asked: Translated
     prepared: PreparedRequest
-    job: Job
-    sink: AnswerSink
+    job: AnswerJob
     pieces: "asyncio.Queue[Piece | Failure]"
     arrival: "Arrival"
     text: str = ""
@@ -79,39 +76,34 @@ class ServedModel:
         settings: of the server.
         metrics: of the server.
         spans: where they are traced.
+        decoder: of its answers; None: its own language stage.
     """
 
     def __init__(
-        self, name: str, pipeline: Pipeline, settings: ServeSettings, metrics: Metrics, spans: Spans | None = None
+        self,
+        name: str,
+        pipeline: Pipeline,
+        settings: ServeSettings,
+        metrics: Metrics,
+        spans: Spans | None = None,
+        decoder: AnswerDecoder | None = None,
     ):
         self._spans = spans or Spans()
         self.name, self.pipeline, self._settings, self._metrics = name, pipeline, settings, metrics
         self.created = int(Path(pipeline.bundle.folder, "manifest.json").stat().st_mtime)
-        decoder = pipeline.bundle.manifest.decoder
-        language = pipeline.stage("language")
         for stage in pipeline.backends:  # everything is open before the first request
-            pipeline.stage(stage)
-        decoding = open_batch(language)
-        width = np.dtype(pipeline.bundle.manifest.stages["language"].inputs[0].dtype).itemsize
-        per_position = 2 * decoder.layers * decoder.kv_heads * decoder.head_width * width
-        self.batches = decoding.slots != 1
-        positions = settings.cache_memory // per_position if self.batches else decoder.max_positions
-        if positions < 1:
-            raise RedipruneError(
-                f"a position of the KV cache of '{name}' takes {per_position} bytes; give --cache-memory more"
-            )
-        self._scheduler = Scheduler(
-            decoding,
-            self._embed,
-            max_slots=settings.max_batch,
-            max_positions=positions,
-            max_waiting=settings.max_waiting,
-            prefill_chunk=settings.prefill_chunk,
-        )
+            if stage != "language" or decoder is None:
+                pipeline.stage(stage)
+        self._decoder = decoder or LocalDecoder(name, pipeline, settings)
         encoders = settings.encoders or min(4, max(1, (os.cpu_count() or 1) // 4))
         self._encoders = ThreadPoolExecutor(encoders, thread_name_prefix="rediprune-encoder")
         self._encoding = 0
-        metrics.max_batch.labels(name).set(self._scheduler.max_slots)
+        metrics.max_batch.labels(name).set(self._decoder.max_slots)
+
+    @property
+    def batches(self) -> bool:
+        """Whether several answers are decoded in one call."""
+        return self._decoder.batches
 
     def caller(self, headers: Mapping[str, str]) -> Any:
         """Whose work a request is part of, for its spans."""
@@ -128,8 +120,7 @@ class ServedModel:
         Raises:
             ApiError: 400, the pipeline refuses it; 429, too many wait; 503, the server is stopping.
         """
-        scheduler = self._scheduler
-        if self._encoding + scheduler.waiting >= self._settings.max_waiting:
+        if self._encoding + self._decoder.waiting >= self._settings.max_waiting:
             raise _too_many()
         self._encoding += 1
         loop, gone = asyncio.get_running_loop(), threading.Event()
@@ -151,8 +142,6 @@ class ServedModel:
         )
         try:
             prepared = await loop.run_in_executor(self._encoders, prepare)
-            embeds = np.asarray(prepared.prompt.embeds)
-            scheduler.check(len(embeds), asked.generation.max_new_tokens)
         except RedipruneError as error:
             raise ApiError(400, str(error), code="invalid_value") from error
         finally:
@@ -163,27 +152,15 @@ class ServedModel:
         def deliver(piece: Piece | Failure) -> None:
             loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
-        top = asked.top_logprobs
-        logprobs = None if top is None else lambda logits, token: token_logprobs(logits, token, top, self._token_text)
-        sink = AnswerSink(
-            prepared.sampling,
-            prepared.prompt.ids,
-            prepared.prompt.unpruned_length,
-            prepared.text,
-            () if asked.ignore_eos else prepared.stop_ids,
-            prepared.max_new_tokens,
-            logprobs,
-            deliver,
-        )
-        prompt = prepared.prompt
-        job = Job(embeds, asked.generation.max_new_tokens, sink, prompt.positions, prompt.deepstack)
         try:
-            scheduler.submit(job)
+            job = self._decoder.submit(asked, prepared, deliver)
+        except RedipruneError as error:
+            raise ApiError(400, str(error), code="invalid_value") from error
         except QueueFullError:
             raise _too_many() from None
         except StoppedError:
             raise ApiError(503, "the server is stopping", headers={"Retry-After": "5"}) from None
-        return Request(replace(asked, media=[]), prepared, job, sink, pieces, arrival)  # what they came from is let go
+        return Request(replace(asked, media=[]), prepared, job, pieces, arrival)  # what they came from is let go
 
     async def pieces(self, request: Request, deadline: float) -> AsyncIterator[Piece]:
         """The answer, piece by piece. Left early, it frees the request's slot.
@@ -193,7 +170,7 @@ class ServedModel:
             deadline: in the event loop's time.
 
         Raises:
-            ApiError: 500, the answer failed; 504, the deadline passed.
+            ApiError: 500, the answer failed; 502 or 503, what decodes elsewhere did; 504, the deadline passed.
         """
         try:
             while True:
@@ -203,6 +180,8 @@ class ServedModel:
                 except TimeoutError:
                     raise timed_out() from None
                 if isinstance(piece, Failure):
+                    if isinstance(piece.error, ApiError):
+                        raise piece.error
                     raise ApiError(500, "the answer failed; the server's log says why") from piece.error
                 request.text += piece.text
                 if piece.logprobs is not None:
@@ -218,11 +197,11 @@ class ServedModel:
     def usage(self, request: Request) -> dict[str, Any]:
         """Tokens of a request, as OpenAI writes them."""
         kept = request.prepared.kept_by_kind
-        return usage(len(request.job.embeds), len(request.sink.token_ids), request.job.reused, kept)
+        return usage(request.job.prompt_tokens, len(request.job.times), request.job.reused, kept)
 
     async def own(self, request: Request) -> dict[str, Any]:
         """What only this server says of an answer."""
-        answer, job, times = request.prepared.answer, request.job, request.sink.times
+        answer, job, times = request.prepared.answer, request.job, request.job.times
         began = request.arrival.at
         timings = {"fetch": request.arrival.fetched - began} | answer.timings
         timings |= {"queue": job.started - job.queued, "prefill": job.prefilled - job.started}
@@ -263,12 +242,12 @@ class ServedModel:
         """Note a finished request in the metrics."""
         request.counted = True
         metrics, name, answer = self._metrics, self.name, request.prepared.answer
-        job, times = request.job, request.sink.times
+        job, times = request.job, request.job.times
         generated, decode = len(times), times[-1] - times[0]
         metrics.success.labels(name, request.finish_reason).inc()
-        metrics.prompt_tokens.labels(name).inc(len(job.embeds))
+        metrics.prompt_tokens.labels(name).inc(job.prompt_tokens)
         metrics.generation_tokens.labels(name).inc(generated)
-        metrics.prefix_queries.labels(name).inc(len(job.embeds))
+        metrics.prefix_queries.labels(name).inc(job.prompt_tokens)
         metrics.prefix_hits.labels(name).inc(job.reused)
         visuals = request.prepared.prompt.visuals
         metrics.feature_queries.labels(name).inc(len(visuals))
@@ -285,7 +264,7 @@ class ServedModel:
         metrics.prefill_time.labels(name).observe(job.prefilled - job.started)
         metrics.decode_time.labels(name).observe(decode)
         metrics.inference_time.labels(name).observe(times[-1] - job.started)
-        metrics.request_prompt.labels(name).observe(len(job.embeds))
+        metrics.request_prompt.labels(name).observe(job.prompt_tokens)
         metrics.request_generation.labels(name).observe(generated)
         metrics.request_max_tokens.labels(name).observe(request.asked.generation.max_new_tokens)
         metrics.stage_seconds.labels(name, "fetch").observe(request.arrival.fetched - request.arrival.at)
@@ -297,18 +276,22 @@ class ServedModel:
     def sample(self) -> None:
         """Set the gauges to what is now."""
         metrics, name = self._metrics, self.name
-        metrics.running.labels(name).set(self._scheduler.running)
-        metrics.waiting.labels(name).set(self._scheduler.waiting + self._encoding)
-        metrics.cache_usage.labels(name).set(self._scheduler.cache_usage)
+        metrics.running.labels(name).set(self._decoder.running)
+        metrics.waiting.labels(name).set(self._decoder.waiting + self._encoding)
+        metrics.cache_usage.labels(name).set(self._decoder.cache_usage)
+
+    def fault(self) -> str | None:
+        """Why no answer can be expected of it; None while all is well."""
+        return self._decoder.fault()
 
     def close(self) -> None:
         """Finish what runs, and take nothing more."""
-        self._scheduler.stop()
+        self._decoder.stop()
         self._encoders.shutdown(cancel_futures=True)
 
     def _trace(self, request: Request, error: str | None = None) -> None:
         """Write the spans of a request that ended."""
-        job, times, arrival = request.job, request.sink.times, request.arrival
+        job, times, arrival = request.job, request.job.times, request.arrival
         now = time.perf_counter()
         stages = [("fetch", arrival.at, arrival.fetched), *request.prepared.intervals]
         stages.append(("queue", job.queued, job.started or now))
@@ -316,7 +299,7 @@ class ServedModel:
             stages += [("prefill", job.started, job.prefilled), ("decode", job.prefilled, times[-1] if times else now)]
         answer = request.prepared.answer
         attributes = {
-            "gen_ai.usage.input_tokens": len(job.embeds),
+            "gen_ai.usage.input_tokens": job.prompt_tokens,
             "gen_ai.usage.output_tokens": len(times),
             "gen_ai.response.finish_reasons": [request.finish_reason],
             "rediprune.visual_tokens": answer.visual_tokens,
@@ -325,14 +308,6 @@ class ServedModel:
         }
         end = now if error or not times else times[-1]
         self._spans.write(Told(self.name, arrival.at, end, stages, attributes, error), arrival.caller)
-
-    def _embed(self, ids: Any) -> np.ndarray:
-        """Embeddings [n, D] of n token ids."""
-        embeds = self.pipeline.stage("embed").run({"input_ids": np.asarray([ids], np.int64)})["embeds"]
-        return np.asarray(embeds)[0]
-
-    def _token_text(self, token: int) -> str:
-        return str(self.pipeline.processor.tokenizer.decode([token]))
 
 
 def timed_out() -> ApiError:
