@@ -31,6 +31,7 @@ RUNTIME = (
     {"runtime"},
     {"runtime.pipeline", "runtime.media.visualize"},  # which draws a pipeline's answer
     {"runtime.serving"},
+    {"runtime.batch"},
     {"runtime.cli"},
     {"runtime.__main__"},
 )

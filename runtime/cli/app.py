@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 import typer
 
 from ..errors import RedipruneError
-from . import inspect_command, loadtest_command, run_command, serve_command
+from . import batch_command, inspect_command, loadtest_command, run_command, serve_command
 from .terminal import flush_output, ready_streams, say
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 run_command.add(app)
 inspect_command.add(app)
 serve_command.add(app)
+batch_command.add(app)
 loadtest_command.add(app)
 
 

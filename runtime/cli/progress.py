@@ -5,7 +5,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 @contextmanager
@@ -43,3 +50,28 @@ def one_bar(hidden: bool) -> Iterator[Callable[[str, int, int], None]]:
     with Progress(console=Console(stderr=True), transient=True, disable=hidden) as bar:
         task = bar.add_task("")
         yield lambda label, at, total: bar.update(task, description=label, completed=at, total=total)
+
+
+@contextmanager
+def batch_bar(silent: bool) -> Iterator[Callable[[int, int, Any], None]]:
+    """A bar on stderr with what is left to do and how long it will take, told how many of how many rows are answered."""
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=silent or not console.is_terminal) as bar:
+        task, first = bar.add_task("loading", total=None), -1
+
+        def report(at: int, total: int, tally: Any) -> None:
+            nonlocal first
+            if first < 0:  # the answers of an earlier run took no time of this one
+                first = at
+                bar.reset(task, total=total, completed=at)
+            told = f"{tally.completion_tokens:,} tokens" + (f", {tally.errors} errors" if tally.errors else "")
+            bar.update(task, completed=at, description=told)
+
+        yield report

@@ -104,7 +104,7 @@ def serve(
         raise RedipruneError(f"serve needs {error.name}: pip install 'rediprune[serve]'") from error
     from ..serving.serve_settings import RequestLimits, ServeSettings
 
-    defaults = _given(keep=keep, alpha=alpha, tau=tau, frames=frames, positions=positions)
+    defaults = given_selection(keep=keep, alpha=alpha, tau=tau, frames=frames, positions=positions)
     _check(port, log_format, allowed_local_media_path)
     domains, hosts = _lower(allowed_media_domains), _lower(allowed_host or (_LOOPBACK if host in _LOOPBACK else ()))
     settings = ServeSettings(
@@ -122,10 +122,10 @@ def serve(
         timeout=timeout,
     )
     loading = Loading(backend, threads, parse_size(feature_memory, "--feature-memory"), MediaLimits.read(limit or ()))
-    run(_named(bundle), loading, settings, defaults, (host, port), log_format)
+    run(named_bundles(bundle), loading, settings, defaults, (host, port), log_format)
 
 
-def _given(**settings: Any) -> dict[str, Any]:
+def given_selection(**settings: Any) -> dict[str, Any]:
     """Selection settings that were given, checked."""
     from ..options import SelectOptions
 
@@ -147,7 +147,7 @@ def _check(port: int, log_format: str, media: Path | None) -> None:
         raise RedipruneError(f"--allowed-local-media-path takes a folder; '{media}' is none")
 
 
-def _named(bundles: list[str]) -> dict[str, Path]:
+def named_bundles(bundles: list[str]) -> dict[str, Path]:
     """Folder by name."""
     named: dict[str, Path] = {}
     for given in bundles:

@@ -24,6 +24,7 @@ from .api_error import ApiError, refuse
 Resolver = Callable[[str, int], Awaitable[list[str]]]  # host, port → addresses
 
 _DATA = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(;[\w.+-]+=[\w.+\"-]*)*(;base64)?,", re.ASCII | re.IGNORECASE)
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 # Frames as concatenated JPEGs: thousands of them fit into a small body (CVE-2026-34755). No container that we read.
 _REFUSED_TYPES = ("video/jpeg", "video/mjpeg", "image/svg+xml")
 
@@ -38,6 +39,8 @@ class MediaPolicy:
         private_addresses: whether a host may resolve to an address that is not public (an intranet's media server).
         max_bytes: of one item, encoded.
         timeout: seconds that one download may take.
+        base: plain paths, without a scheme, may name files below it, relative to it, and absolute ones below `folder`; None:
+            none, as a server has it.
     """
 
     domains: tuple[str, ...] = ()
@@ -45,6 +48,7 @@ class MediaPolicy:
     private_addresses: bool = False
     max_bytes: int = 64 << 20
     timeout: float = 10.0
+    base: Path | None = None
 
 
 async def resolve(host: str, port: int) -> list[str]:
@@ -67,6 +71,8 @@ async def fetch(url: str, policy: MediaPolicy, param: str, resolver: Resolver = 
     """
     if url[:5].lower() == "data:":
         return _decode(url, policy, param)
+    if policy.base is not None and not _SCHEME.match(url):
+        return await asyncio.to_thread(_read_path, Path(url), policy, param)
     parts = _split(url, param)
     if parts.scheme in ("http", "https"):
         return await _download(parts, policy, param, resolver)
@@ -188,15 +194,30 @@ def _read(parts: SplitResult, policy: MediaPolicy, param: str) -> bytes:
         )
     if parts.netloc not in ("", "localhost"):
         raise refuse(param, f"{param}: a file: URL must name a local file")
-    folder = policy.folder.resolve()
+    return _read_below(Path(url2pathname(unquote(parts.path))), policy.folder, policy, param)
+
+
+def _read_path(path: Path, policy: MediaPolicy, param: str) -> bytes:
+    if not path.is_absolute():
+        assert policy.base is not None
+        return _read_below(policy.base / path, policy.base, policy, param)
+    if policy.folder is None:
+        raise refuse(
+            param, f"{param}: an absolute path needs --allowed-local-media-path; relative ones are beside the input"
+        )
+    return _read_below(path, policy.folder, policy, param)
+
+
+def _read_below(path: Path, folder: Path, policy: MediaPolicy, param: str) -> bytes:
+    folder = folder.resolve()
     try:
-        path = Path(url2pathname(unquote(parts.path))).resolve(strict=True)
+        path = path.resolve(strict=True)
         inside = path.is_relative_to(folder) and path.is_file()
         size = path.stat().st_size if inside else 0
     except (OSError, ValueError):
         inside, size, path = False, 0, folder
     if not inside:  # whether it exists outside is nobody's business
-        raise refuse(param, f"{param}: there is no such file below this server's media folder")
+        raise refuse(param, f"{param}: there is no such file below {_where(policy)}")
     if size > policy.max_bytes:
         raise _too_large(param, policy)
     with path.open("rb") as file:
@@ -204,6 +225,10 @@ def _read(parts: SplitResult, policy: MediaPolicy, param: str) -> bytes:
     if len(data) > policy.max_bytes:
         raise _too_large(param, policy)
     return data
+
+
+def _where(policy: MediaPolicy) -> str:
+    return "this server's media folder" if policy.base is None else "the folder that may be read"
 
 
 def _too_large(param: str, policy: MediaPolicy) -> ApiError:

@@ -4,62 +4,17 @@ The limit itself is `ServeSettings.max_body_bytes`.
 """
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
 
 from fastapi import Request
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
 from .api_error import ApiError, refuse
+from .body_budget import BodyShare
 from .protocol import ChatRequest
-
-
-class BodyBudget:
-    """Bytes of bodies that are held at once: without it, as many clients as like could fill the memory.
-
-    Args:
-        limit: bytes at most.
-    """
-
-    def __init__(self, limit: int):
-        self._limit, self._held = limit, 0
-
-    @property
-    def held(self) -> int:
-        """Bytes held now."""
-        return self._held
-
-    @contextmanager
-    def share(self) -> Iterator["BodyShare"]:
-        """What one request holds, given back at the end of the block."""
-        share = BodyShare(self)
-        try:
-            yield share
-        finally:
-            self._held -= share.held
-
-    def take(self, count: int) -> None:
-        """Hold so many bytes more.
-
-        Raises:
-            ApiError: 429, others hold too much.
-        """
-        if self._held + count > self._limit:
-            raise ApiError(429, "too many large requests at once; try again", code="busy", headers={"Retry-After": "1"})
-        self._held += count
-
-
-class BodyShare:
-    """One request's part of a `BodyBudget`."""
-
-    def __init__(self, budget: BodyBudget):
-        self._budget, self.held = budget, 0
-
-    def take(self, count: int) -> None:
-        """Hold so many bytes more; raises as `BodyBudget.take` does."""
-        self._budget.take(count)
-        self.held += count
 
 
 async def read_body(request: Request, limit: int, share: BodyShare, deadline: float) -> ChatRequest:
@@ -93,7 +48,18 @@ async def read_body(request: Request, limit: int, share: BodyShare, deadline: fl
         raise ApiError(499, "the client left") from None
     except TimeoutError:
         raise ApiError(408, "the body did not arrive in time", code="timeout") from None
+    return check_body(data)
+
+
+def check_body(data: bytes | bytearray | Mapping[str, Any]) -> ChatRequest:
+    """A chat request of its JSON text, or of what that holds.
+
+    Raises:
+        ApiError: 400, and the field that is wrong.
+    """
     try:
+        if isinstance(data, Mapping):
+            return ChatRequest.model_validate(data)
         return ChatRequest.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]

@@ -2,10 +2,8 @@
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,42 +14,18 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from .api_error import ApiError
+from .chat_answer import Begun, Serving, begin_chat, find_model, whole_answer
 from .guard import Guard, error_response
 from .log import log
-from .metrics import Metrics
 from .openapi import chat_operation, errors
-from .request_body import BodyBudget, read_body
-from .responses import chunk, completion
-from .serve_settings import ServeSettings
-from .served_model import Arrival, ServedModel, timed_out
+from .request_body import read_body
+from .responses import chunk
 from .served_model import Request as Answering
-from .translate import fetch_media, translate
+from .served_model import ServedModel, timed_out
 
 _Result = TypeVar("_Result")
 
 LISTED_KEEPS = ("1", "0.5", "0.25", "0.15")  # aliases in /v1/models; any other ratio works too
-
-
-@dataclass(frozen=True)
-class Serving:
-    """What the routes work with.
-
-    Attributes:
-        models: by name.
-        settings: of the server.
-        metrics: that the models write to.
-        defaults: selection settings where a request says nothing.
-        bodies: what requests hold while they are read.
-    """
-
-    models: Mapping[str, ServedModel]
-    settings: ServeSettings
-    metrics: Metrics
-    defaults: Mapping[str, Any]
-    bodies: BodyBudget = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "bodies", BodyBudget(self.settings.max_pending_bytes))
 
 
 def create_app(serving: Serving) -> FastAPI:
@@ -123,7 +97,7 @@ async def list_models(request: Request) -> dict[str, Any]:
 @router.get("/v1/models/{name}", responses=errors(401, 404, 421))
 async def show_model(request: Request, name: str) -> dict[str, Any]:
     """One model, or an alias."""
-    model, _ = _find(request.app.state.serving.models, name)
+    model, _ = find_model(request.app.state.serving.models, name)
     return _card(name, model)
 
 
@@ -137,10 +111,10 @@ async def chat(request: Request) -> Response:
     """An answer, whole or as server-sent events."""
     serving: Serving = request.app.state.serving
     deadline = asyncio.get_running_loop().time() + serving.settings.timeout
-    answering, model, identity = await _unless_gone(request, _begin(request, serving, deadline), deadline)
-    if answering.asked.stream:
-        return _EventStream(model, answering, _events(model, answering, identity, deadline))
-    return JSONResponse(await _unless_gone(request, _whole(model, answering, identity, deadline), deadline))
+    begun = await _unless_gone(request, _begin(request, serving, deadline), deadline)
+    if begun.request.asked.stream:
+        return _EventStream(begun.model, begun.request, _events(begun, deadline))
+    return JSONResponse(await _unless_gone(request, whole_answer(begun, deadline), deadline))
 
 
 class _EventStream(StreamingResponse):
@@ -177,41 +151,16 @@ async def _answer_fault(request: Request, error: Exception) -> Response:
     return error_response(ApiError(500, "a fault of the server; its log says more"))
 
 
-async def _begin(request: Request, serving: Serving, deadline: float) -> tuple[Answering, ServedModel, dict[str, Any]]:
-    """Read, check and queue a request; the identity is what stands in every piece of its answer."""
-    settings = serving.settings
+async def _begin(request: Request, serving: Serving, deadline: float) -> Begun:
+    """Read, check and queue a request."""
     with serving.bodies.share() as share:
-        body = await read_body(request, settings.max_body_bytes, share, deadline)
-        model, alias = _find(serving.models, body.model)
-        limits = settings.limits.of_model(model.max_positions)
-        asked = translate(body, limits, {**serving.defaults, **alias})
-        identity = {"id": f"chatcmpl-{request.state.id}", "created": int(time.time()), "model": body.model}
-        del body
-        at = time.perf_counter()
-        images, videos = await fetch_media(asked.media, settings.media)
-        arrival = Arrival(at, time.perf_counter(), model.caller(request.headers))
-        return await model.begin(asked, images, videos, arrival), model, identity
+        body = await read_body(request, serving.settings.max_body_bytes, share, deadline)
+        return await begin_chat(serving, body, request.state.id, request.headers)
 
 
-async def _whole(
-    model: ServedModel, answering: Answering, identity: Mapping[str, Any], deadline: float
-) -> dict[str, Any]:
-    """The answer in one body."""
-    try:
-        async for _ in model.pieces(answering, deadline):
-            pass
-        model.record(answering)
-        logprobs = None if answering.asked.top_logprobs is None else answering.logprobs
-        own = await model.own(answering)
-        return completion(identity, answering.text, answering.finish_reason, model.usage(answering), own, logprobs)
-    finally:
-        answering.job.cancel()
-
-
-async def _events(
-    model: ServedModel, answering: Answering, identity: Mapping[str, Any], deadline: float
-) -> AsyncIterator[str]:
+async def _events(begun: Begun, deadline: float) -> AsyncIterator[str]:
     """The answer as server-sent events."""
+    model, answering, identity = begun.model, begun.request, begun.identity
 
     def event(body: Mapping[str, Any]) -> str:
         return f"data: {json.dumps(body, separators=(',', ':'))}\n\n"
@@ -271,20 +220,3 @@ def _card(name: str, model: ServedModel) -> dict[str, Any]:
         "owned_by": "rediprune",
         "max_model_len": model.max_positions,
     }
-
-
-def _find(models: Mapping[str, ServedModel], name: str) -> tuple[ServedModel, dict[str, Any]]:
-    """A model by its name or by an alias NAME@KEEP, and the settings that the alias stands for.
-
-    Raises:
-        ApiError: 404, there is none.
-    """
-    base, at, keep = name.rpartition("@")
-    if name in models:
-        return models[name], {}
-    if at and base in models:
-        with suppress(ValueError):
-            ratio = int(keep) if keep.isdigit() and keep != "1" else float(keep)
-            return models[base], {"keep": ratio}
-    known = ", ".join(models)
-    raise ApiError(404, f"there is no model '{name[:100]}'; there are: {known}", param="model", code="model_not_found")
