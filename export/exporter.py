@@ -6,7 +6,7 @@ Work is done beside the bundle (`runtime.bundle.staging`): a stage finished ther
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
@@ -62,6 +62,7 @@ def export_bundle(
     check: bool = True,
     progress: Progress | None = None,
     copy: bool = False,
+    without_language: bool = False,
 ) -> Bundle:
     """Export a checkpoint to a bundle.
 
@@ -76,6 +77,8 @@ def export_bundle(
         progress: told what is being done.
         copy: write the weights anew, converted and laid out as the engines read them, instead of referring to the
             checkpoint's files. Always so where these cannot be linked to, as on another file system.
+        without_language: leave the language stage out, and all its weights: for a server whose answers are decoded
+            elsewhere. The weights are copied then, as a checkpoint's files hold the decoder's too.
 
     Returns:
         The bundle, opened.
@@ -96,14 +99,16 @@ def export_bundle(
     }
     processor = Processor.load(checkpoint.folder)
     check_placeholder_ids(processor, ids)
+    _check_hand_off(checkpoint, without_language)
     try_picture(processor, config.vision_config, "video" in checkpoint.family.modalities(config))
     with making(folder):
         skeleton = checkpoint.skeleton(precision)
-        refer = not copy and can_link(skeleton.weights.files, folder)
+        names = [stage.name for stage in skeleton.stages if not (without_language and stage.name == "language")]
+        refer = not copy and not without_language and can_link(skeleton.weights.files, folder)
         with Hashing(_by_use(skeleton)) as hashing:  # beside the tracing
             if not force and (folder / MANIFEST).is_file():
                 report("checkpoint", "hashing the weights", 0.0)
-                current = _current(folder, checkpoint, checkpoint.source(hashing.result()), precision, refer)
+                current = _current(folder, checkpoint, checkpoint.source(hashing.result()), precision, refer, names)
                 if current is not None:
                     return current
                 _refuse_another_source(folder, checkpoint.source_name)
@@ -116,9 +121,10 @@ def export_bundle(
                 "tool": version("rediprune"),
                 "check": check,
                 "refer": refer,
+                **({"stages": names} if without_language else {}),
             }
             staging = Staging(folder, key, force)
-            stages = _stages(staging, skeleton, precision, check, refer, hashing, report)
+            stages = _stages(staging, skeleton, names, precision, check, refer, hashing, report)
             manifest = _manifest(skeleton, checkpoint.source(hashing.result()), precision, stages)
             _add_files(manifest, staging.folder, checkpoint.folder, skeleton)
             hashing.check_unchanged()
@@ -132,18 +138,20 @@ def export_bundle(
 def _stages(
     staging: Staging,
     skeleton: Skeleton,
+    names: Sequence[str],
     precision: str,
     check: bool,
     refer: bool,
     hashing: Hashing,
     report: Progress,
 ) -> dict[str, StageSpec]:
-    """Every stage, those that an earlier run finished as they are."""
-    specs = {stage.name: staging.finished(stage.name) for stage in skeleton.stages}
-    todo = [stage for stage in skeleton.stages if specs[stage.name] is None]
+    """Every stage of these names, those that an earlier run finished as they are."""
+    wanted = [stage for stage in skeleton.stages if stage.name in names]
+    specs = {stage.name: staging.finished(stage.name) for stage in wanted}
+    todo = [stage for stage in wanted if specs[stage.name] is None]
     check_room(staging.folder, 0 if refer else sum(skeleton.parameter_bytes(stage) for stage in todo))
     stages = {}
-    for stage in skeleton.stages:
+    for stage in wanted:
         spec = specs[stage.name]
         if spec is None:
             spec = _export_stage(stage, staging.folder, skeleton, precision, check, refer, hashing, report)
@@ -287,7 +295,7 @@ def _manifest(skeleton: Skeleton, source: Source, precision: str, stages: dict[s
             vocabulary=text.vocab_size,
             max_positions=text.max_position_embeddings,
         ),
-        defaults=KeepDefaults(positions="original" if _axes(stages["language"]) > 1 else "compact"),
+        defaults=KeepDefaults(positions="original" if _axes(stages.get("language")) > 1 else "compact"),
         modalities={
             kind: ModalitySpec(
                 stage=m.stage,
@@ -308,8 +316,8 @@ def _manifest(skeleton: Skeleton, source: Source, precision: str, stages: dict[s
     )
 
 
-def _axes(language: StageSpec) -> int:
-    return max(LanguageInputs(language).axes, 1)
+def _axes(language: StageSpec | None) -> int:
+    return 1 if language is None else max(LanguageInputs(language).axes, 1)
 
 
 def _copy_processor(source: Path, folder: Path) -> dict[str, str]:
@@ -335,7 +343,18 @@ def _refuse_another_source(folder: Path, name: str) -> None:
         raise RedipruneError(f"'{folder}' is a bundle of '{there}'; choose another folder, or replace it with --force")
 
 
-def _current(folder: Path, checkpoint: Checkpoint, source: Source, precision: str, refer: bool) -> Bundle | None:
+def _check_hand_off(checkpoint: Checkpoint, without_language: bool) -> None:
+    """Refuse a bundle without a language stage whose kept tokens a decoder elsewhere could not take."""
+    if without_language and checkpoint.config.model_type != "llava":
+        raise RedipruneError(
+            f"--stages leaves the language stage out, and kept tokens of {checkpoint.family.NAME} cannot be handed to a "
+            "decoder elsewhere: this was run with LLaVA-1.5 only; export all stages"
+        )
+
+
+def _current(
+    folder: Path, checkpoint: Checkpoint, source: Source, precision: str, refer: bool, names: Sequence[str]
+) -> Bundle | None:
     """The bundle in `folder`, if it is whole and was made from the same source in the same way."""
     try:
         bundle = Bundle.open(folder, remember=False)
@@ -346,6 +365,7 @@ def _current(folder: Path, checkpoint: Checkpoint, source: Source, precision: st
         return None
     made = bundle.manifest
     same = made.source == source and made.precision == precision and made.refers == refer
+    same = same and list(made.stages) == list(names)
     return bundle if same and made.tool_version == version("rediprune") else None
 
 

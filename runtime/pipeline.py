@@ -20,19 +20,19 @@ from .backend_choice import AUTO, check_stages, choose_backends
 from .backends.session import LanguageSession, StageSession, open_session
 from .bundle import Bundle
 from .decode import decode
-from .detokenize import AnswerText, Detokenizer
+from .detokenize import Detokenizer
 from .errors import RedipruneError
 from .feature_cache import FeatureCache
-from .generate import Sampling, Stopping
+from .generate import Sampling
 from .media.limits import MediaLimits
 from .media.preprocess import Processor
 from .memory import check_memory
 from .options import AnswerKeywords, GenerateOptions, SelectKeywords, SelectOptions, merge_keywords
-from .prepared_request import PreparedRequest
+from .prepared_request import PreparedRequest, prepared_of
 from .prompt import Prompt, check_placeholder_ids
 from .prompt_encoder import PromptEmbeds, PromptEncoder
 from .stage_sessions import RequestSessions, StageSessions
-from .stop_strings import StopStrings, TokenBytes
+from .stop_strings import TokenBytes
 from .timing import StageClock, Stopwatch
 
 __all__ = ["Answer", "Pipeline", "Stream"]
@@ -286,8 +286,7 @@ class Pipeline:
         question: Prompt | None,
         return_visuals: bool,
     ) -> PreparedRequest:
-        stopping = Stopping(self.processor.generation, self.processor.tokenizer.eos_token_id, generation.stop)
-        sampling = Sampling.from_config(self.processor.generation, stopping.ids, **generation.sampling)
+        Sampling.from_config(self.processor.generation, (), **generation.sampling)  # refused before any work is done
         embedded = encoder.encode(prompt, images, videos, generation.chat, question)
         self._check_length(embedded, generation.max_new_tokens)
         answer = Answer(
@@ -300,11 +299,30 @@ class Pipeline:
             warnings=embedded.warnings,
             visuals=embedded.visuals if return_visuals else [],
         )
-        detokenizer = self._detokenizer()
-        stop_strings = StopStrings(stopping.strings, self._token_bytes, detokenizer.special, embedded.ids)
-        text = AnswerText(detokenizer, stop_strings)
-        intervals = encoder.clock.intervals
-        return PreparedRequest(embedded, answer, sampling, text, stopping.ids, generation.max_new_tokens, intervals)
+        return self.prepared(embedded, generation, answer, encoder.clock.intervals)
+
+    def prepared(
+        self,
+        prompt: PromptEmbeds,
+        generation: GenerateOptions,
+        answer: Answer,
+        intervals: list[tuple[str, float, float]],
+        unpruned: int | None = None,
+    ) -> PreparedRequest:
+        """A request whose prompt is encoded, here or by another process that has the same bundle.
+
+        Args:
+            prompt: encoded.
+            generation: how the answer is generated.
+            answer: with what is known before the first token.
+            intervals: when the stages ran.
+            unpruned: as `PreparedRequest` has it.
+
+        Raises:
+            RedipruneError: a bad setting.
+        """
+        text_of = (self._detokenizer(), self._token_bytes)
+        return prepared_of(self.processor, text_of, prompt, generation, answer, intervals, unpruned)
 
     def select(
         self,

@@ -92,6 +92,8 @@ class PromptEncoder:
         pulse: Callable[[], object] = lambda: None,
     ):
         self.modalities, self.family = manifest.modalities, manifest.family_name
+        if selection.positions == "original" and "language" not in manifest.stages:
+            raise RedipruneError("positions 'original' cannot be handed to a decoder elsewhere; ask with 'compact'")
         if selection.positions == "original" and not manifest.takes_positions:
             raise RedipruneError(
                 "positions 'original' need a language stage that takes positions, and this bundle's, of an earlier version, "

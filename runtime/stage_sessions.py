@@ -8,6 +8,7 @@ from typing import Any
 
 from . import background
 from .backends.session import LanguageSession, StageSession
+from .errors import RedipruneError
 from .feature_cache import FeatureCache
 
 _PREFETCH_THREADS = 2  # one works while the other waits for the disk
@@ -28,7 +29,16 @@ class StageSessions:
         self._wanted: deque[str] = deque()
 
     def __getitem__(self, stage: str) -> Any:
-        """The session of a stage; waits while another thread opens it."""
+        """The session of a stage; waits while another thread opens it.
+
+        Raises:
+            RedipruneError: the bundle has no such stage.
+        """
+        if stage not in self._locks:
+            raise RedipruneError(
+                f"this bundle has no stage '{stage}': it was exported with --stages, for a server whose answers are decoded "
+                "elsewhere (rediprune serve --decoder); export the checkpoint without --stages to answer here"
+            )
         with self._locks[stage]:
             if stage not in self._opened:
                 self._opened[stage] = self._open(stage)

@@ -91,6 +91,8 @@ class _Subject:
     def open(cls, folders: Sequence[Path], settings: BenchSettings) -> "_Subject":
         """Open the bundles; refuse those that cannot be measured together or do not take the medium."""
         bundles = [Bundle.open(folder) for folder in folders]
+        for bundle in bundles:
+            bundle.check_complete()
         first, kind = bundles[0].manifest, settings.kind
         if any(bundle.manifest.source != first.source for bundle in bundles):
             raise RedipruneError("the bundles are not of one checkpoint; bench those of another apart")

@@ -1,7 +1,7 @@
 """`rediprune export`: a bundle of a checkpoint."""
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -13,6 +13,10 @@ from ...runtime.cli.arguments import (
     needs_extra,
 )
 from ...runtime.cli.progress import stage_progress
+from ...runtime.errors import RedipruneError
+
+if TYPE_CHECKING:
+    from ..checkpoint.reader import Checkpoint
 
 
 def add(app: typer.Typer) -> None:
@@ -22,6 +26,7 @@ def add(app: typer.Typer) -> None:
         epilog="""Examples:\n
     rediprune export path/to/llava-1.5-7b-hf -o engines/llava\n
     rediprune export llava-hf/llava-1.5-7b-hf -o engines/llava --precision fp16\n
+    rediprune export path/to/llava-1.5-7b-hf -o engines/front --stages vision,select,project,embed\n
     rediprune export path/to/bf16-checkpoint -o engines/cpu --copy    (starts faster on CPUs)""",
     )(needs_extra(export))
 
@@ -48,6 +53,13 @@ def export(
             "a bfloat16 checkpoint needs no conversion at each start on a CPU.",
         ),
     ] = False,
+    stages: Annotated[
+        str | None,
+        typer.Option(
+            help="The stages, separated by commas: all of them, or all but language, for a server whose answers are decoded "
+            "elsewhere (rediprune serve --decoder). Such a bundle holds no weight of the decoder."
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Export stages again that are up to date.")] = False,
     check: Annotated[bool, typer.Option("--check/--no-check", help="Compare each graph with PyTorch.")] = True,
     as_json: JsonOption = False,
@@ -56,8 +68,10 @@ def export(
     from ..checkpoint.reader import Checkpoint
     from ..exporter import export_bundle
 
+    opened = Checkpoint.open(checkpoint, revision)
+    encoder = stages is not None and _without_language(stages, opened)
     with stage_progress(as_json) as report:
-        bundle = export_bundle(Checkpoint.open(checkpoint, revision), out, precision, force, check, report, copy)
+        bundle = export_bundle(opened, out, precision, force, check, report, copy, encoder)
     manifest = bundle.manifest
     linked = {name for name in bundle.expected_files() if name.startswith(f"{WEIGHTS}/")}
     own = sum(bundle.path(file).stat().st_size for file in bundle.expected_files().keys() - linked)
@@ -68,16 +82,36 @@ def export(
         print(json.dumps(document | {"bytes": own, "linked_bytes": shared, "not_compared": uncompared}))
         return
     console = Console()
-    if not shared and not copy:
+    if not shared and not copy and not encoder:
         console.print("the weights were copied: this file system cannot have hard links to the checkpoint's files")
     if uncompared:
         console.print(
             f"not compared with PyTorch, too large: {', '.join(uncompared)} (every graph is valid ONNX)", soft_wrap=True
         )
+    hint = f"Ask it: rediprune run {out} --image photo.jpg --prompt 'What is this?'"
+    if encoder:
+        hint = f"Serve it: rediprune serve {out} --decoder http://HOST:PORT/v1"
     linked_size = f" and {shared / 1e6:.1f} MB of the checkpoint's own files" if shared else ""
     console.print(
         f"[bold]{out}[/bold]: {manifest.family_name}, {manifest.precision}, {len(manifest.stages)} stages, "
-        f"{own / 1e6:.1f} MB{linked_size}. Ask it: rediprune run {out} --image photo.jpg --prompt 'What is this?'",
+        f"{own / 1e6:.1f} MB{linked_size}. {hint}",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _without_language(named: str, checkpoint: "Checkpoint") -> bool:
+    """Whether the stages named are all but `language`.
+
+    Raises:
+        RedipruneError: they are neither these nor all.
+    """
+    towers = [modality.stage for modality in checkpoint.family.modalities(checkpoint.config).values()]
+    names = [*dict.fromkeys(towers), "select", "project", "embed", "language"]
+    given = {name.strip() for name in named.split(",")}
+    if given == set(names):
+        return False
+    front = [name for name in names if name != "language"]
+    if given != set(front):
+        raise RedipruneError(f"--stages takes {','.join(names)} or {','.join(front)}, not '{named}'")
+    return True

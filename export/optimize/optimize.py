@@ -117,6 +117,7 @@ def _baseline(source: str | Path, revision: str | None, target: Path, report: Pr
         if folder.resolve() == target:
             raise RedipruneError(f"'{folder}' is the bundle to optimise, which stays as it is; give -o another folder")
         bundle = Bundle.open(folder)
+        bundle.check_complete()
         if bundle.manifest.calibration is not None:
             raise RedipruneError(
                 f"'{folder}' is quantised already; optimise the bundle it was made of, {bundle.manifest.calibration.source}"

@@ -50,6 +50,7 @@ def validate(
             does not run here.
     """
     bundle = Bundle.open(folder, remember=False)
+    bundle.check_complete()
     chosen = _chosen_stages(bundle, stages)
     _check_media(bundle, image, video)
     if save_inputs is not None:

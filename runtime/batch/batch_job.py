@@ -11,9 +11,9 @@ from typing import Any
 from ..bundle import Bundle
 from ..memory import peak_memory
 from ..serving.chat_answer import Serving
+from ..serving.load_models import Loading, load_models
 from ..serving.metrics import Metrics
 from ..serving.serve_settings import ServeSettings
-from ..serving.server import Loading, load_models
 from .batch_output import BatchOutput, Tally
 from .batch_rows import BatchSource, RowReader, context_of
 from .local_batch import answer_rows

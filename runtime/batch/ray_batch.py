@@ -18,7 +18,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
 from ..errors import RedipruneError
-from ..serving.ray_cluster import ray_cluster
+from ..serving.cluster.ray_cluster import ray_cluster
 from .batch_job import Answering
 from .batch_output import BatchOutput
 from .batch_rows import BadRowError, Row, RowReader
@@ -81,7 +81,7 @@ def spread_over(address: str | None, workers: int, cpus: float) -> Callable[...,
         Raises:
             RedipruneError: the cluster has too few cores or is not there; what `answer_rows` raises.
         """
-        with ray_cluster(address, {"OMP_NUM_THREADS": str(max(1, int(cpus)))}):
+        with ray_cluster(address, torch=answering.loading.backend == "eager"):
             there = ray.cluster_resources().get("CPU", 0)
             if there < workers * cpus:
                 raise RedipruneError(

@@ -93,6 +93,18 @@ class Bundle:
     def path(self, relative: str) -> Path:
         return self.folder / relative
 
+    def check_complete(self) -> None:
+        """Refuse a bundle without a language stage, where whole answers are asked for.
+
+        Raises:
+            RedipruneError: it was exported with --stages.
+        """
+        if "language" not in self.manifest.stages:
+            raise RedipruneError(
+                f"'{self.folder}' was exported without its language stage, and this needs one; export the checkpoint without "
+                "--stages for it (the other stages are the same graphs)"
+            )
+
     def expected_files(self) -> dict[str, str]:
         """Every file that every backend needs, with its sha256; engines are held to theirs by `check_engine`."""
         files = dict(self.manifest.files)

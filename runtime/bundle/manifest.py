@@ -186,12 +186,14 @@ class Manifest(StrictModel):
     @property
     def takes_positions(self) -> bool:
         """Whether a token's position is an input of the language stage; in bundles of earlier versions it is its slot."""
-        return any(port.name == "position_ids" for port in self.stages["language"].inputs)
+        language = self.stages.get("language")
+        return language is not None and any(port.name == "position_ids" for port in language.inputs)
 
     @property
     def position_axes(self) -> int:
         """Positions of a token: 1, or 3 where the rotary embedding is multimodal."""
-        shapes = [port.shape for port in self.stages["language"].inputs if port.name == "position_ids"]
+        language = self.stages.get("language")  # a bundle without one is of a family with one axis
+        shapes = [port.shape for port in (language.inputs if language else ()) if port.name == "position_ids"]
         return 3 if shapes and len(shapes[0]) == 3 else 1
 
     @property
@@ -207,4 +209,6 @@ class Manifest(StrictModel):
         command = ["rediprune", "export", self.source.name, "-o", str(folder), "--force"]
         command += ["--revision", self.source.revision] if self.source.revision else []
         command += ["--precision", self.precision] if self.precision != "fp32" else []
+        if "language" not in self.stages:
+            return shlex.join([*command, "--stages", ",".join(self.stages)])
         return shlex.join([*command, "--copy"] if not self.refers else command)

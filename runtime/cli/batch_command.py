@@ -27,7 +27,7 @@ from .batch_options import (
     Workers,
 )
 from .progress import batch_bar
-from .serve_command import given_selection, named_bundles
+from .serve_start import given_selection, named_bundles
 from .sizes import parse_size
 
 if TYPE_CHECKING:
@@ -91,9 +91,9 @@ def batch(
     try:
         from ..batch.batch_job import Answering, run_batch
         from ..batch.batch_rows import BatchSource, Question
+        from ..serving.load_models import Loading
         from ..serving.media_fetch import MediaPolicy
         from ..serving.serve_settings import RequestLimits, ServeSettings
-        from ..serving.server import Loading
     except ImportError as error:
         raise RedipruneError(f"batch needs {error.name}: pip install 'rediprune[serve]'") from error
     check_output_file(out, "--out")

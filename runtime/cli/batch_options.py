@@ -40,7 +40,8 @@ AllowedLocalMediaPath = Annotated[
 ]
 Timeout = Annotated[float, typer.Option(help="Seconds that a row may take once it is taken up.")]
 OnRay = Annotated[
-    bool, typer.Option("--ray", help="Answer on a Ray cluster, or on a Ray started here: see the page Beyond one machine.")
+    bool,
+    typer.Option("--ray", help="Answer on a Ray cluster, or on a Ray started here: see the page Beyond one machine."),
 ]
 RayAddress = Annotated[
     str | None,

@@ -1,13 +1,9 @@
 """`rediprune serve`: an OpenAI-compatible server."""
 
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import typer
 
-from ..errors import RedipruneError
-from ..media.limits import MediaLimits
 from .arguments import LimitOption, hide_torch
 from .serve_options import (
     AllowedHost,
@@ -19,9 +15,15 @@ from .serve_options import (
     Backend,
     Bundle,
     CacheMemory,
+    Decoder,
+    DecoderApiKey,
+    DecoderModel,
+    DecoderTimeout,
     Encoders,
+    Fallback,
     FeatureMemory,
     Frames,
+    Fronts,
     Host,
     Keep,
     LogFormat,
@@ -31,19 +33,25 @@ from .serve_options import (
     MaxItems,
     MaxMediaMb,
     MaxPendingMb,
+    MaxReplicas,
     MaxText,
     MaxTokens,
     MaxWaiting,
+    ModelsPerReplica,
+    OnRay,
     Port,
     Positions,
     PrefillChunk,
+    RayAddress,
+    ReplicaCpus,
+    ReplicaGpus,
+    Replicas,
+    Split,
     Tau,
     Threads,
     Timeout,
 )
-from .sizes import parse_size
-
-_LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
+from .serve_start import start_server
 
 
 def add(app: typer.Typer) -> None:
@@ -53,6 +61,8 @@ def add(app: typer.Typer) -> None:
         epilog="""Examples:\n
     rediprune serve engines/demo-fp32\n
     rediprune serve engines/llava-int8 small=engines/demo-fp32 --port 8080 --api-key "$KEY" --keep 0.15\n
+    rediprune serve engines/demo-fp32 --ray --replicas 2\n
+    rediprune serve engines/front --decoder http://127.0.0.1:8001/v1\n
     rediprune serve engines/llava --host 0.0.0.0 --allowed-media-domains images.example.org --log-format json""",
     )(serve)
 
@@ -89,74 +99,27 @@ def serve(
     allow_private_media: AllowPrivateMedia = False,
     allowed_host: AllowedHost = None,
     log_format: LogFormat = "text",
+    decoder: Decoder = None,
+    decoder_model: DecoderModel = None,
+    decoder_api_key: DecoderApiKey = None,
+    decoder_timeout: DecoderTimeout = 30,
+    fallback: Fallback = False,
+    ray: OnRay = False,
+    ray_address: RayAddress = None,
+    replicas: Replicas = 1,
+    max_replicas: MaxReplicas = 0,
+    replica_cpus: ReplicaCpus = 1,
+    replica_gpus: ReplicaGpus = 0,
+    models_per_replica: ModelsPerReplica = 2,
+    fronts: Fronts = 1,
+    split: Split = 0,
 ) -> None:
     """Serve bundles through OpenAI's chat API, with a page to try them on.
 
     Requests are batched: several answers are decoded in one call where the backend can. Pictures come as data: URIs unless
     other sources are allowed. The page is at /, the metrics are at /metrics.
     """
+    given = dict(locals())
     if backend != "eager":
         hide_torch()
-    try:
-        from ..serving.media_fetch import MediaPolicy
-        from ..serving.server import Loading, run
-    except ImportError as error:
-        raise RedipruneError(f"serve needs {error.name}: pip install 'rediprune[serve]'") from error
-    from ..serving.serve_settings import RequestLimits, ServeSettings
-
-    defaults = given_selection(keep=keep, alpha=alpha, tau=tau, frames=frames, positions=positions)
-    _check(port, log_format, allowed_local_media_path)
-    domains, hosts = _lower(allowed_media_domains), _lower(allowed_host or (_LOOPBACK if host in _LOOPBACK else ()))
-    settings = ServeSettings(
-        api_key=api_key or None,
-        allowed_hosts=hosts,
-        media=MediaPolicy(domains, allowed_local_media_path, allow_private_media, max_media_mb << 20),
-        limits=RequestLimits(max_items, max_frames, max_tokens, max_text=max_text),
-        max_body_bytes=max_body_mb << 20,
-        max_pending_bytes=max_pending_mb << 20,
-        max_batch=max_batch,
-        cache_memory=parse_size(cache_memory, "--cache-memory"),
-        max_waiting=max_waiting,
-        encoders=encoders,
-        prefill_chunk=prefill_chunk,
-        timeout=timeout,
-    )
-    loading = Loading(backend, threads, parse_size(feature_memory, "--feature-memory"), MediaLimits.read(limit or ()))
-    run(named_bundles(bundle), loading, settings, defaults, (host, port), log_format)
-
-
-def given_selection(**settings: Any) -> dict[str, Any]:
-    """Selection settings that were given, checked."""
-    from ..options import SelectOptions
-
-    given = {name: value for name, value in settings.items() if value is not None}
-    SelectOptions(**given)
-    return given
-
-
-def _lower(names: Iterable[str] | None) -> tuple[str, ...]:
-    return tuple(name.lower() for name in names or ())
-
-
-def _check(port: int, log_format: str, media: Path | None) -> None:
-    if not 0 <= port <= 65535:
-        raise RedipruneError(f"--port must be from 0 to 65535, not {port}")
-    if log_format not in ("text", "json"):
-        raise RedipruneError(f"--log-format is text or json, not '{log_format}'")
-    if media is not None and not media.is_dir():
-        raise RedipruneError(f"--allowed-local-media-path takes a folder; '{media}' is none")
-
-
-def named_bundles(bundles: list[str]) -> dict[str, Path]:
-    """Folder by name."""
-    named: dict[str, Path] = {}
-    for given in bundles:
-        name, equals, folder = given.partition("=")
-        path = Path(folder) if equals else Path(given)
-        name = name if equals else path.resolve().name
-        if not name or "@" in name or "/" in name:
-            raise RedipruneError(f"'{name}' is no name for a model: no @ and no / in it; give NAME=FOLDER")
-        if name in named:
-            raise RedipruneError(f"two bundles are called '{name}'; give one another name with NAME=FOLDER")
-        named[name] = path
-    return named
+    start_server(SimpleNamespace(**given))

@@ -54,6 +54,49 @@ AllowedLocalMediaPath = Annotated[Path | None, typer.Option(help="Folder that fi
 AllowPrivateMedia = Annotated[
     bool, typer.Option("--allow-private-media", help="Let allowed media hosts have private addresses.")
 ]
+Decoder = Annotated[
+    str | None,
+    typer.Option(
+        help="Decode elsewhere: the URL of a vLLM's API, such as http://127.0.0.1:8001/v1. It gets the kept tokens, and must "
+        "serve the bundle's checkpoint with --enable-mm-embeds."
+    ),
+]
+DecoderModel = Annotated[str | None, typer.Option(help="The model's name there; default: the only one that it lists.")]
+DecoderApiKey = Annotated[
+    str | None, typer.Option(envvar="REDIPRUNE_DECODER_API_KEY", help="The key that the decoder wants.")
+]
+DecoderTimeout = Annotated[
+    float, typer.Option(help="Seconds until the decoder's first token; then the request fails with 503.")
+]
+Fallback = Annotated[
+    bool,
+    typer.Option("--fallback", help="Decode here what the decoder fails at; needs a bundle with a language stage."),
+]
+OnRay = Annotated[
+    bool,
+    typer.Option("--ray", help="Serve on Ray: replicas on this machine or on a cluster, requests routed by picture."),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        help="With --ray: the cluster, auto for the one of this machine. The server stays there, and replaces the one that is "
+        "there without losing a request. Default: start a Ray here."
+    ),
+]
+Replicas = Annotated[int, typer.Option(min=1, help="With --ray: processes that answer.")]
+MaxReplicas = Annotated[int, typer.Option(min=0, help="With --ray: as many under load; 0 is as many as --replicas.")]
+ReplicaCpus = Annotated[float, typer.Option(min=0.1, help="With --ray: CPU cores of each, and its threads.")]
+ReplicaGpus = Annotated[float, typer.Option(min=0, help="With --ray: GPUs of each.")]
+ModelsPerReplica = Annotated[
+    int, typer.Option(min=1, help="With --ray: bundles that each has loaded; the one asked longest ago is given up.")
+]
+Fronts = Annotated[int, typer.Option(min=1, help="With --ray: processes that take connections and route.")]
+Split = Annotated[
+    int,
+    typer.Option(
+        min=0, help="With --ray: so many processes that decode, apart from --replicas that encode; 0: together."
+    ),
+]
 AllowedHost = Annotated[
     list[str] | None,
     typer.Option(

@@ -106,7 +106,7 @@ class LocalDecoder:
         sink = AnswerSink(
             prepared.sampling,
             prompt.ids,
-            prompt.unpruned_length,
+            prepared.unpruned_length,
             prepared.text,
             () if asked.ignore_eos else prepared.stop_ids,
             prepared.max_new_tokens,

@@ -17,6 +17,7 @@ from .api_error import ApiError
 from .chat_answer import Begun, Serving, begin_chat, find_model, whole_answer
 from .guard import Guard, error_response
 from .log import log
+from .model_cards import cards_of
 from .openapi import chat_operation, errors
 from .request_body import read_body
 from .responses import chunk
@@ -24,8 +25,6 @@ from .served_model import Request as Answering
 from .served_model import ServedModel, timed_out
 
 _Result = TypeVar("_Result")
-
-LISTED_KEEPS = ("1", "0.5", "0.25", "0.15")  # aliases in /v1/models; any other ratio works too
 
 
 def create_app(serving: Serving) -> FastAPI:
@@ -91,14 +90,14 @@ async def show_metrics(request: Request) -> Response:
 async def list_models(request: Request) -> dict[str, Any]:
     """The models, and an alias for some keep ratios of each."""
     models = request.app.state.serving.models.values()
-    return {"object": "list", "data": [_card(name, model) for model in models for name in _names(model)]}
+    return {"object": "list", "data": cards_of(model.card for model in models)}
 
 
 @router.get("/v1/models/{name}", responses=errors(401, 404, 421))
 async def show_model(request: Request, name: str) -> dict[str, Any]:
     """One model, or an alias."""
     model, _ = find_model(request.app.state.serving.models, name)
-    return _card(name, model)
+    return model.card.document(name)
 
 
 @router.post(
@@ -206,17 +205,3 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, _Result], dea
             task.cancel()
             with suppress(asyncio.CancelledError, Exception):
                 await task
-
-
-def _names(model: ServedModel) -> list[str]:
-    return [model.name, *(f"{model.name}@{keep}" for keep in LISTED_KEEPS)]
-
-
-def _card(name: str, model: ServedModel) -> dict[str, Any]:
-    return {
-        "id": name,
-        "object": "model",
-        "created": model.created,
-        "owned_by": "rediprune",
-        "max_model_len": model.max_positions,
-    }

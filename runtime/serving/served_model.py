@@ -22,6 +22,7 @@ from .api_error import ApiError
 from .local_decoder import LocalDecoder
 from .log import log
 from .metrics import Metrics
+from .model_cards import card_of
 from .responses import png_uri, usage
 from .scheduler import QueueFullError, StoppedError
 from .serve_settings import ServeSettings
@@ -90,7 +91,7 @@ class ServedModel:
     ):
         self._spans = spans or Spans()
         self.name, self.pipeline, self._settings, self._metrics = name, pipeline, settings, metrics
-        self.created = int(Path(pipeline.bundle.folder, "manifest.json").stat().st_mtime)
+        self.card = card_of(name, Path(pipeline.bundle.folder), pipeline.bundle.manifest)
         for stage in pipeline.backends:  # everything is open before the first request
             if stage != "language" or decoder is None:
                 pipeline.stage(stage)

@@ -4,80 +4,18 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
-from ..backend_choice import AUTO, choose_backends, describe_backends
-from ..bundle import Bundle
 from ..errors import RedipruneError
-from ..media.limits import MediaLimits
-from ..pipeline import Pipeline
+from .load_models import Loading, load_models
 from .log import log, log_config
 from .metrics import Metrics
 from .routes import Serving, create_app
 from .serve_settings import ServeSettings
-from .served_model import ServedModel
-from .spans import Spans, export_spans
-
-
-@dataclass(frozen=True)
-class Loading:
-    """How bundles are loaded.
-
-    Attributes:
-        backend: what runs their stages.
-        threads: for every stage; 0 leaves it to the backend.
-        feature_memory: bytes of each bundle's feature cache.
-        limits: what a picture or clip may be at most.
-    """
-
-    backend: str = AUTO
-    threads: int = 0
-    feature_memory: int = 1 << 30
-    limits: MediaLimits | None = None
-
-
-def load_models(
-    bundles: Mapping[str, Path], loading: Loading, settings: ServeSettings, metrics: Metrics
-) -> dict[str, ServedModel]:
-    """Bundles by name, ready to answer.
-
-    Raises:
-        RedipruneError: a bundle or backend cannot be used.
-    """
-    models, spans = {}, Spans.installed()
-    for name, folder in bundles.items():
-        pipeline = Pipeline.load(
-            folder,
-            _backends(folder, loading.backend),
-            threads=loading.threads,
-            cache_bytes=loading.feature_memory,
-            limits=loading.limits,
-        )
-        models[name] = ServedModel(name, pipeline, settings, metrics, spans)
-        log.info("%s runs on %s", name, describe_backends(pipeline.backends))
-        if not models[name].batches:
-            log.warning(
-                "%s decodes one request at a time with its language stage on %s; ort decodes many together",
-                name,
-                pipeline.backends["language"],
-            )
-    return models
-
-
-def _backends(folder: Path, asked: str) -> str | dict[str, str]:
-    """What is asked for; but `auto`, which goes by what is fastest for one, leaves decoding to what batches."""
-    if asked != AUTO:
-        return asked
-    bundle = Bundle.open(folder, verify=False)  # its files are held to their hashes when it is loaded
-    if not choose_backends(bundle)["language"].backend.startswith("openvino"):
-        return asked
-    record = bundle.manifest.calibration
-    takes = record is None or record.refusal("ort", stage="language") is None
-    return {"default": AUTO, "language": "ort"} if takes else asked
+from .spans import export_spans
 
 
 class _Server(uvicorn.Server):

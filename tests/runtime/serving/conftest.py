@@ -14,7 +14,10 @@ import openai
 import pytest
 import uvicorn
 from rediprune.runtime import MediaLimits, Pipeline
+from rediprune.runtime.serving.fallback_decoder import FallbackDecoder
+from rediprune.runtime.serving.local_decoder import LocalDecoder
 from rediprune.runtime.serving.metrics import Metrics
+from rediprune.runtime.serving.remote_decoder import RemoteDecoder, RemoteSettings
 from rediprune.runtime.serving.routes import Serving, create_app
 from rediprune.runtime.serving.serve_settings import ServeSettings
 from rediprune.runtime.serving.served_model import ServedModel
@@ -78,6 +81,15 @@ def running(
         name: ServedModel(name, Pipeline.load(folder, backend, threads=1, limits=limits), settings, metrics, spans)
         for name, folder in bundles.items()
     }
+    with listening(models, settings, metrics, defaults) as it:
+        yield it
+
+
+@contextmanager
+def listening(
+    models: dict[str, ServedModel], settings: ServeSettings, metrics: Metrics, defaults: dict[str, Any] | None = None
+) -> Iterator[Running]:
+    """A server over models that are loaded."""
     app = create_app(Serving(models, settings, metrics, defaults or {}))
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
@@ -91,6 +103,25 @@ def running(
         server.should_exit = True
         thread.join(30)
     assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def serve_remote() -> Callable[..., Any]:
+    """`with serve_remote(bundle, url, name="tiny", fallback=False, **settings) as server:`, decoded at `url`."""
+
+    @contextmanager
+    def start(bundle: Path, url: str, name: str = "tiny", fallback: bool = False, **remote: Any) -> Iterator[Running]:
+        settings, metrics = ServeSettings(), Metrics()
+        pipeline = Pipeline.load(bundle, "ort", threads=1, lazy=True)
+        decoder: Any = RemoteDecoder(pipeline, settings, RemoteSettings(url, **{"connect_timeout": 2.0} | remote))
+        if fallback:
+            decoder = FallbackDecoder(decoder, LocalDecoder(name, pipeline, settings))
+        with listening(
+            {name: ServedModel(name, pipeline, settings, metrics, decoder=decoder)}, settings, metrics
+        ) as it:
+            yield it
+
+    return start
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,9 @@ import pytest
 from rediprune.runtime.bundle import PlanRecord
 from rediprune.runtime.bundle.lock import changing
 from rediprune.runtime.machine import fingerprint
+from rediprune.runtime.serving.load_models import Loading, load_models
 from rediprune.runtime.serving.metrics import Metrics
 from rediprune.runtime.serving.serve_settings import ServeSettings
-from rediprune.runtime.serving.server import Loading, load_models
 
 
 def test_a_plan_for_one_request_leaves_decoding_to_what_batches(

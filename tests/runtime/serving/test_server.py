@@ -60,7 +60,7 @@ def started(*arguments: object, **environment: str) -> Iterator[Served]:
 
     threading.Thread(target=read, daemon=True).start()
     try:
-        assert listening.wait(60), served.lines
+        assert listening.wait(120), served.lines
         yield served
     finally:
         process.kill()

@@ -1,0 +1,57 @@
+"""All that is known here of how Ray Serve routes: a request goes where its key's hash points, and next to it where that is
+full or gone.
+
+The router is experimental in Ray 2.60 and its API is marked alpha: nothing else in this project names it.
+"""
+
+import hashlib
+import json
+from typing import Any
+
+from ray.serve.config import RequestRouterConfig
+from ray.serve.handle import DeploymentHandle
+
+_ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+_MEDIA = ("image_url", "video_url", "file")
+
+
+def consistent_hashing() -> RequestRouterConfig:
+    """The configuration of a deployment whose requests are routed by key."""
+    return RequestRouterConfig(
+        request_router_class=_ROUTER, request_router_kwargs={"num_virtual_nodes": 100, "num_fallback_replicas": 2}
+    )
+
+
+def routed(handle: DeploymentHandle, key: str | None, model: str) -> DeploymentHandle:
+    """A handle whose calls stream, go by this key and are for this model.
+
+    Args:
+        handle: of a deployment.
+        key: of the request; None: any replica will do.
+        model: which bundle the replica must have loaded.
+    """
+    options: dict[str, Any] = {"stream": True, "multiplexed_model_id": model}
+    if key is not None:
+        options["session_id"] = key
+    return handle.options(**options)
+
+
+def picture_key(body: Any) -> str | None:
+    """What a chat request is routed by: a hash of its first picture or clip; None where it has none.
+
+    All questions of a dialogue about a picture have the same key, and so has the picture in another dialogue: its features,
+    and the cache of the prompt's beginning, are where they were made.
+    """
+    for message in _list(body, "messages"):
+        for part in _list(message, "content"):
+            if isinstance(part, dict) and part.get("type") in _MEDIA:
+                held = part.get(part["type"])
+                url = (held.get("url") or held.get("file_data")) if isinstance(held, dict) else held
+                content = url if isinstance(url, str) else json.dumps(url)
+                return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+    return None
+
+
+def _list(holder: Any, name: str) -> list[Any]:
+    found = holder.get(name) if isinstance(holder, dict) else None
+    return found if isinstance(found, list) else []
