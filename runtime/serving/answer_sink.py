@@ -47,6 +47,7 @@ class AnswerSink:
         max_new_tokens: it ends after so many at the latest.
         logprobs: makes log probabilities of logits [V] and the chosen id; None: they are not asked for.
         deliver: takes every piece; called by the scheduler's thread.
+        at_once: deliver one piece, at the end: nobody reads along, and waking the reader costs as much as a small token.
     """
 
     def __init__(
@@ -59,11 +60,13 @@ class AnswerSink:
         max_new_tokens: int,
         logprobs: Callable[[np.ndarray, int], dict[str, Any]] | None,
         deliver: Callable[[Piece | Failure], None],
+        at_once: bool = False,
     ):
         self._sampling, self._text, self._stop_ids = sampling, text, stop_ids
         self._seen, self._prompt, self._length = list(prompt_ids), len(prompt_ids), prompt_length
         self._random = np.random.default_rng(sampling.seed)
         self._max_new_tokens, self._logprobs, self._deliver = max_new_tokens, logprobs, deliver
+        self._kept: list[str] | None = [] if at_once and logprobs is None else None
         self.times: list[float] = []  # when each token came (`time.perf_counter`)
 
     @property
@@ -83,6 +86,11 @@ class AnswerSink:
         stopped = stopped or self._text.stopped
         last = last or stopped
         logprobs = None if self._logprobs is None else self._logprobs(logits, chosen)
+        if self._kept is not None:
+            self._kept.append(text)
+            if not last:
+                return chosen
+            text = "".join(self._kept)
         self._deliver(Piece(text, logprobs, ("stop" if stopped else "length") if last else None))
         return None if last else chosen
 

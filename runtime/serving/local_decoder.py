@@ -112,6 +112,7 @@ class LocalDecoder:
             prepared.max_new_tokens,
             logprobs,
             deliver,
+            at_once=not asked.stream,
         )
         job = Job(embeds, prepared.max_new_tokens, sink, prompt.positions, prompt.deepstack)
         self._scheduler.submit(job)

@@ -64,12 +64,14 @@ class Decoded:
 
     Attributes:
         pieces: of the answer.
+        tokens: generated for them.
         reused: prompt tokens whose KV cache was there.
         refusal: why it can never be answered there.
         busy: it cannot be answered there now.
     """
 
     pieces: list[Piece] = field(default_factory=list)
+    tokens: int = 0
     reused: int = 0
     refusal: str = ""
     busy: bool = False
@@ -119,6 +121,7 @@ class Decoders:
         except (QueueFullError, StoppedError):
             yield Decoded(busy=True)
             return
+        counted = 0
         try:
             while True:
                 found = [await pieces.get()]
@@ -128,7 +131,9 @@ class Decoders:
                     if isinstance(piece, Failure):
                         raise piece.error
                 told = [piece for piece in found if isinstance(piece, Piece)]
-                yield Decoded(told, job.reused)
+                now = len(job.times)
+                yield Decoded(told, now - counted, job.reused)
+                counted = now
                 if told[-1].finish_reason is not None:
                     return
         finally:
@@ -257,8 +262,8 @@ class RayDecoder:
                     )
                 now = time.perf_counter()
                 job.prefilled, job.reused = job.prefilled or now, decoded.reused
+                job.times += [now] * decoded.tokens
                 for piece in decoded.pieces:
-                    job.times.append(now)
                     deliver(piece)
         except asyncio.CancelledError:
             stream.cancel()

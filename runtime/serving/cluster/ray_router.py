@@ -6,6 +6,9 @@ The router is experimental in Ray 2.60 and its API is marked alpha: nothing else
 
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ray.serve.config import RequestRouterConfig
@@ -34,6 +37,32 @@ def routed(handle: DeploymentHandle, key: str | None, model: str) -> DeploymentH
     if key is not None:
         options["session_id"] = key
     return handle.options(**options)
+
+
+class HotKeys:
+    """Spreads a key that many ask for at once over several replicas: hashing alone would send them all to one.
+
+    Args:
+        limit: requests of one key that go to one replica at a time; the next go where another hash points.
+    """
+
+    def __init__(self, limit: int):
+        self._limit, self._under_way = limit, Counter[str]()
+
+    @contextmanager
+    def spread(self, key: str | None) -> Iterator[str | None]:
+        """The key to route by while a request is under way; None, which any replica takes, stays None."""
+        if key is None:
+            yield None
+            return
+        share = self._under_way[key] // self._limit
+        self._under_way[key] += 1
+        try:
+            yield key if share == 0 else f"{key} {share}"
+        finally:
+            self._under_way[key] -= 1
+            if not self._under_way[key]:
+                del self._under_way[key]
 
 
 def picture_key(body: Any) -> str | None:

@@ -19,12 +19,12 @@ class Text:
 
 
 def given(
-    tokens: list[int], room: int, stop: tuple[int, ...] = (9,), logprobs: Any = None
+    tokens: list[int], room: int, stop: tuple[int, ...] = (9,), logprobs: Any = None, at_once: bool = False
 ) -> tuple[list[Any], list[Any]]:
     """What a sink delivers and returns when its logits say these tokens."""
     pieces: list[Any] = []
     text: Any = Text()
-    sink = AnswerSink(Sampling(), [1, 2, 3], 5, text, stop, room, logprobs, pieces.append)
+    sink = AnswerSink(Sampling(), [1, 2, 3], 5, text, stop, room, logprobs, pieces.append, at_once)
     returned = []
     for token in tokens:
         returned.append(sink.token(np.eye(10, dtype=np.float32)[token]))
@@ -46,6 +46,14 @@ def test_a_stop_token_a_stop_string_and_the_length_end_an_answer() -> None:
 def test_without_stop_tokens_an_answer_goes_on() -> None:
     _, returned = given([9, 9, 4], 4, stop=())
     assert returned == [9, 9, 4]
+
+
+def test_where_nobody_reads_along_the_answer_comes_in_one_piece() -> None:
+    pieces, returned = given([4, 5, 6, 9], 10, at_once=True)
+    assert returned == [4, 5, 6, None] and pieces == [Piece("4569", None, "stop")]
+    assert given([4, 7], 10, at_once=True)[0] == [Piece("4", None, "stop")]
+    pieces, _ = given([4, 5], 2, logprobs=lambda logits, token: {"token": token}, at_once=True)
+    assert [piece.logprobs for piece in pieces] == [{"token": 4}, {"token": 5}]  # one piece for each
 
 
 def test_a_fault_is_handed_on() -> None:

@@ -1,9 +1,11 @@
 """What a request is routed by."""
 
+from contextlib import ExitStack
+
 import pytest
 
 pytest.importorskip("ray")
-from rediprune.runtime.serving.cluster.ray_router import picture_key
+from rediprune.runtime.serving.cluster.ray_router import HotKeys, picture_key
 
 
 def body(*parts: object) -> dict[str, object]:
@@ -58,3 +60,18 @@ def test_without_a_picture_there_is_none(wrong: object) -> None:
 
 def test_what_is_no_url_is_a_key_too_and_refused_later() -> None:
     assert picture_key(body(image(3))) is not None and picture_key(body(image({"url": None}))) is not None
+
+
+def test_a_key_that_many_ask_for_is_spread_while_they_do() -> None:
+    hot = HotKeys(2)
+    with ExitStack() as stack:
+        keys = [stack.enter_context(hot.spread("a")) for _ in range(5)]
+        assert keys == ["a", "a", "a 1", "a 1", "a 2"]
+        with hot.spread("b") as other, hot.spread(None) as none:
+            assert (other, none) == ("b", None)
+    with hot.spread("a") as key:
+        assert key == "a"
+    with pytest.raises(ZeroDivisionError), hot.spread("a"), hot.spread("a"):
+        _ = 1 / 0
+    with hot.spread("a") as key:  # what failed counts no longer
+        assert key == "a"

@@ -191,6 +191,7 @@ def check(replies: list[tuple[int, httpx.Response]], expected: list[str], allowe
     for number, reply in replies:
         if reply.status_code == 200:
             assert reply.json()["choices"][0]["message"]["content"] == expected[number]
+            assert reply.json()["usage"]["completion_tokens"] == 24
         else:
             assert reply.status_code in allowed, reply.text
             assert reply.json()["error"]["message"]

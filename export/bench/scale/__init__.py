@@ -1,0 +1,1 @@
+"""What answering beyond one process takes: batches, replicas, decoders elsewhere, and machines by the thousand."""
