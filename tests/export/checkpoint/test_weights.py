@@ -361,3 +361,16 @@ def test_an_adapter_is_to_be_merged(apart: Path, tmp_path: Path) -> None:
         (folder / "adapter_model.safetensors").touch()
         with pytest.raises(RedipruneError, match="merge it first"):
             Checkpoint.open(str(folder))
+
+
+def test_of_a_table_the_rows_that_are_looked_up_are_read(apart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    skeleton = Checkpoint.open(str(apart)).skeleton("fp16")
+    stage = skeleton.stage("embed")
+    stored = skeleton.weights.of(next(iter(stage.module.parameters())))
+    ids = torch.tensor([[5, 2, 5], [0, 9, 2]])
+    expected = stored.load()[ids]
+    assert torch.equal(stored.rows(ids), expected)
+    monkeypatch.setattr(type(stored), "load", lambda self: pytest.fail("the whole table was read"))
+    with torch.no_grad(), skeleton.weights.supplied(stage.module, skeleton.buffers, skeleton.dtype):
+        rows = stage.module(ids)
+    assert rows.dtype == torch.float32 and torch.equal(rows, expected.half().float())
