@@ -173,7 +173,7 @@ class _Supply(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.embedding and id(args[1]) in self.owned and id(args[1]) not in self.buffers:
-            rows = self.weights.of(args[1]).rows(args[0]).to(self.dtype)  # a table may be most of a model
+            rows = self.weights.of(args[1]).rows(self._value(args[0])).to(self.dtype)  # it may be most of a model
             return rows.float()
         supply = self._blank if func.__name__ == "__get__" else self._value  # shape, dtype and the like need no value
         return func(*tree_map(supply, args), **tree_map(supply, kwargs or {}))
