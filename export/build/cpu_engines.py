@@ -4,7 +4,6 @@ Only the vision towers and the decoder are rewritten, in ONNX Runtime's own oper
 notes the library's version.
 """
 
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,9 +16,10 @@ from ...runtime.errors import RedipruneError
 from ..exporter import Progress
 from .fuse_decoder import fuse_decoder
 from .fuse_tower import fuse_tower
+from .libraries import library_of
 from .nbits_layout import to_nbits
 
-LIBRARIES = {"ort": "onnxruntime", "openvino": "openvino"}  # backend → package
+BACKENDS = ("ort", "openvino")
 
 
 def build_cpu(folder: str | Path, backend: str, progress: Progress | None = None) -> EngineSpec:
@@ -46,9 +46,10 @@ def build_cpu(folder: str | Path, backend: str, progress: Progress | None = None
         for name in stages if backend == "ort" else ():
             report(name, "rewriting", 0.0)
             files |= _rewrite(bundle, name)
+        library, version = library_of(backend)
         engine = EngineSpec(
-            library=LIBRARIES[backend],
-            version=version(LIBRARIES[backend]),
+            library=library,
+            version=version,
             stages=list(stages),
             precision={name: stage.precision for name, stage in stages.items()},
             source_sha256={name: stage.sha256 for name, stage in stages.items()},

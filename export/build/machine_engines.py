@@ -10,7 +10,8 @@ from ...runtime.backends.gpu import compute_capability
 from ...runtime.bundle import Bundle
 from ...runtime.errors import RedipruneError
 from ..exporter import Progress
-from .cpu_engines import LIBRARIES, build_cpu
+from .cpu_engines import BACKENDS as CPU_BACKENDS
+from .cpu_engines import build_cpu
 from .tensorrt_engines import build_tensorrt
 
 
@@ -45,7 +46,7 @@ def build_for_machine(folder: str | Path, progress: Callable[[str], Progress]) -
     wanted = dict.fromkeys(["ort", *(choice.backend for choice in choose_backends(Bundle.open(folder)).values())])
     outcomes: dict[str, str] = {}
     for backend in dict.fromkeys(name.removesuffix("-bf16") for name in wanted):
-        if backend in LIBRARIES:
+        if backend in CPU_BACKENDS:
             engine = build_cpu(folder, backend, progress(backend))
             outcomes[backend] = f"{len(engine.stages)} stages, {engine.library} {engine.version}"
     gpu = _has_gpu()

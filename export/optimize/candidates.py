@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 from ...runtime.backend_choice import missing_for
 from ...runtime.bundle import Bundle
+from .gpu_forms import BACKENDS as GPU_BACKENDS
+from .gpu_forms import gpu_recipes
 
 # Recipes whose stages are tried: each tower's and the decoder's form in turn. Stages do not depend on each other, so that
 # any tower goes with any decoder. Static INT8 of a decoder is not among them: at real geometry its logits are 16 to 26 %
 # off, and few samples give its ranges (docs/calibration.md).
 _RECIPES = (("int8", "int8-dynamic"), ("int8-dynamic", "int8-weights"), ("int8-weights", "int4"))
-TRIED_BACKENDS = ("ort", "openvino", "openvino-bf16", "ort-cuda")
+TRIED_BACKENDS = ("ort", "openvino", "openvino-bf16", *GPU_BACKENDS)
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def towers_of(bundle: Bundle) -> list[str]:
 
 def recipes(bundle: Bundle) -> Iterator[str]:
     """Recipes of `rediprune calibrate` that together have every form of every stage."""
-    for tower, decoder in _RECIPES:
+    for tower, decoder in (*_RECIPES, *gpu_recipes()):
         parts = [f"{stage}={tower}" for stage in towers_of(bundle)]
         yield ",".join([*parts, f"language={decoder}"])
 

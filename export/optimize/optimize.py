@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from ...calibration.budget import ACCURACY
@@ -18,7 +17,10 @@ from ...runtime.bundle.lock import changing
 from ...runtime.bundle.staging import check_target
 from ...runtime.errors import RedipruneError
 from ...runtime.machine import fingerprint
-from ..build.cpu_engines import LIBRARIES, build_cpu
+from ..build.cpu_engines import BACKENDS as CPU_BACKENDS
+from ..build.cpu_engines import build_cpu
+from ..build.libraries import library_of
+from ..build.tensorrt_engines import build_tensorrt
 from ..checkpoint.reader import Checkpoint
 from ..exporter import Progress, export_bundle
 from ..validate.validate import validate
@@ -26,6 +28,7 @@ from .candidates import candidates, recipes, towers_of
 from .choose import Mix, changed_stages, ranked_mixes, rejection, size_of
 from .copy_bundle import copy_bundle
 from .first_token import first_token_seconds
+from .gpu_forms import ENGINES, build_engines
 from .optimize_settings import OptimizeSettings
 from .stage_timing import Timed, time_candidates
 
@@ -131,6 +134,7 @@ def _baseline(source: str | Path, revision: str | None, target: Path, report: Pr
         )
     if "ort" not in bundle.manifest.engines:
         build_cpu(folder, "ort", report)
+    build_engines(folder, report)
     return Bundle.open(folder)
 
 
@@ -143,6 +147,7 @@ def _make_forms(baseline: Bundle, work: Path, settings: OptimizeSettings, report
         folder = work / str(at)
         calibrate(baseline.folder, folder, _calibration(recipe, settings))
         build_cpu(folder, "ort")
+        build_engines(folder, report)
         made.append(Bundle.open(folder))
     report("forms", "done", 1.0)
     return made
@@ -222,8 +227,10 @@ def _make(mix: Mix, baseline: Bundle, folder: Path, settings: OptimizeSettings, 
     else:
         copy_bundle(baseline, folder)
     for backend in dict.fromkeys(["ort", *(name.removesuffix("-bf16") for name in mix.backends.values())]):
-        if backend in LIBRARIES:
+        if backend in CPU_BACKENDS:
             build_cpu(folder, backend)
+        elif backend in ENGINES:
+            build_tensorrt(folder, backend)
     report("bundle", "made", 1.0)
 
 
@@ -259,8 +266,7 @@ def _plan(mix: Mix, timed: Sequence[Timed], settings: OptimizeSettings, precisio
 
 
 def _versions(backends: Mapping[str, str]) -> dict[str, str]:
-    names = {LIBRARIES.get(name.removesuffix("-bf16"), "onnxruntime") for name in backends.values()}
-    return {name: version(name) for name in sorted(names)}
+    return dict(sorted(library_of(backend) for backend in set(backends.values())))
 
 
 def _note(folder: Path, plan: PlanRecord) -> None:

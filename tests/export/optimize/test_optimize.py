@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rediprune.export.optimize.candidates import recipes
 from rediprune.export.optimize.optimize import optimize
 from rediprune.export.optimize.optimize_settings import OptimizeSettings
 from rediprune.export.optimize.plan_page import plan_page
@@ -53,6 +54,34 @@ def test_an_exact_budget_keeps_float32_and_the_source_stays_as_it_was(
     assert {form["precision"] for form in document["tried"]} == {"fp32"}
     assert document["outcome"]["equal to eager PyTorch within tolerance"] == 1
     assert Bundle.open(source.folder).manifest.plan is None
+
+
+@pytest.mark.rtx
+@pytest.mark.trace
+def test_engines_of_a_gpu_take_part_and_say_why_they_cannot_run(
+    bundle_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(backend: str) -> str | None:
+        return None if backend in ("ort", "tensorrt-rtx") else "not tried here"
+
+    monkeypatch.setattr("rediprune.export.optimize.gpu_forms.missing_for", missing)
+    monkeypatch.setattr("rediprune.export.optimize.candidates.missing_for", missing)
+    source = Path(shutil.copytree(bundle_of("llava"), tmp_path / "source"))
+    plan = optimize(source, tmp_path / "exact", OptimizeSettings("exact")).plan
+    assert "tensorrt-rtx" in Bundle.open(source).manifest.engines  # it was built for what would be here
+    tried = {(form.stage, form.backend): form for form in plan.tried}
+    assert tried.keys() == {(stage, name) for stage in ("vision", "language") for name in ("ort", "tensorrt-rtx")}
+    for stage in ("vision", "language"):
+        assert "GPU" in tried[stage, "tensorrt-rtx"].note and tried[stage, "tensorrt-rtx"].seconds is None
+        assert plan.backends[stage] == "ort"
+
+
+def test_a_gpu_has_recipes_of_its_own(bundle_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle.open(bundle_of("llava"))
+    monkeypatch.setattr("rediprune.export.optimize.gpu_forms.missing_for", lambda backend: "there is no GPU")
+    assert not [recipe for recipe in recipes(bundle) if "fp" in recipe]
+    monkeypatch.setattr("rediprune.export.optimize.gpu_forms.missing_for", lambda backend: None)
+    assert {"vision=fp16,language=fp16", "vision=fp8,language=fp8"} < set(recipes(bundle))
 
 
 def test_a_bundle_cannot_be_its_own_source(bundle_of: Callable[[str], Path]) -> None:
