@@ -127,6 +127,9 @@ def batch(
 
 def _spread(address: str | None, workers: int, cpus: float) -> Any:
     """What answers rows on a Ray cluster."""
+    from ..serving.cluster import use_token
+
+    use_token()
     try:
         from ..batch.ray_batch import spread_over
     except ImportError as error:

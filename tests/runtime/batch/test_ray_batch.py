@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from ...support.command_line import COMMAND, CommandLine
+from ...support.ray_head import head
 from .conftest import answers, row, text_of
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
@@ -120,6 +121,33 @@ def test_a_driver_that_is_killed_goes_on(
     assert process.returncode == 1
     assert out.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
     assert told(out) == expected(bundle, requests, folder, rediprune)
+
+
+def test_an_object_store_that_is_full_costs_no_row(
+    bundle: Path, requests_of: Requests, folder: Path, rediprune: CommandLine
+) -> None:
+    """Rows of 200 MB and a store of 80 MB, on a cluster that another process started."""
+    import base64
+
+    import numpy as np
+    from PIL import Image
+
+    rows: list[Any] = []
+    for number in range(40):
+        noise = np.random.default_rng(number).integers(0, 256, (1120, 1120, 3), np.uint8)
+        Image.fromarray(noise).save(folder / "noise.png", compress_level=0)
+        uri = "data:image/png;base64," + base64.b64encode((folder / "noise.png").read_bytes()).decode()
+        parts = [{"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": "What is it?"}]
+        rows.append(row(number, messages=[{"role": "user", "content": parts}], max_tokens=4))
+    requests, out = requests_of(rows), folder / "answers.jsonl"
+    assert requests.stat().st_size > 180e6
+    with head(80_000_000) as address:
+        process = start(bundle, requests, out, *ray_options(), "--ray-address", address)
+        _, error = process.communicate(timeout=400)
+    assert process.returncode == 0, error
+    alone = folder / "alone.jsonl"
+    rediprune("batch", bundle, requests, "-o", alone, "--backend", "ort", "--max-batch", 2)
+    assert told(out) == told(alone)
 
 
 def test_too_many_workers_are_refused(

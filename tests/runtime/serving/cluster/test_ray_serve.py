@@ -3,6 +3,8 @@
 import json
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,9 +20,12 @@ import psutil
 import pytest
 from rediprune.runtime import Pipeline
 
+from ....support.command_line import CommandLine
 from ..test_server import started
 
 pytest.importorskip("ray")
+from ....support.ray_head import head
+
 pytestmark = pytest.mark.process
 
 
@@ -227,9 +232,13 @@ def test_a_replica_that_hangs_is_replaced_and_its_requests_end_in_time(
         stopped = cluster.replicas()[0]
         stopped.send_signal(signal.SIGSTOP)
         began = time.monotonic()
-        wait_for(lambda: not stopped.is_running() or stopped.status() == psutil.STATUS_ZOMBIE, 60)
-        before = len(replies)
-        wait_for(lambda: len(replies) > before + 30, 60)
+        try:
+            wait_for(lambda: sum(each.pid != stopped.pid for each in cluster.replicas()) == 2, 60)
+            before = len(replies)
+            wait_for(lambda: len(replies) > before + 30, 60)
+        finally:
+            with suppress(psutil.NoSuchProcess):
+                stopped.kill()
     assert time.monotonic() - began < 110
     assert check(replies, expected, {503, 504}) >= {200}
     assert all(reply.elapsed.total_seconds() < 52 for _, reply in replies)
@@ -334,3 +343,38 @@ def test_a_key_and_limits_guard_the_front(bundle_of: Callable[[str], Path], ask:
         assert server.post(body | {"user": "x" * (2 << 20)}, **key).status_code == 413
         assert httpx.get(f"{server.url}/health", headers={"Host": "evil.test"}).status_code == 421
         assert "Traceback" not in "".join(server.lines)
+
+
+@pytest.mark.slow
+def test_rays_own_tools_run_it_and_the_command_replaces_it(
+    bundle_of: Callable[[str], Path], rediprune_process: CommandLine, cat: Path
+) -> None:
+    """`serve run rediprune.runtime.serving.ray:app`, then `rediprune serve --ray --ray-address`."""
+    one, two = bundle_of("llava"), bundle_of("llava_qwen2")
+    body = {"model": "tiny", "messages": _messages("Why?", cat), "max_tokens": 5, "temperature": 0}
+
+    def answer(url: str) -> str | None:
+        with suppress(httpx.HTTPError, KeyError, ValueError):
+            reply = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=30)
+            return str(reply.json()["choices"][0]["message"]["content"])
+        return None
+
+    expected = [
+        Pipeline.load(bundle, "ort").generate("Why?", [cat], max_new_tokens=5, temperature=0).text
+        for bundle in (one, two)
+    ]
+    with head(200_000_000) as address:
+        told = [f"bundles=tiny={one}", "replicas=1", "cpus=0.5", "backend=ort"]
+        target = "rediprune.runtime.serving.ray:app"
+        command = [sys.executable, "-m", "ray.serve.scripts", "run", "--address", address, target, *told]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            url = "http://127.0.0.1:8000"
+            assert wait_for(lambda: answer(url), 120) == expected[0]
+            options = ["--ray", "--ray-address", address, "--replica-cpus", 0.5, "--backend", "ort"]
+            done = rediprune_process("serve", f"tiny={two}", *options)
+            assert "it stays on the cluster" in done.stderr
+            wait_for(lambda: answer(url) == expected[1], 60)
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
