@@ -4,8 +4,12 @@ counts            how many are kept, which prompt tokens make the query (plain P
 identical_tokens  when two tokens count as one and the same
 query_vector      the query vector, in torch
 reference         the selection in eager PyTorch: what every engine is held to
+clip_reference    the same over a whole clip, with one budget for all frames
 numpy_selection   the query vector and the selection, in numpy
+clip_numpy        the selection over a whole clip, in numpy
 onnx_graph        the `select` stage as an ONNX graph
+onnx_clip_graph   the `select_clip` stage as an ONNX graph
+onnx_lines        what both graphs begin with
 as_released       the authors' own loop, restated, to compare with
 cuda/             the selection as CUDA kernels
 tensorrt_plugin/  the greedy step as a TensorRT plugin

@@ -79,6 +79,25 @@ def check_weights(alpha: float, tau: float) -> None:
         raise ValueError(f"tau must be finite, not {tau!r}")
 
 
+def check_clip(count: int, least: int, threshold: float) -> None:
+    """Refuse settings of a selection over a whole clip that cannot be met.
+
+    Args:
+        count: K, tokens kept of each frame on average.
+        least: tokens kept of each frame at least.
+        threshold: the score below which no token is worth keeping; −inf is off.
+
+    Raises:
+        ValueError: more are to be kept of each frame than on average, or none, or the threshold is not a number.
+    """
+    if isinstance(least, bool) or not isinstance(least, Integral) or not 1 <= least <= count:
+        raise ValueError(
+            f"min_per_frame must lie between 1 and the {count} tokens kept of a frame on average, not {least!r}"
+        )
+    if not (_finite(threshold) or threshold == -math.inf):
+        raise ValueError(f"threshold must be finite, or -inf for none, not {threshold!r}")
+
+
 def _finite(value: object) -> bool:
     return isinstance(value, Real) and abs(float(value)) <= _FLOAT32_MAX
 

@@ -87,11 +87,8 @@ def score_tokens(features: np.ndarray, query: np.ndarray) -> tuple[np.ndarray, n
         Relevance [F, P] and similarity [F, P, P], float32; similarity is at most 1. Tokens that are identical
         (`identical_tokens`) have the same scores, and a similarity of exactly 1 to each other.
     """
-    unit = _normalize(features.astype(np.float32))  # [F, P, C]
-    # Summed row by row: a matrix product may round identical rows differently by their position.
-    relevance = (unit * _normalize(query.astype(np.float32))).sum(axis=-1)  # [F, P]
-    weights = fingerprint_weights(unit.shape[-1])
-    fingerprint = (unit[..., : len(weights)] * weights).sum(axis=-1)  # [F, P]
+    unit, relevance = unit_tokens(features, query)
+    fingerprint = fingerprints(unit)  # [F, P]
     similarity = np.minimum(unit @ unit.swapaxes(1, 2), np.float32(1))  # [F, P, P]; so that no distance is negative
     identical = (
         (similarity > np.float32(IDENTICAL_COSINE))
@@ -103,6 +100,19 @@ def score_tokens(features: np.ndarray, query: np.ndarray) -> tuple[np.ndarray, n
     similarity[identical] = 1
     columns = np.take_along_axis(similarity, first[:, None], axis=2)
     return relevance, np.take_along_axis(columns, first[:, :, None], axis=1)
+
+
+def unit_tokens(features: np.ndarray, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [F, P, C] scaled to unit length, and their cosines [F, P] with the query [C], both float32."""
+    unit = _normalize(features.astype(np.float32))
+    # Summed row by row: a matrix product may round identical rows differently by their position.
+    return unit, (unit * _normalize(query.astype(np.float32))).sum(axis=-1)
+
+
+def fingerprints(unit: np.ndarray) -> np.ndarray:
+    """Fingerprints (`identical_tokens`) of unit vectors [..., C]: [...] float32."""
+    weights = fingerprint_weights(unit.shape[-1])
+    return (unit[..., : len(weights)] * weights).sum(axis=-1)
 
 
 def candidate_counts(relevance: np.ndarray, count: int, tau: float) -> np.ndarray:

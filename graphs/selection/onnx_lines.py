@@ -89,7 +89,7 @@ _FINGERPRINT = Template("""
 """)
 
 
-def model_of_text(text: Template, channels: int, depth: int, dtype: np.dtype | type) -> ir.Model:
+def model_of_text(text: Template, channels: int, depth: int, dtype: np.dtype | type, **numbers: int) -> ir.Model:
     """The model that a text describes, with the lines of this module in place of their names.
 
     Args:
@@ -97,6 +97,7 @@ def model_of_text(text: Template, channels: int, depth: int, dtype: np.dtype | t
         channels: C, width of the vision tower's features.
         depth: D, width of the language model's embeddings.
         dtype: of the features and the embeddings, float32 or float16.
+        numbers: what else the text has a $ for.
     """
     match_width, pooling = _match_width(channels, depth)
     weights = fingerprint_weights(channels)
@@ -110,6 +111,7 @@ def model_of_text(text: Template, channels: int, depth: int, dtype: np.dtype | t
         unit_tokens=_UNIT_TOKENS.substitute(align=_align(channels)).strip(),
         fingerprint=_FINGERPRINT.substitute(head=len(weights), weights=", ".join(map(repr, weights.tolist()))).strip(),
         bound=IDENTICAL_COSINE,
+        **numbers,
     )
     model = ir.from_onnx_text(written)
     if pooling is not None:  # a constant has no readable form in the text: it is an input there and bound here

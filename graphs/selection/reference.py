@@ -84,10 +84,7 @@ def score_tokens(features: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
         Relevance [F, P] and similarity [F, P, P], float32; similarity is at most 1. Tokens that are identical
         (`identical_tokens`) have the same scores, and a similarity of exactly 1 to each other.
     """
-    unit = F.normalize(features.float(), dim=-1, eps=_EPS)  # [F, P, C]
-    direction = F.normalize(query.float(), dim=-1, eps=_EPS)  # [C] or [F, C]
-    # Summed row by row: a matrix product may round identical rows differently by their position.
-    relevance = (unit * direction.unsqueeze(-2)).sum(dim=-1)  # [F, P]
+    unit, relevance = unit_tokens(features, query)
     similarity = (unit @ unit.transpose(1, 2)).clamp_max(1.0)  # [F, P, P]; so that no distance is negative
     identical = _identical(unit, relevance, similarity)  # [F, P, P]
     itself = torch.arange(features.shape[1], device=features.device)
@@ -97,12 +94,33 @@ def score_tokens(features: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
     return relevance, columns.gather(1, first[:, :, None].expand_as(similarity))
 
 
-def _identical(unit: Tensor, relevance: Tensor, similarity: Tensor) -> Tensor:
-    """Which tokens of a frame are identical, [F, P, P] bool, from their unit vectors [F, P, C] and scores."""
+def unit_tokens(features: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens scaled to unit length, and their cosines with the query.
+
+    Args:
+        features: [F, P, C], any float type.
+        query: [C], or [F, C] with one query for each frame.
+
+    Returns:
+        Unit vectors [F, P, C] and relevance [F, P], float32. Equal tokens have equal relevance.
+    """
+    unit = F.normalize(features.float(), dim=-1, eps=_EPS)  # [F, P, C]
+    direction = F.normalize(query.float(), dim=-1, eps=_EPS)  # [C] or [F, C]
+    # Summed row by row: a matrix product may round identical rows differently by their position.
+    return unit, (unit * direction.unsqueeze(-2)).sum(dim=-1)
+
+
+def fingerprints(unit: Tensor) -> Tensor:
+    """Fingerprints (`identical_tokens`) of unit vectors [..., C]: [...] float32."""
     head = unit[..., :FINGERPRINT_CHANNELS]
     # `fingerprint_weights`, made on the device: a copy from the host could not be captured in a CUDA graph.
     weights = torch.arange(head.shape[-1], device=unit.device, dtype=torch.float32).cos()
-    fingerprint = (head * weights).sum(dim=-1)  # [F, P]
+    return (head * weights).sum(dim=-1)
+
+
+def _identical(unit: Tensor, relevance: Tensor, similarity: Tensor) -> Tensor:
+    """Which tokens of a frame are identical, [F, P, P] bool, from their unit vectors [F, P, C] and scores."""
+    fingerprint = fingerprints(unit)  # [F, P]
     same_relevance = relevance[:, :, None] == relevance[:, None]
     same_fingerprint = fingerprint[:, :, None] == fingerprint[:, None]
     return (similarity > IDENTICAL_COSINE) & same_relevance & same_fingerprint

@@ -7,17 +7,40 @@ first use.
 
 import ctypes
 import importlib
+import math
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-SOURCES = ("maxmin.cu", "scores.cu", "gather.cu")
+from ..counts import check_clip
+
+SOURCES = ("maxmin.cu", "scores.cu", "gather.cu", "clip.cu")
 DTYPES = ("float16", "bfloat16", "float32")
 MAX_PATCHES = 8192  # max_patches of maxmin.cu
 MIN_CAPABILITY = (8, 0)
+CLIP_STATE = 32  # bytes of clip.cuh's `Clip`
+CLIP_MADE = 16  # bytes before its `made`
 
 _TILE = {"mma": 64, "fma": 32}  # of scores.cu
 _HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """What is asked of the choice over a whole clip; see `clip_reference.select_clip_tokens`.
+
+    Attributes:
+        count: tokens kept of each frame on average.
+        alpha: weight of relevance.
+        least: tokens kept of each frame at least.
+        threshold: the score below which no token is worth keeping; −inf is off.
+    """
+
+    count: int
+    alpha: float = 0.5
+    least: int = 1
+    threshold: float = -math.inf
 
 
 class GpuUnavailable(RuntimeError):
@@ -135,10 +158,7 @@ class SelectionKernels:
             ValueError: a size or the dtype out of range.
         """
         _check_sizes(frames, patches)
-        if dtype not in DTYPES:
-            raise ValueError(f"features must be one of {', '.join(DTYPES)}, not {dtype}")
-        if channels < 1:
-            raise ValueError(f"channels must be positive, not {channels}")
+        _check_features(channels, dtype)
         tokens = frames * patches
         inverse_norm, fingerprint = workspace, workspace + 4 * tokens
         self._launch(
@@ -159,6 +179,61 @@ class SelectionKernels:
             stream,
             (features, inverse_norm, relevance, fingerprint, _int(patches), _int(channels), similarity),
         )
+
+    def select_clip(
+        self,
+        features: int,
+        query: int,
+        workspace: int,
+        indices: int,
+        *,
+        frames: int,
+        patches: int,
+        channels: int,
+        dtype: str,
+        settings: ClipSettings,
+        stream: int = 0,
+    ) -> None:
+        """The choice over a whole clip: features [F, P, C], query [C] float32 → indices [F · count] int64.
+
+        Where the threshold ends the choice, fewer are written: as many as the workspace says at `CLIP_MADE`.
+
+        Args:
+            features, query, indices: addresses.
+            workspace: address of `clip_workspace(F, P)` bytes; begins with the clip's state.
+            frames, patches, channels: F, P, C.
+            dtype: of the features, one of `DTYPES`.
+            settings: what is asked for.
+            stream: a `cudaStream_t`.
+
+        Raises:
+            ValueError: a size, setting or the dtype out of range.
+        """
+        _check_sizes(frames, patches)
+        _check_features(channels, dtype)
+        check_clip(settings.count, settings.least, settings.threshold)
+        if settings.count > patches:
+            raise ValueError(f"count must lie between 1 and the {patches} tokens of a frame, not {settings.count}")
+        tokens, total = frames * patches, frames * settings.count
+        clip, owed = workspace, workspace + CLIP_STATE
+        inverse_norm, relevance, fingerprint, nearest = (owed + 4 * frames + 4 * tokens * n for n in range(4))
+        alpha, threshold = ctypes.c_float(settings.alpha), ctypes.c_float(settings.threshold)
+        warps = -(-tokens // 8)
+
+        def launch(name: str, blocks: int, threads: int, *arguments: Any, source: str = "clip.cu") -> None:
+            self._launch(source, name, (blocks, 1, 1), threads, stream, arguments)
+
+        scores = (features, query, _int(tokens), _int(channels), inverse_norm, relevance, fingerprint)
+        launch(f"token_scores_{dtype}", warps, 256, *scores, source="scores.cu")
+        launch("clip_begin", 1, 1, clip, owed, _int(frames), _int(settings.least))
+        launch("clip_offer", -(-tokens // 256), 256, clip, relevance, nearest, _int(tokens))
+        given = (clip, owed, nearest, features, inverse_norm, relevance, fingerprint, alpha)
+        for pick in range(total):
+            launch("clip_choose", 1, 1, clip, owed, nearest, relevance, alpha, threshold, _int(patches), _int(total))
+            if pick + 1 < total:
+                sizes = (_int(patches), _int(channels), _int(tokens))
+                launch(f"clip_compare_{dtype}", warps, 256, *given, *sizes)
+        launch("clip_collect", 1, 1024, nearest, _int(tokens), indices)
 
     def gather(
         self,
@@ -233,6 +308,18 @@ def load_kernels(ordinal: int = 0) -> SelectionKernels:
 def block_size(patches: int) -> int:
     """Threads per block of `maxmin_select`: one per token, whole warps, at most 1024."""
     return min(1024, 32 * -(-patches // 32))
+
+
+def clip_workspace(frames: int, patches: int) -> int:
+    """Bytes that `SelectionKernels.select_clip` works in; the int32 at `CLIP_MADE` says how many tokens were picked."""
+    return CLIP_STATE + 4 * frames + 4 * 4 * frames * patches
+
+
+def _check_features(channels: int, dtype: str) -> None:
+    if dtype not in DTYPES:
+        raise ValueError(f"features must be one of {', '.join(DTYPES)}, not {dtype}")
+    if channels < 1:
+        raise ValueError(f"channels must be positive, not {channels}")
 
 
 def _check_sizes(frames: int, patches: int) -> None:

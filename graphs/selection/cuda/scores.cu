@@ -6,23 +6,7 @@
 //
 // No includes but our own, for NVRTC. Needs sm_80 (mma.sync with bfloat16, cp.async).
 
-namespace rediprune {
-
-struct Half {
-    unsigned short bits;
-};
-struct BFloat {
-    unsigned short bits;
-};
-
-__device__ inline float widen(BFloat value) { return __uint_as_float(unsigned(value.bits) << 16); }
-__device__ inline float widen(Half value) {
-    float wide;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(value.bits));
-    return wide;
-}
-
-}  // namespace rediprune
+#include "half.cuh"
 
 #include "scores.cuh"
 

@@ -46,13 +46,16 @@ def test_nvrtc_compiles_and_exports_the_kernels(arch: str) -> None:
     for dtype in launcher.DTYPES:
         assert f"token_scores_{dtype}".encode() in modules["scores.cu"].code
         assert f"similarity_fma_{dtype}".encode() in modules["scores.cu"].code
+        assert f"clip_compare_{dtype}".encode() in modules["clip.cu"].code
     assert b"similarity_mma_bfloat16" in modules["scores.cu"].code
 
 
 def test_no_includes_beyond_our_own(sources: Path) -> None:
-    for source in (*launcher.SOURCES, "greedy.cuh", "scores.cuh"):
+    headers = {path.name for path in sources.glob("*.cuh")}
+    assert {"clip.cuh", "greedy.cuh", "half.cuh", "scores.cuh"} == headers
+    for source in (*launcher.SOURCES, *headers):
         text = (sources / source).read_text(encoding="utf-8")
-        assert set(re.findall(r"#include (\S+)", text)) <= {'"greedy.cuh"', '"scores.cuh"'}, source
+        assert set(re.findall(r"#include (\S+)", text)) <= {f'"{name}"' for name in headers}, source
 
 
 def test_a_machine_without_gpu_or_packages_says_so_in_one_line() -> None:

@@ -1,0 +1,261 @@
+"""The `select_clip` stage as ONNX: the selection over a whole clip, in standard operators only (see `clip_reference`)."""
+
+from string import Template
+
+import numpy as np
+import onnx.parser
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from .onnx_lines import model_of_text
+
+CANDIDATES = 256  # of 64 to 1,024 the fastest at 8 × 576
+
+# near [N]: each token's distance to its nearest pick, −inf once picked. Identical tokens get the numbers of the first.
+_ADD_PICKS = """
+<domain: "rediprune", opset_import: ["" : 20]>
+AddPicks (unit, first, near, picks) => (next_near)
+{
+    axis0 = Constant <value_ints: ints = [0]> ()
+    axis1 = Constant <value_ints: ints = [1]> ()
+    whole = Constant <value_float: float = 1.0> ()
+    low = Constant <value = float {-inf}> ()
+    pick_first = Gather (first, picks)
+    pick_unit = Gather (unit, pick_first)
+    pick_unit_t = Transpose <perm = [1, 0]> (pick_unit)
+    product = MatMul (unit, pick_unit_t)
+    first_column = Unsqueeze (first, axis1)
+    first_row = Unsqueeze (pick_first, axis0)
+    is_same = Equal (first_column, first_row)
+    at_most_one = Min (product, whole)
+    similarity = Where (is_same, whole, at_most_one)
+    nearest = ReduceMax <keepdims = 0> (similarity, axis1)
+    of_first = Gather (nearest, first)
+    distance = Sub (whole, of_first)
+    nearer = Min (near, distance)
+    shape = Shape (picks)
+    lows = Expand (low, shape)
+    next_near = ScatterElements <axis = 0> (nearer, picks, lows)
+}
+"""
+
+# Whether no token is worth keeping any more, and whether the choice ends with that: no frame is short of its least.
+_IS_SPENT = """
+<domain: "rediprune", opset_import: ["" : 20]>
+IsSpent (near, pull, threshold, owed) => (ends, spent)
+{
+    zero = Constant <value_int: int = 0> ()
+    score = Add (near, pull)
+    best = ReduceMax <keepdims = 0> (score)
+    spent = Less (best, threshold)
+    debt = ReduceSum <keepdims = 0> (owed)
+    no_debt = Equal (debt, zero)
+    ends = And (spent, no_debt)
+}
+"""
+
+# owed [F]: how many tokens each frame is still short of its least.
+_SELECT_CLIP = Template("""
+<ir_version: 10, opset_import: ["" : 20, "rediprune" : 1]>
+select_clip ($dtype[F, P, $channels] features, $dtype[L, $depth] text_embeds, int64 num_keep, float alpha,
+    int64 min_per_frame, float threshold$inputs) => (int64[K] indices, $dtype[K, $channels] kept)
+{
+    $constants
+    $query
+    $unit_tokens
+    $fingerprint
+
+    # All frames as one row of tokens.
+    yes = Constant <value = bool {1}> ()
+    low_1 = Unsqueeze (low, axis0)
+    row_shape = Constant <value_ints: ints = [-1]> ()
+    grid = Shape (relevance)
+    frames = Gather (grid, zero)
+    patches = Gather (grid, one)
+    relevances = Reshape (relevance, row_shape)
+    fingerprints = Reshape (fingerprint, row_shape)
+    number = Size (relevances)
+    all_tokens = Unsqueeze (number, axis0)
+    tokens_index = Range (zero, number, one)
+    frame_of = Div (tokens_index, patches)
+    unit_shape = Shape (visual_unit)
+    unit_width = Gather (unit_shape, two)
+    unit_width_1 = Unsqueeze (unit_width, axis0)
+    flat_shape = Concat <axis = 0> (all_tokens, unit_width_1)
+    unit = Reshape (visual_unit, flat_shape)
+
+    # Of each token the first that is identical to it: sorted by fingerprint and then relevance they are neighbours.
+    by_relevance_values, by_relevance = TopK <axis = 0> (relevances, all_tokens)
+    prints_by_relevance = Gather (fingerprints, by_relevance)
+    sorted_prints, by_print = TopK <axis = 0> (prints_by_relevance, all_tokens)
+    order = Gather (by_relevance, by_print)
+    rank_before = Sub (tokens_index, one)
+    before_rank = Max (rank_before, zero)
+    order_before = Gather (order, before_rank)
+    print_before = Gather (sorted_prints, before_rank)
+    relevance_here = Gather (relevances, order)
+    relevance_before = Gather (relevances, order_before)
+    unit_here = Gather (unit, order)
+    unit_before = Gather (unit, order_before)
+    neighbours = Mul (unit_here, unit_before)
+    neighbour_cosine = ReduceSum <keepdims = 0> (neighbours, last_axis)
+    bound = Constant <value_float: float = $bound> ()
+    has_before = Greater (tokens_index, zero)
+    same_direction = Greater (neighbour_cosine, bound)
+    same_print = Equal (sorted_prints, print_before)
+    same_relevance = Equal (relevance_here, relevance_before)
+    same_sums = And (same_print, same_relevance)
+    same_as = And (same_sums, same_direction)
+    repeats = And (same_as, has_before)
+    begins = Not (repeats)
+    begins_i = Cast <to = 7> (begins)
+    runs = CumSum (begins_i, zero)
+    run = Sub (runs, one)
+    unset = Expand (number, all_tokens)
+    heads = ScatterElements <axis = 0, reduction = "min"> (unset, run, order)
+    first_of_run = Gather (heads, run)
+    first = ScatterElements <axis = 0> (order, order, first_of_run)
+
+    # The first pick is the most relevant token; nothing is known of the others before it.
+    pull = Mul (relevances, alpha)
+    each = Min (num_keep, patches)
+    total = Mul (each, frames)
+    high = Constant <value = float {inf}> ()
+    unseen = Expand (high, all_tokens)
+    frames_1 = Unsqueeze (frames, axis0)
+    least = Expand (min_per_frame, frames_1)
+    most_relevant = ArgMax <axis = 0, keepdims = 1> (relevances)
+    first_near = rediprune.AddPicks (unit, first, unseen, most_relevant)
+    first_frame = Gather (frame_of, most_relevant)
+    owed_there = Gather (least, first_frame)
+    less_owed = Sub (owed_there, one)
+    first_owed = ScatterElements <axis = 0> (least, first_frame, less_owed)
+    first_ends, first_spent = rediprune.IsSpent (first_near, pull, threshold, first_owed)
+    is_one = Equal (total, one)
+    none_left = Or (is_one, first_ends)
+    begins_blocks = Not (none_left)
+
+    # Blocks of picks. Of the best tokens, the candidates, similarities to one another are known; as long as the best of them
+    # is above all that the others can have, whose scores only fall, it is the best of all. Then the block's picks are added
+    # to every token at once: one product of matrices in place of one with a vector for each pick. Candidates are in
+    # ascending order, so that ties go to the lowest index.
+    most = Constant <value_int: int = $candidates> ()
+    next_most = Add (most, one)
+    looked_at = Min (next_most, number)
+    looked_at_1 = Unsqueeze (looked_at, axis0)
+    most_or_all = Min (most, number)
+    candidates_1 = Unsqueeze (most_or_all, axis0)
+    near_end, owed_end, made_end, spent_end = Loop (total, begins_blocks, first_near, first_owed, one, first_spent) <body = block
+        (int64 block_number, bool going, float[N] near, int64[F] owed, int64 made, bool spent)
+        => (bool go_on, float[N] near_out, int64[F] owed_out, int64 made_out, bool spent_out)
+        {
+            score = Add (near, pull)
+            debt = ReduceSum <keepdims = 0> (owed)
+            left = Sub (total, made)
+            tight = LessOrEqual (left, debt)
+            restricts = Or (spent, tight)
+            opens = Not (restricts)
+            is_owed = Greater (owed, zero)
+            may_frame = Or (is_owed, opens)
+            may = Gather (may_frame, frame_of)
+            eligible = Where (may, score, low)
+            top_scores, top = TopK <axis = 0> (eligible, looked_at_1)
+            padded_scores = Concat <axis = 0> (top_scores, low_1)
+            rest = Gather (padded_scores, most_or_all)
+            best_tokens = Slice (top, axis0, candidates_1, axis0)
+            candidates, candidates_order = TopK <axis = 0, largest = 0, sorted = 1> (best_tokens, candidates_1)
+            candidate_eligible = Gather (eligible, candidates)
+            first_place = ArgMax <axis = 0, keepdims = 1> (candidate_eligible)
+            candidate_first = Gather (first, candidates)
+            candidate_unit = Gather (unit, candidate_first)
+            candidate_unit_t = Transpose <perm = [1, 0]> (candidate_unit)
+            product = MatMul (candidate_unit, candidate_unit_t)
+            at_most_one = Min (product, whole)
+            first_column = Unsqueeze (candidate_first, axis1)
+            first_row = Unsqueeze (candidate_first, axis0)
+            is_same = Equal (first_column, first_row)
+            is_same_i = Cast <to = 7> (is_same)
+            same_place = ArgMax <axis = 1, keepdims = 0> (is_same_i)
+            of_rows = Gather <axis = 0> (at_most_one, same_place)
+            of_first = Gather <axis = 1> (of_rows, same_place)
+            similarity = Where (is_same, whole, of_first)
+            candidate_near = Gather (near, candidates)
+            candidate_pull = Gather (pull, candidates)
+            candidate_frame = Gather (frame_of, candidates)
+            last_place, last_near, owed_next, places = Loop (left, yes, first_place, candidate_near, owed) <body = pick_one
+                (int64 step, bool picking, int64[1] place, float[M] c_near, int64[F] c_owed)
+                => (bool pick_on, int64[1] next_place, float[M] next_near, int64[F] next_owed, int64[1] picked)
+                {
+                    row = Gather <axis = 0> (similarity, place)
+                    row_1 = Reshape (row, row_shape)
+                    distance = Sub (whole, row_1)
+                    nearer = Min (c_near, distance)
+                    next_near = ScatterElements <axis = 0> (nearer, place, low_1)
+                    c_score = Add (next_near, candidate_pull)
+                    pick_frame = Gather (candidate_frame, place)
+                    owed_before = Gather (c_owed, pick_frame)
+                    owed_less = Sub (owed_before, one)
+                    owed_after = Max (owed_less, zero)
+                    next_owed = ScatterElements <axis = 0> (c_owed, pick_frame, owed_after)
+                    c_debt = ReduceSum <keepdims = 0> (next_owed)
+                    step_next = Add (step, one)
+                    c_left = Sub (left, step_next)
+                    has_room = Greater (c_left, c_debt)
+                    c_is_owed = Greater (next_owed, zero)
+                    c_may_frame = Or (c_is_owed, opens)
+                    c_may = Gather (c_may_frame, candidate_frame)
+                    c_eligible = Where (c_may, c_score, low)
+                    best = ReduceMax <keepdims = 0> (c_eligible)
+                    next_place = ArgMax <axis = 0, keepdims = 1> (c_eligible)
+                    is_best_of_all = Greater (best, rest)
+                    gains = GreaterOrEqual (best, threshold)
+                    stays_open = And (gains, has_room)
+                    same_rule = Or (restricts, stays_open)
+                    pick_on = And (is_best_of_all, same_rule)
+                    picked = Identity (place)
+                }>
+            owed_out = Identity (owed_next)
+            places_1 = Reshape (places, row_shape)
+            picks = Gather (candidates, places_1)
+            near_out = rediprune.AddPicks (unit, first, near, picks)
+            picks_made = Size (picks)
+            made_out = Add (made, picks_made)
+            ends, spent_out = rediprune.IsSpent (near_out, pull, threshold, owed_out)
+            is_full = GreaterOrEqual (made_out, total)
+            stops = Or (is_full, ends)
+            go_on = Not (stops)
+        }>
+    is_picked = IsInf <detect_positive = 0> (near_end)
+    picked_at = NonZero (is_picked)
+    indices = Reshape (picked_at, row_shape)
+    channels_shape = Shape (features)
+    channels = Gather (channels_shape, two)
+    channels_1 = Unsqueeze (channels, axis0)
+    feature_shape = Concat <axis = 0> (all_tokens, channels_1)
+    flat_features = Reshape (features, feature_shape)
+    kept = Gather (flat_features, indices)
+}
+""")
+
+
+def select_clip_model(
+    channels: int, depth: int, dtype: np.dtype | type = np.float32, candidates: int = CANDIDATES
+) -> ir.Model:
+    """The `select_clip` stage: one budget over all frames, and an end where no token gains enough.
+
+    Inputs: features [F,P,C], text_embeds [L,D], num_keep (tokens of each frame on average), alpha, min_per_frame (from 1 to
+    num_keep), threshold (−inf: none). Outputs: indices [K] int64 ascending, frame · P + patch, and kept [K,C]. Scores are
+    float32 whatever `dtype` (float32 or float16) the features have. Equal to `pool_query` followed by `select_clip_tokens`.
+
+    Args:
+        channels: C, width of the vision tower's features.
+        depth: D, width of the language model's embeddings.
+        dtype: of features, text_embeds and kept.
+        candidates: how many of the best tokens are compared with one another at once; the choice is the same for any.
+    """
+    model = model_of_text(_SELECT_CLIP, channels, depth, dtype, candidates=candidates)
+    for text in (_ADD_PICKS, _IS_SPENT):
+        function = ir.from_proto(onnx.parser.parse_function(text))
+        model.functions[function.identifier()] = function
+    RemoveUnusedNodesPass()(model)  # constants of the shared lines that are not used here
+    return model
