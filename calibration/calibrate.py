@@ -148,6 +148,7 @@ def _manifest(run: QuantizationRun, given: CalibrationSpec, measured: dict[str, 
         "precision": run.plan.settings.recipe,
         "engines": {},
         "plan": None,
+        "auto_keep": None,  # of the baseline's features
         "calibration": record,
     }
     return run.plan.baseline.manifest.model_copy(update=changes)

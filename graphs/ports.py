@@ -45,7 +45,7 @@ class Stage:
     """An eager module and its inputs and outputs.
 
     Attributes:
-        name: "vision", "select", "project", "embed" or "language"; "vision_video" where videos have their own tower.
+        name: "vision", "select", "select_clip", "project", "embed" or "language"; "vision_video" where videos have their own tower.
         module: takes the inputs in their order.
         inputs, outputs: symbols of one name stand for one size within a stage.
         stack: the module's layers, if it is a stack of them.

@@ -9,6 +9,7 @@ from .families import Family, TowerFamily
 from .families.base import image_side
 from .language import LanguageStage, cache_names, cache_shape, decoder_of
 from .ports import Port, Stack, Stage
+from .selection.clip_reference import select_clip_tokens
 from .selection.query_vector import pool_query
 from .selection.reference import select_tokens
 
@@ -26,6 +27,26 @@ class SelectStage(nn.Module):
         return indices, kept
 
 
+class SelectClipStage(nn.Module):
+    """The selection over a whole clip as a stage: `pool_query`, `select_clip_tokens`, and the rows that they choose."""
+
+    def forward(
+        self,
+        features: Tensor,
+        text_embeds: Tensor,
+        num_keep: Tensor,
+        alpha: Tensor,
+        min_per_frame: Tensor,
+        threshold: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """features [F, P, C], text_embeds [L, D] and scalars → indices [K] int64, kept [K, C]."""
+        count = min(int(num_keep), features.shape[1])
+        least = min(int(min_per_frame), count)
+        query = pool_query(text_embeds)
+        indices = select_clip_tokens(features, query, count, float(alpha), least, float(threshold))
+        return indices, features.flatten(0, 1)[indices]
+
+
 def stages_of(model: nn.Module, family: Family) -> list[Stage]:
     """The stages of a transformers model.
 
@@ -35,7 +56,7 @@ def stages_of(model: nn.Module, family: Family) -> list[Stage]:
 
     Returns:
         In the order in which data flows through them: `vision` (and `vision_video`, where videos have a tower of their
-        own), `select`, `project`, `embed`, `language`.
+        own), `select`, `select_clip`, `project`, `embed`, `language`.
     """
     config: Any = model.config
     text = config.text_config
@@ -55,6 +76,19 @@ def stages_of(model: nn.Module, family: Family) -> list[Stage]:
                 Port("tau", (), torch.float32),
             ),
             (Port("indices", ("frames", "kept"), torch.int64), Port("kept", ("frames", "kept", channels))),
+        ),
+        Stage(
+            "select_clip",
+            SelectClipStage(),
+            (
+                Port("features", ("frames", "patches", channels)),
+                Port("text_embeds", ("question", depth)),
+                Port("num_keep", (), torch.int64),
+                Port("alpha", (), torch.float32),
+                Port("min_per_frame", (), torch.int64),
+                Port("threshold", (), torch.float32),
+            ),
+            (Port("indices", ("kept",), torch.int64), Port("kept", ("kept", channels))),
         ),
         project,
         Stage(

@@ -3,12 +3,10 @@
 from collections.abc import Collection, Generator
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from .detokenize import AnswerText
 from .memory import peak_memory
 from .timing import Stopwatch
-from .visual_tokens import Visual
+from .visual_tokens import Kept, Visual
 
 
 @dataclass
@@ -18,7 +16,8 @@ class Answer:
     Attributes:
         text: the answer, without special tokens and leading space, up to a stop string.
         token_ids: generated ids, the stop token included.
-        kept: for each image or video [F, K] indices of the kept tokens.
+        kept: for each image or video [F, K] indices of the kept tokens; where frames keep different numbers (scope "clip",
+            keep "auto") a list with the indices of each frame.
         timings: seconds: preprocess, vision, select, project, embed, prefill, time_to_first_token, decode, total. What
             the reader of a stream does between its pieces does not count.
         prompt_tokens: text tokens of the prompt.
@@ -34,7 +33,7 @@ class Answer:
 
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
-    kept: list[np.ndarray] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
     prompt_tokens: int = 0
     visual_tokens: int = 0

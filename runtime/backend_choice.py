@@ -122,7 +122,8 @@ class _Automatic:
         for name in _ENGINES if self.gpu else ():
             if self._has_engine(name, stage):
                 return Choice(name, f"its engine was built for a GPU like the one here ({self.gpu})")
-        if self.gpu and _has_cuda_provider() and _refusal(self.bundle, "ort-cuda", stage) is None:
+        own = runs_on("ort-cuda", stage) == "ort-cuda"
+        if self.gpu and own and _has_cuda_provider() and _refusal(self.bundle, "ort-cuda", stage) is None:
             return Choice("ort-cuda", f"there is a GPU ({self.gpu}) and no engine for it")
         spec, record = self.bundle.manifest.stages[stage], self.bundle.manifest.calibration
         towers = {modality.stage for modality in self.bundle.manifest.modalities.values()}

@@ -6,16 +6,24 @@ checks by the same rules what a checkpoint's generation config says.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from math import isfinite
+from math import inf, isfinite
 from numbers import Integral, Real
 from typing import Any, TypedDict
 
 from ..graphs.selection.counts import check_weights, num_kept
-from .bundle import KeepDefaults
+from .bundle import SCOPES, AutoKeep, KeepDefaults
 from .errors import RedipruneError
 from .positions import POSITIONS
 
 DEFAULT_FRAMES = 8
+AUTO_KEEP = "auto"
+_UNITS = {"ms": 1e-3, "s": 1.0}
+
+
+_CHECKED = (
+    *("frames", "frame_tolerance", "prune_tiles", "positions"),
+    *("min_pixels", "max_pixels", "scope", "min_per_frame"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +32,8 @@ class SelectOptions:
 
     Attributes:
         frames: frames sampled from each video, evenly; None is the checkpoint's number, or 8.
-        keep: float, the ratio of visual tokens kept in each frame, 1.0 for all; int, their number; None is the
-            bundle's default.
+        keep: float, the ratio of visual tokens kept in each frame, 1.0 for all; int, their number; "auto", as many as the
+            picture is worth, by the threshold that `rediprune calibrate --keep-auto` found; None is the bundle's default.
         alpha: weight of relevance against diversity, at least 0; None is the bundle's default.
         tau: candidate filter, 0 is off; None is the bundle's default.
         frame_tolerance: a video's frame takes the features of an earlier one where no part of it differs by more than
@@ -37,13 +45,18 @@ class SelectOptions:
         min_pixels, max_pixels: bounds of the pixels that pictures and videos are scaled to, for families whose pictures
             have any size (Qwen-VL); None is the checkpoint's, whose most neither may exceed. Of a video they are of each
             frame, with Qwen3-VL of all frames together.
+        scope: "frame", each frame has its own budget, as the release has it, the default; "clip", one budget for all frames
+            of a video, and for all images of one size together: `keep` is then the mean of the frames.
+        min_per_frame: tokens kept of each frame at least, where frames differ in number (scope "clip", keep "auto"); None is 1.
+        first_token: seconds, or "300ms": as many tokens are kept as let the first token come in this time, at most `keep`; by
+            what the language model takes on this machine, measured when first asked for.
 
     Raises:
-        RedipruneError: a setting is not in its range.
+        RedipruneError: a setting is not in its range, or two contradict each other.
     """
 
     frames: int | None = None
-    keep: float | int | None = None
+    keep: float | int | str | None = None
     alpha: float | None = None
     tau: float | None = None
     frame_tolerance: float | None = None
@@ -51,35 +64,80 @@ class SelectOptions:
     positions: str | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
+    scope: str | None = None
+    min_per_frame: int | None = None
+    first_token: float | str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("frames", "frame_tolerance", "prune_tiles", "positions", "min_pixels", "max_pixels"):
+        for name in _CHECKED:
             check_setting(name, getattr(self, name))
+        if self.first_token is not None:
+            object.__setattr__(self, "first_token", parse_seconds(self.first_token))
         try:
             check_weights(0.0 if self.alpha is None else self.alpha, 0.0 if self.tau is None else self.tau)
             # Whether a frame has as many tokens as a count asks for is known when the frame is.
-            if self.keep is not None and not (_is_whole(self.keep) and self.keep > 0):
+            if isinstance(self.keep, str):
+                if self.keep != AUTO_KEEP:
+                    raise RedipruneError(
+                        f"keep must be a ratio, a number of tokens, or '{AUTO_KEEP}', not '{self.keep}'"
+                    )
+            elif self.keep is not None and not (_is_whole(self.keep) and self.keep > 0):
                 num_kept(1, self.keep)
         except ValueError as error:
             raise RedipruneError(str(error)) from error
+        self._check_together(self.tau or 0.0)
 
-    def resolved(self, defaults: KeepDefaults, frames: int | None) -> "Selection":
+    def _check_together(self, tau: float) -> None:
+        """Refuse settings that contradict each other."""
+        apart = self.scope == "clip" or self.keep == AUTO_KEEP  # frames differ in number
+        if self.min_per_frame is not None and not apart:
+            raise RedipruneError(
+                "min_per_frame is for scope 'clip' and keep 'auto': else each frame keeps equally many"
+            )
+        if tau > 0 and apart:
+            raise RedipruneError("tau filters the tokens of one frame: with scope 'clip' or keep 'auto' it must be 0")
+        if self.first_token is not None and self.keep == AUTO_KEEP:
+            raise RedipruneError("first_token and keep 'auto' both say how many tokens are kept; give one of them")
+
+    def resolved(self, defaults: KeepDefaults, frames: int | None, auto: AutoKeep | None = None) -> "Selection":
         """The settings of a selection, with a bundle's defaults where nothing else is asked for.
 
         Args:
             defaults: the bundle's.
             frames: the number of frames that the checkpoint asks for, if it does.
+            auto: what the bundle was calibrated to keep on its own.
+
+        Raises:
+            RedipruneError: keep is "auto", and the bundle was not calibrated for it; or a default contradicts a setting.
         """
+        tau = defaults.tau if self.tau is None else self.tau
+        self._check_together(tau)
+        scope = self.scope or "frame"
+        keep, threshold = defaults.keep if self.keep is None else self.keep, -inf
+        if self.first_token is not None and self.keep is None:
+            keep = 1.0  # as many as there is time for
+        if isinstance(keep, str):
+            found = None if auto is None else auto.thresholds.get("clip" if scope == "clip" else "frame")
+            if auto is None or found is None:
+                raise RedipruneError(
+                    f"keep '{AUTO_KEEP}' needs a threshold for scope '{scope}', which this bundle has not; calibrate it: "
+                    "rediprune calibrate BUNDLE --keep-auto accuracy=1"
+                )
+            keep, threshold = auto.most, found
         return Selection(
             frames=self.frames or frames or DEFAULT_FRAMES,
-            keep=defaults.keep if self.keep is None else self.keep,
+            keep=keep,
             alpha=defaults.alpha if self.alpha is None else self.alpha,
-            tau=defaults.tau if self.tau is None else self.tau,
+            tau=tau,
             frame_tolerance=self.frame_tolerance,
             prune_tiles=self.prune_tiles,
             positions=defaults.positions if self.positions is None else self.positions,
             min_pixels=self.min_pixels,
             max_pixels=self.max_pixels,
+            scope=scope,
+            min_per_frame=self.min_per_frame or 1,
+            threshold=threshold,
+            first_token=None if self.first_token is None else float(self.first_token),
         )
 
 
@@ -96,6 +154,20 @@ class Selection:
     positions: str
     min_pixels: int | None = None
     max_pixels: int | None = None
+    scope: str = "frame"
+    min_per_frame: int = 1
+    threshold: float = -inf
+    first_token: float | None = None
+
+    @property
+    def stops(self) -> bool:
+        """Whether the choice may end before `keep` is reached."""
+        return self.threshold > -inf
+
+    @property
+    def over_clip(self) -> bool:
+        """Whether frames may keep different numbers of tokens: what the stage `select_clip` is for."""
+        return self.scope == "clip" or self.stops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +227,7 @@ class SelectKeywords(TypedDict, total=False):
     """`SelectOptions` as keywords of a call."""
 
     frames: int | None
-    keep: float | int | None
+    keep: float | int | str | None
     alpha: float | None
     tau: float | None
     frame_tolerance: float | None
@@ -163,6 +235,9 @@ class SelectKeywords(TypedDict, total=False):
     positions: str | None
     min_pixels: int | None
     max_pixels: int | None
+    scope: str | None
+    min_per_frame: int | None
+    first_token: float | str | None
 
 
 class AnswerKeywords(SelectKeywords, total=False):
@@ -196,6 +271,23 @@ def merge_keywords(
     return replace(selection or SelectOptions(), **ours), replace(generation or GenerateOptions(), **others)
 
 
+def parse_seconds(value: Any) -> float:
+    """A time in seconds: a number, or a text with a unit, "300ms" or "1.5s".
+
+    Raises:
+        RedipruneError: it is neither, or not above 0.
+    """
+    text = str(value).strip().lower()
+    unit = next((unit for unit in _UNITS if text.endswith(unit)), "")
+    try:
+        seconds = float(text.removesuffix(unit)) * _UNITS.get(unit, 1.0)
+    except ValueError:
+        seconds = 0.0
+    if isinstance(value, bool) or not isfinite(seconds) or seconds <= 0:
+        raise RedipruneError(f"first_token must be a time such as 300ms, 1.5s or 0.3 (seconds), not {value!r}")
+    return seconds
+
+
 def _is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
@@ -213,6 +305,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         ("min_pixels", "max_pixels"),
         (lambda value: _is_whole(value) and value >= 1, "a whole number of pixels, at least 1"),
     ),
+    "scope": (lambda value: value in SCOPES, " or ".join(SCOPES)),
+    "min_per_frame": (lambda value: _is_whole(value) and value >= 1, "a whole number, at least 1"),
     "max_new_tokens": (lambda value: _is_whole(value) and value >= 1, "a whole number, at least 1"),
     "temperature": (lambda value: _is_number(value) and value >= 0, "≥ 0 (0 is greedy)"),
     "top_k": (lambda value: _is_whole(value) and value >= 0, "a whole number ≥ 0 (0 is off)"),

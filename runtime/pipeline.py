@@ -23,6 +23,7 @@ from .decode import decode
 from .detokenize import Detokenizer
 from .errors import RedipruneError
 from .feature_cache import FeatureCache
+from .first_token_time import PrefillTime, any_prefill
 from .generate import Sampling
 from .media.limits import MediaLimits
 from .media.preprocess import Processor
@@ -31,13 +32,12 @@ from .options import AnswerKeywords, GenerateOptions, SelectKeywords, SelectOpti
 from .prepared_request import PreparedRequest, prepared_of
 from .prompt import Prompt, check_placeholder_ids
 from .prompt_encoder import PromptEmbeds, PromptEncoder
-from .stage_sessions import RequestSessions, StageSessions
+from .stage_sessions import RequestSessions, StageSessions, prefetch_order
 from .stop_strings import TokenBytes
 from .timing import StageClock, Stopwatch
+from .visual_tokens import Kept
 
 __all__ = ["Answer", "Pipeline", "Stream"]
-
-_ON_CPU = ("ort", "openvino", "openvino-bf16")  # what a GPU loads stays with the thread that runs it
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +67,7 @@ class Pipeline:
         processor: tokenizer, chat template and picture settings.
         cache: features of pictures seen before.
         limits: what an image or video may be at most.
+        prefill_time: what the language stage takes on this machine, measured for requests that give `first_token`.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Pipeline:
         self.limits = limits or MediaLimits.read()
         self.cache = FeatureCache(cache_bytes)
         self.reasons = reasons or {}
+        self.prefill_time = PrefillTime(any_prefill(bundle.manifest, self.stage), bundle.manifest.decoder.max_positions)
         self._replacements: tuple[_Replacement, ...] = ()
         self._lock = Lock()  # guards the replacements
         self._sessions = StageSessions(backends, lambda stage: open_session(backends[stage], bundle, stage, threads))
@@ -141,7 +143,7 @@ class Pipeline:
             "quantise the bundle (rediprune calibrate --help)",
         )
         reasons = {stage: choice.reason for stage, choice in choices.items()}
-        prefetch = () if lazy else _prefetched(opened, backends)
+        prefetch = () if lazy else prefetch_order(opened, backends)
         return cls(opened, backends, threads, cache_bytes, prefetch, limits, reasons)
 
     @overload
@@ -333,8 +335,8 @@ class Pipeline:
         selection: SelectOptions | None = None,
         chat: bool = True,
         **keywords: Unpack[SelectKeywords],
-    ) -> list[np.ndarray]:
-        """The tokens that an answer would keep, without answering: indices [F, K] for each image or video.
+    ) -> list[Kept]:
+        """The tokens that an answer would keep, without answering: `Answer.kept`.
 
         Takes what `stream` takes, and raises what it raises.
         """
@@ -358,8 +360,18 @@ class Pipeline:
         pulse: Callable[[], object] = lambda: None,
     ) -> PromptEncoder:
         manifest = self.bundle.manifest
-        selection = options.resolved(manifest.defaults, self.processor.frames)
-        return PromptEncoder(manifest, self.processor, sessions, self.newline, selection, self.limits, clock, pulse)
+        selection = options.resolved(manifest.defaults, self.processor.frames, manifest.auto_keep)
+        return PromptEncoder(
+            manifest,
+            self.processor,
+            sessions,
+            self.newline,
+            selection,
+            self.limits,
+            clock,
+            self.prefill_time,
+            pulse,
+        )
 
     def _check_length(self, prompt: PromptEmbeds, max_new_tokens: int) -> None:
         limit = self.bundle.manifest.decoder.max_positions
@@ -373,9 +385,7 @@ class Pipeline:
 
 def _own_placeholders(bundle: Bundle) -> dict[str, int]:
     """Placeholder ids by kind; where images and a video's frames share one, it is the images'."""
-    found: dict[int, str] = {}
-    for kind, spec in bundle.manifest.modalities.items():
-        found.setdefault(spec.placeholder, kind)
+    found = {spec.placeholder: kind for kind, spec in reversed(bundle.manifest.modalities.items())}
     return {kind: token for token, kind in found.items()}
 
 
@@ -387,12 +397,3 @@ def _check_limits(threads: int, cache_bytes: int) -> None:
         )
     if threads < 0 or cache_bytes < 0:
         raise RedipruneError("threads and cache_bytes must be 0 or more")
-
-
-def _prefetched(bundle: Bundle, backends: Mapping[str, str]) -> list[str]:
-    """The CPU's stages, the large ones first: all but the towers of a family that has several."""
-    stages = bundle.manifest.stages
-    towers = {modality.stage for modality in bundle.manifest.modalities.values()}
-    wanted = [stage for stage in stages if stage not in towers or len(towers) == 1]
-    wanted.sort(key=lambda stage: -stages[stage].weight_bytes)
-    return [stage for stage in wanted if backends[stage] in _ON_CPU]

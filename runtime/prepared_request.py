@@ -46,7 +46,7 @@ class PreparedRequest:
         """Kept visual tokens, "image" and "video" apart; newlines between tiles are not among them."""
         kept = {"image": 0, "video": 0}
         for visual in self.prompt.visuals:
-            kept[visual.kind] += visual.kept.size
+            kept[visual.kind] += len(visual.slots)
         return kept
 
 

@@ -4,6 +4,7 @@ and spliced into the text.
 pixels → features → indices → kept → projected → spliced, one step after another.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,21 +12,26 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..graphs.selection.counts import num_kept, query_ids
+from ..graphs.selection.counts import query_ids
 from .backends.arrays import Array, concatenate, take
 from .bundle import Manifest
 from .cells import KeptCells
 from .errors import RedipruneError
 from .feature_cache import Encoded
+from .first_token_time import PrefillTime
 from .media.limits import MediaLimits
 from .media.preprocess import Processor, image_key, load_image, load_video
 from .media.video import stand_ins
 from .options import Selection
 from .positions import Positions
 from .prompt import Prompt, encode_text, media_order, prompt_ids, prompt_text
+from .selector import Selector
 from .stage_sessions import RequestSessions
 from .timing import StageClock
 from .visual_tokens import Projected, Visual, splice
+
+# Of the time to the first token, for the selection, which takes up to 1 %, and for what times scatter by.
+_RESERVE = 0.02
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,7 @@ class PromptEncoder:
         selection: which visual tokens are kept.
         limits: what an image or video may be at most.
         clock: adds up what each stage takes.
+        prefill_time: of the language stage on this machine.
         pulse: called between frames and stages; a `RedipruneError` that it raises ends the work.
     """
 
@@ -89,6 +96,7 @@ class PromptEncoder:
         selection: Selection,
         limits: MediaLimits,
         clock: StageClock,
+        prefill_time: PrefillTime,
         pulse: Callable[[], object] = lambda: None,
     ):
         self.modalities, self.family = manifest.modalities, manifest.family_name
@@ -113,6 +121,8 @@ class PromptEncoder:
         self.sessions, self.newline = sessions, newline
         self.selection, self.limits, self.clock, self.pulse = selection, limits, clock, pulse
         self.warnings: list[str] = []
+        self.selector = Selector(sessions, manifest, selection, clock, pulse)
+        self.prefill_time = prefill_time
 
     def encode(
         self,
@@ -132,6 +142,7 @@ class PromptEncoder:
         Raises:
             RedipruneError: a bad image, video or prompt.
         """
+        began = time.perf_counter()
         self._check_kinds(images, videos)
         self.processor = self.processor.of_images(len(images))
         if chat and self.processor.chat_template.warning is not None:
@@ -149,9 +160,9 @@ class PromptEncoder:
         embeds = self._embed(ids)  # [tokens, D]
         steering = self._question(ids, embeds) if question is None else self._question_of(question, chat)
         pruned, inserted = [], []
-        for visual in visuals:
+        text = len(ids) - sum(visual.parts for visual in visuals)
+        for visual, kept in self.selector.select(visuals, steering, self._most(visuals, text, began)):
             self.pulse()
-            visual, kept = self._select(visual, steering)
             pruned.append(visual)
             inserted += visual.inserted(self._project(visual, kept), self.axes)
         kept_tokens = sum(visual.tokens.embeds.shape[0] for visual in inserted)
@@ -271,40 +282,37 @@ class PromptEncoder:
         self._check_vocabulary(ids)
         return self._question(ids, self._embed(ids))
 
-    def _select(self, visual: Visual, question: Array) -> tuple[Visual, Array]:
-        """features → indices [F, K] and kept [F, K, C]."""
-        patches, selection = visual.features.shape[1], self.selection
-        whole = visual.spec.tiled and not selection.prune_tiles
-        try:
-            count = num_kept(patches, 1.0 if whole else selection.keep)
-        except ValueError as error:
-            raise RedipruneError(str(error)) from error
-        if count == patches:
-            return visual, visual.features
-        if visual.layout is not None and visual.layout.mix is not None:
-            raise RedipruneError(
-                f"a picture of {visual.features.shape[0] - 1} tiles is scaled down behind {self.family}'s projector, where pruned "
-                "tokens form no grid: ask without prune_tiles, or give a smaller picture"
+    def _most(self, visuals: Sequence[Visual], text: int, began: float) -> int | None:
+        """How many tokens of a frame may be kept so that the first token comes in time; None where no time is given.
+
+        Args:
+            visuals: encoded.
+            text: tokens of the prompt's text.
+            began: when the request came (`time.perf_counter`).
+        """
+        wanted = self.selection.first_token
+        if wanted is None or not visuals:
+            return None
+        pruned = [visual for visual in visuals if not self.selector.keeps_whole(visual)]
+        whole = text + sum(visual.total for visual in visuals if self.selector.keeps_whole(visual))
+        frames = sum(visual.features.shape[0] for visual in pruned)
+        spent = time.perf_counter() - began
+        left = (1 - _RESERVE) * wanted - spent
+        most = whole + sum(visual.total for visual in pruned)
+        fits = self.prefill_time.longest_within(left, most) if left > 0 else 0
+        if fits < whole + frames:
+            self.warnings.append(
+                f"the first token cannot come within {wanted * 1e3:.0f} ms here: the pictures take "
+                f"{spent * 1e3:.0f} ms, and one token of each frame is kept; give fewer frames or more time"
             )
-        with self.clock("select"):
-            outputs = self.sessions.stage("select").run(
-                {
-                    "features": visual.features,
-                    "text_embeds": question,
-                    "num_keep": np.array(count),
-                    "alpha": np.array(selection.alpha),
-                    "tau": np.array(selection.tau),
-                }
-            )
-            return replace(visual, kept=np.asarray(outputs["indices"])), outputs["kept"]
+        return max(1, (fits - whole) // max(frames, 1))
 
     def _project(self, visual: Visual, kept: Array) -> Projected:
         """kept [F, K, C] → projected → tokens in the order the decoder reads them."""
         if visual.spec.mixed_output is not None:
             return Projected(visual.sequence(self._mixed(visual), self.newline))
         with self.clock("project"):
-            inputs = {"kept": kept} if visual.rows is None else {"rows": visual.rows, "indices": visual.kept}
-            outputs = self.sessions.stage("project").run(inputs)
+            outputs = self.sessions.stage("project").run(_projected_from(visual, kept))
         deepstack = outputs.get("deepstack")
         if deepstack is not None:  # [frames, taps, kept, width]
             added = np.asarray(deepstack).swapaxes(0, 1)
@@ -314,7 +322,27 @@ class PromptEncoder:
     def _mixed(self, visual: Visual) -> np.ndarray:
         """Of kept cells the patches → projected → the cells [F, K, D]."""
         features = np.asarray(visual.rows)  # [frames, patches, channels]
+        assert isinstance(visual.kept, np.ndarray)  # `Selector` gives every frame as many
         with self.clock("project"):
             cells = KeptCells.of(visual.kept, (visual.spec.rows, visual.spec.columns), features.shape[1])
             outputs = self.sessions.stage("project").run({"kept": cells.gathered(features)})
             return cells.mixed(np.asarray(outputs["visual_embeds"]))
+
+
+def _projected_from(visual: Visual, kept: Array) -> dict[str, Array]:
+    """What the project stage takes for an image or a video."""
+    frames = visual.features.shape[0]
+    if visual.rows is not None:
+        if isinstance(visual.kept, np.ndarray):
+            return {"rows": visual.rows, "indices": visual.kept}
+        rows = np.asarray(visual.rows).swapaxes(0, 1)  # [taps, frames, groups, width]; all frames as one
+        return {"rows": rows.reshape(1, rows.shape[0], -1, rows.shape[3]), "indices": visual.slots[None]}
+    if isinstance(visual.kept, np.ndarray):
+        return {"kept": kept}
+    # As many of each frame, the last token repeated: engines are built for so many tokens of a frame, not of a clip.
+    tokens, channels = kept.shape[1:]
+    each = -(-tokens // frames)
+    if each * frames > tokens:
+        filler = np.repeat(np.asarray(kept)[:, -1:], each * frames - tokens, axis=1)
+        kept = np.concatenate([np.asarray(kept), filler], axis=1)
+    return {"kept": kept.reshape(frames, each, channels)}

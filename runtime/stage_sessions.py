@@ -8,10 +8,13 @@ from typing import Any
 
 from . import background
 from .backends.session import LanguageSession, StageSession
+from .bundle import Bundle
 from .errors import RedipruneError
 from .feature_cache import FeatureCache
 
 _PREFETCH_THREADS = 2  # one works while the other waits for the disk
+
+_ON_CPU = ("ort", "openvino", "openvino-bf16")  # what a GPU loads stays with the thread that runs it
 
 
 class StageSessions:
@@ -79,3 +82,12 @@ class RequestSessions:
     @property
     def language(self) -> LanguageSession:
         return self._replaced["language"] if "language" in self._replaced else self._sessions["language"]
+
+
+def prefetch_order(bundle: Bundle, backends: Mapping[str, str]) -> list[str]:
+    """The CPU's stages, the large ones first: all but the towers of a family that has several."""
+    stages = bundle.manifest.stages
+    towers = {modality.stage for modality in bundle.manifest.modalities.values()}
+    wanted = [s for s in stages if s != "select_clip" and (s not in towers or len(towers) == 1)]  # seldom asked for
+    wanted.sort(key=lambda stage: -stages[stage].weight_bytes)
+    return [stage for stage in wanted if backends[stage] in _ON_CPU]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image
@@ -10,6 +11,8 @@ from .backends.arrays import Array, concatenate, take
 from .bundle import ModalitySpec
 from .errors import RedipruneError
 from .media.tiles import NEWLINE, Layout
+
+Kept = np.ndarray | list[np.ndarray]  # [F, K], or the indices of each of F frames
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class Visual:
         spec: how its kind becomes tokens.
         features: [F, P, C], F frames or tiles.
         layout: of the token sequence, where it is not all tokens one after another: of tiles, or with a newline.
-        kept: [F, K] int64, ascending per frame; all of P while nothing is pruned.
+        kept: [F, K] int64, ascending per frame, all of P while nothing is pruned; or, where frames differ in number, the
+            indices of each frame.
         encoded: frames or tiles that went through the tower for this request.
         parts: placeholders in the prompt that stand for it, each for as many frames.
         grid: rows and columns of each frame, where pictures have any size.
@@ -68,12 +72,22 @@ class Visual:
     spec: ModalitySpec
     features: Array
     layout: Layout | None
-    kept: np.ndarray
+    kept: Kept
     encoded: int = 0
     parts: int = 1
     grid: tuple[int, int] | None = None
     rows: Array | None = None
     pace: float = 1.0
+
+    @property
+    def patches(self) -> int:
+        """P, tokens of a frame or tile before pruning."""
+        return self.features.shape[1]
+
+    @property
+    def slots(self) -> np.ndarray:
+        """Kept tokens of all frames: frame · P + patch, [N] int64 ascending."""
+        return np.concatenate([indices + frame * self.patches for frame, indices in enumerate(self.kept)])
 
     @property
     def total(self) -> int:
@@ -82,12 +96,10 @@ class Visual:
 
     def places(self) -> np.ndarray:
         """Where the kept tokens, and newlines, stand among all of them: [N] int64 ascending, in 0 … total − 1."""
-        frames, patches, _ = self.features.shape
-        flat = (self.kept + np.arange(frames)[:, None] * patches).ravel()
         if self.layout is None:
-            return flat
-        slots = self.layout.slots
-        return np.flatnonzero((slots == NEWLINE) | (slots >= frames * patches) | np.isin(slots, flat))
+            return self.slots
+        slots, whole = self.layout.slots, self.features.shape[0] * self.patches
+        return np.flatnonzero((slots == NEWLINE) | (slots >= whole) | np.isin(slots, self.slots))
 
     def inserted(self, tokens: Projected, axes: int) -> list[Inserted]:
         """What stands in place of each of its placeholders, given all its kept tokens.
@@ -96,10 +108,14 @@ class Visual:
             tokens: N of them.
             axes: of a position; with three they are (time, row, column).
         """
-        size, total = tokens.embeds.shape[0] // self.parts, self.total // self.parts
+        total = self.total // self.parts
         places, found = self.places(), []
-        for at in range(self.parts):
-            own = places[at * size : (at + 1) * size] - at * total  # [tokens]
+        number = tokens.embeds.shape[0]
+        bounds = np.searchsorted(places, total * np.arange(self.parts + 1)).tolist()
+        if number != len(places):  # a project stage in place of the bundle's own may merge tokens
+            bounds = [at * number // self.parts for at in range(self.parts + 1)]
+        for at, (start, stop) in enumerate(pairwise(bounds)):
+            own = places[start:stop] - at * total  # [tokens]
             if axes == 1:
                 where, extent = own[None], total
             else:
@@ -109,28 +125,31 @@ class Visual:
                 time = (frame.astype(np.float32) * np.float32(self.pace)).astype(np.int64)  # cut, as in transformers
                 where = np.stack([time, row, column])
                 extent = max(rows, columns)
-            part = tokens.part(at * size, (at + 1) * size)
+            part = tokens.part(start, stop)
             found.append(Inserted(self.spec.placeholder, part, where, extent))
         return found
 
     def sequence(self, projected: Array, newline: np.ndarray | None) -> Array:
         """The kept tokens in the order the decoder reads them: [N, D] from projected [F, K, D].
 
+        Rows behind the last kept token are left out: where frames differ in number, K is filled up.
+
         Of a layout the dropped patches are left out; newlines stay.
         """
-        frames, count, width = projected.shape
-        flat = projected.reshape(frames * count, width)
+        rows, width = projected.shape[0] * projected.shape[1], projected.shape[2]
+        flat = projected.reshape(rows, width)[: len(self.slots)]
+        count = flat.shape[0]
         if self.layout is None:
             return flat
         assert newline is not None
-        patches, mix = self.features.shape[1], self.layout.mix
-        rows = [flat] if mix is None else [flat, mix.of(np.asarray(flat))]
-        table = concatenate([*rows, newline[None].astype(flat.dtype)])  # the newline is its last row
-        row = np.full(frames * patches + 1, NEWLINE, np.int64)  # slot → row of `flat`; the last entry is NEWLINE's own
-        row[(self.kept + np.arange(frames)[:, None] * patches).ravel()] = np.arange(frames * count)
-        slots, mixed = self.layout.slots[self.places()], frames * patches
-        own = row[np.minimum(slots, mixed)]
-        chosen = np.where(slots >= mixed, slots - mixed + frames * count, own)
+        whole, mix = self.features.shape[0] * self.patches, self.layout.mix
+        parts = [flat] if mix is None else [flat, mix.of(np.asarray(flat))]
+        table = concatenate([*parts, newline[None].astype(flat.dtype)])  # the newline is its last row
+        row = np.full(whole + 1, NEWLINE, np.int64)  # slot → row of `flat`; the last entry is NEWLINE's own
+        row[self.slots] = np.arange(count)
+        slots = self.layout.slots[self.places()]
+        own = row[np.minimum(slots, whole)]
+        chosen = np.where(slots >= whole, slots - whole + count, own)
         return take(table, np.where(slots == NEWLINE, table.shape[0] - 1, chosen))
 
 

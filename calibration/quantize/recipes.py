@@ -18,7 +18,11 @@ RECIPES: dict[str, dict[str, str]] = {
     **{half: dict.fromkeys((*_STAGES, "embed"), half) for half in ("fp16", "bf16")},
     "int4": {"vision": "int8", "project": "int8", "language": "int4"},
 }
-_FIXED = {"select": "always computes in fp32", "embed": "only looks up a table"}
+_FIXED = {
+    "select": "always computes in fp32",
+    "select_clip": "always computes in fp32",
+    "embed": "only looks up a table",
+}
 _TENSORRT = ("tensorrt", "tensorrt-rtx")
 
 

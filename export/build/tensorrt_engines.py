@@ -18,6 +18,7 @@ from typing import Any
 
 from ...runtime.backends.gpu import compute_capability
 from ...runtime.backends.nvinfer import LIBRARIES, find_plugin, load_library
+from ...runtime.backends.session import runs_on
 from ...runtime.bundle import Bundle, EngineSpec, file_sha256
 from ...runtime.bundle.atomic_file import replacing
 from ...runtime.bundle.lock import changing
@@ -99,14 +100,18 @@ def _build(
     old = manifest.engines.get(backend)
     engines = EngineSpec(library=library.title, version=version, stages=[], compute_capability=targets)
     build = EngineBuild(engines)
-    profiles = {name: profile_of(name, spec, sizes) for name, spec in manifest.stages.items()}
+    profiles = {
+        name: profile_of(name, spec, sizes)
+        for name, spec in manifest.stages.items()
+        if runs_on(backend, name) == backend
+    }
     for stage, wanted in profiles.items():
         if old is not None and not force and _is_current(bundle, backend, stage, wanted, engines, old):
             _keep(engines, old, backend, stage)
             size = bundle.path(EngineSpec.file(backend, stage)).stat().st_size
             build.stages[stage] = StageBuild(0.0, 0, size, reused=True)
             report(stage, "up to date", 1.0)
-    todo = [stage for stage in manifest.stages if stage not in build.stages]
+    todo = [stage for stage in profiles if stage not in build.stages]
     _check_memory(bundle, todo)
     for stage in todo:
         spec, file = manifest.stages[stage], EngineSpec.file(backend, stage)

@@ -64,7 +64,7 @@ def export(
     check: Annotated[bool, typer.Option("--check/--no-check", help="Compare each graph with PyTorch.")] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Trace a checkpoint's five stages into a bundle. A stage that is up to date is not exported again."""
+    """Trace a checkpoint's stages into a bundle. A stage that is up to date is not exported again."""
     from ..checkpoint.reader import Checkpoint
     from ..exporter import export_bundle
 

@@ -107,7 +107,7 @@ def _stage_table(rows: list[Any]) -> Table:
         worst = max(outputs, key=lambda row: (not row.passed, row.max_abs or 0.0))
         if worst.note:
             cells = [worst.note, "", "", "", ""]
-        elif stage == "select":
+        elif stage.startswith("select"):
             cells = ["equal", "", "", "", ""]
         else:
             numbers = (worst.max_abs, worst.max_rel, 1 - worst.cosine, worst.relative_error, worst.noise)

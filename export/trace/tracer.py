@@ -13,6 +13,7 @@ import torch
 from onnxscript import optimizer
 from onnxscript.values import Opset
 
+from ...graphs.selection.onnx_clip_graph import select_clip_model
 from ...graphs.selection.onnx_graph import select_model
 from ...graphs.stages import Stage
 from .replicate_layers import SCOPES
@@ -23,6 +24,7 @@ IR_VERSION = 11  # onnx writes a newer one by default than engines read (ONNX Ru
 _opset = Opset("", OPSET)
 # Example sizes: all different and none 0 or 1, which torch.export would take for constants.
 _EXAMPLE = {"frames": 6, "kept": 5, "batch": 3, "tokens": 4, "cache": 8, "groups": 7, "windows": 9}
+_SELECTIONS = {"select": select_model, "select_clip": select_clip_model}  # written, not traced
 # Bounds keep torch.export from specialising a dimension; they are far above any model's.
 _LARGEST = 1 << 20
 
@@ -33,7 +35,7 @@ def trace(stage: Stage, dtype: torch.dtype) -> ir.Model:
     Returns:
         The graph, its initialisers without values (`Weights.bind` gives them), symbols named as the stage names them.
     """
-    if stage.name == "select":
+    if stage.name in _SELECTIONS:
         return _select(stage, dtype)
     example = [
         torch.empty(
@@ -90,7 +92,7 @@ def _tensor_scatter(cache: Any, update: Any, write_index: Any) -> Any:
 def _select(stage: Stage, dtype: torch.dtype) -> ir.Model:
     channels, depth = stage.inputs[0].shape[2], stage.inputs[1].shape[1]
     assert isinstance(channels, int) and isinstance(depth, int)
-    model = select_model(channels, depth, np.float16 if dtype == torch.float16 else np.float32)
+    model = _SELECTIONS[stage.name](channels, depth, np.float16 if dtype == torch.float16 else np.float32)
     _name_dimensions(model, stage)
     model.producer_name = "rediprune"
     return model

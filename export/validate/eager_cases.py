@@ -17,6 +17,7 @@ from .references import reference_for
 from .stage_inputs import stage_inputs
 
 KEEPS: tuple[float | int, ...] = (1.0, 0.5, 0.15, 1)  # ratios, and one token of each frame
+CLIP_KEEP = 0.25  # of a video with one budget for all frames
 NEW_TOKENS = 12
 FRAMES = 4
 
@@ -37,7 +38,11 @@ def make_cases(bundle: Bundle, image: Any, video: Any) -> Cases:
     reference = reference_for(eager_model(bundle), Processor.load(bundle.path("processor")))
     inputs = stage_inputs(bundle.manifest, reference, image)
     noisy_type = _NOISY[bundle.manifest.float_precision]
-    stages = {stage.name: _stage_cases(stage, inputs[stage.name], noisy_type) for stage in eager_stages(bundle)}
+    stages = {
+        stage.name: _stage_cases(stage, inputs[stage.name], noisy_type)
+        for stage in eager_stages(bundle)
+        if stage.name in bundle.manifest.stages
+    }
     return Cases(stages, _end_to_end_cases(bundle, reference, image, video))
 
 
@@ -91,12 +96,15 @@ def _end_to_end_cases(bundle: Bundle, reference: Reference, image: Any, video: A
     media: list[tuple[str, list[Any], list[Any]]] = [("text only", [], []), ("image", [image], [])]
     if "video" in bundle.manifest.modalities:
         media += [("video", [], [video]), ("image and video", [image], [video])]
+    elif bundle.manifest.selects_clips:
+        media.append(("two images", [image, image], []))
     cases = []
     for kind, images, videos in media:
-        for keep in KEEPS if images or videos else (1.0,):
+        for keep, scope in _budgets(bundle, len(images), len(videos)):
             for positions in _positions(bundle, keep):
                 options = {
                     "keep": keep,
+                    "scope": scope,
                     "frames": FRAMES,
                     "max_new_tokens": NEW_TOKENS,
                     "prune_tiles": bool(images) and bundle.manifest.modalities["image"].tiled,
@@ -104,9 +112,20 @@ def _end_to_end_cases(bundle: Bundle, reference: Reference, image: Any, video: A
                 }
                 answer = reference.answer(Request(QUESTION, images, videos, **options))
                 label = f"{kind}, {'K' if isinstance(keep, int) else 'keep'} = {keep}"
+                label += ", one budget" if scope == "clip" else ""
                 label += ", original positions" if positions == "original" != bundle.manifest.defaults.positions else ""
                 cases.append(EndToEndCase(label, options, images, videos, answer.token_ids, answer.logits, answer.kept))
     return cases
+
+
+def _budgets(bundle: Bundle, images: int, videos: int) -> list[tuple[float | int, str]]:
+    """How many tokens are kept, and of what: each frame, or the whole clip."""
+    if not images + videos:
+        return [(1.0, "frame")]
+    over_clip: list[tuple[float | int, str]] = [(CLIP_KEEP, "clip")]
+    if images > 1:
+        return over_clip
+    return [(keep, "frame") for keep in KEEPS] + over_clip * (videos > 0 and bundle.manifest.selects_clips)
 
 
 def _positions(bundle: Bundle, keep: float | int) -> tuple[str, ...]:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from ...graphs.families import family_of
-from ...graphs.selection.counts import num_kept, query_ids
+from ...graphs.selection.counts import query_ids
 from ...graphs.selection.query_vector import pool_query
-from ...graphs.selection.reference import select_tokens
 from ...runtime.media.preprocess import Processor, load_image, load_video
 from ...runtime.prompt import media_order, render_prompt
 from ...runtime.visual_tokens import NEWLINE
+from .reference_selection import kept_indices, kept_masks
 
 
 @dataclass
@@ -34,6 +34,8 @@ class Request:
     tau: float = 0.0
     prune_tiles: bool = False
     positions: str = "compact"
+    scope: str = "frame"
+    min_per_frame: int = 1
     max_new_tokens: int = 16
 
 
@@ -133,8 +135,13 @@ class Reference:
     def _pruned(self, ids: list[int], media: list[Medium], request: Request) -> ReferenceAnswer:
         embed = self.model.get_input_embeddings()
         query = pool_query(embed(torch.tensor(query_ids(ids, self.placeholders), dtype=torch.int64)))
-        chosen = [self._choose(medium, query, request) for medium in media]
-        slots = iter([part for found, _ in chosen for part in found])
+        pixels = [self.pixels(medium.frames, medium.kind) for medium in media]
+        projected = [self.features(own, medium.kind) for own, medium in zip(pixels, media, strict=True)]  # [F, P, C]
+        features = [self._scaled(own, medium.kind) for own, medium in zip(projected, media, strict=True)]
+        wholes = [self.modalities[medium.kind].tiled and not request.prune_tiles for medium in media]
+        masks = kept_masks(features, [medium.kind for medium in media], wholes, query, request)
+        found = [self._slots(*parts) for parts in zip(media, pixels, projected, masks, strict=True)]
+        slots = iter([part for parts in found for part in parts])
         parts: list[Tensor] = []
         positions: list[int] = []  # that the tokens would have without pruning
         end = 0
@@ -152,31 +159,30 @@ class Reference:
         embeds = torch.cat(parts)[None]
         mask = torch.ones(embeds.shape[:2], dtype=torch.int64)
         places = {"position_ids": torch.tensor([positions])} if request.positions == "original" else {}
-        kept = [indices for _, indices in chosen]
-        return self._generate(request, kept, inputs_embeds=embeds, attention_mask=mask, **places)
+        return self._generate(request, kept_indices(masks), inputs_embeds=embeds, attention_mask=mask, **places)
 
-    def _choose(self, medium: Medium, query: Tensor, request: Request) -> tuple[list[list[Tensor | None]], np.ndarray]:
-        """For each placeholder the embedding of every slot, None where it is dropped; and the indices [F, K]."""
-        pixels, modality = self.pixels(medium.frames, medium.kind), self.modalities[medium.kind]
-        projected = self.features(pixels, medium.kind)  # [frames, patches, channels]
-        scale = self.model.model.apply_pooling if modality.mixed_output else lambda tokens: tokens
-        features = scale(projected)
-        patches = features.shape[1]
-        keep = 1.0 if modality.tiled and not request.prune_tiles else request.keep
-        indices = select_tokens(features, query, num_kept(patches, keep), request.alpha, request.tau)
-        flat = scale(self._projector(projected)).flatten(0, 1)
-        kept = {frame * patches + int(patch) for frame, row in enumerate(indices) for patch in row}
-        layout = self.processor.layout(medium.frames, medium.kind == "video", patches)
+    def _slots(self, medium: Medium, pixels: Tensor, projected: Tensor, mask: Tensor) -> list[list[Tensor | None]]:
+        """For each placeholder the embedding of every slot, None where it is dropped (`mask` [F, P] is false).
+
+        `projected` [F, P, C] is what goes into the projector.
+        """
+        flat = self._scaled(self._projector(projected), medium.kind).flatten(0, 1)
+        kept = mask.flatten().tolist()
+        layout = self.processor.layout(medium.frames, medium.kind == "video", mask.shape[1])
         newline = getattr(self.model.model, "image_newline", None)
         if layout is not None and layout.mix is not None:
             slots = list(self._packed(medium, pixels))
         else:
             slots = [
-                newline if slot == NEWLINE else flat[int(slot)] if int(slot) in kept else None
+                newline if slot == NEWLINE else flat[int(slot)] if kept[int(slot)] else None
                 for slot in (range(len(flat)) if layout is None else layout.slots)
             ]
         size = len(slots) // medium.parts
-        return [slots[at : at + size] for at in range(0, len(slots), size)], indices.numpy()
+        return [slots[at : at + size] for at in range(0, len(slots), size)]
+
+    def _scaled(self, tokens: Tensor, kind: str) -> Tensor:
+        """[F, P, …] scaled down to the cells that are selected, where the family does so."""
+        return self.model.model.apply_pooling(tokens) if self.modalities[kind].mixed_output else tokens
 
     def _packed(self, medium: Medium, pixels: Tensor) -> Tensor:
         """[N, D] of the only image of a request, as transformers packs its tiles."""

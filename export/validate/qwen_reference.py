@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.vision_utils import get_vision_window_index
 
-from ...graphs.selection.counts import num_kept, query_ids
+from ...graphs.selection.counts import query_ids
 from ...graphs.selection.query_vector import pool_query
-from ...graphs.selection.reference import select_tokens
 from ...runtime.media.preprocess import Processor
 from .eager_reference import Medium, Reference, ReferenceAnswer, Request
+from .reference_selection import kept_indices, kept_masks
 
 _TYPES = {"image": 1, "video": 2}
 
@@ -42,16 +42,11 @@ class QwenReference(Reference):
         positions, _ = inner.get_rope_index(expanded, types, **grids, **self._times(media))  # [3, 1, S]
         embeds = embed(expanded)  # [1, S, D]
         visual = (types != 0)[0]
-        merged, added, keeps, kept = [], [], [], []
-        for medium in media:
-            features, tokens, deepstack = self._encoded(medium)
-            count = num_kept(features.shape[1], request.keep)
-            indices = select_tokens(features, query, count, request.alpha, request.tau)  # [frames, kept]
-            chosen = torch.zeros(features.shape[:2], dtype=torch.bool).scatter_(1, indices, True)
-            kept.append(indices.numpy())
-            keeps.append(chosen.flatten())
-            merged.append(tokens)
-            added.append(deepstack)
+        encoded = [self._encoded(medium) for medium in media]
+        features, merged, added = ([parts[at] for parts in encoded] for at in range(3))
+        kinds = [medium.kind for medium in media]
+        masks = kept_masks(features, kinds, [False] * len(media), query, request)  # of each [frames, groups]
+        keeps, kept = [mask.flatten() for mask in masks], kept_indices(masks)
         embeds[0, visual] = torch.cat(merged)
         left = torch.ones(embeds.shape[1], dtype=torch.bool)
         left[visual] = torch.cat(keeps)

@@ -54,6 +54,7 @@ class _StageInputs:
         vision = {modality.stage: kind for kind, modality in reversed(self.manifest.modalities.items())}
         return {stage: self._vision(kind) for stage, kind in vision.items()} | {
             "select": self._select(),
+            "select_clip": self._select_clip(),
             "project": self._project(),
             "embed": self._embed(),
             "language": self._language(),
@@ -79,6 +80,18 @@ class _StageInputs:
             _select_input(real, self.question, max(1, round(0.15 * patches)), real=True),
             _select_input(self._normal(5, 36, self.manifest.channels), self.question, 9, tau=0.05),
             _select_input(real, self.question[-1:], 1, real=True),
+        ]
+
+    def _select_clip(self) -> list[StageInput]:
+        real, drawn = self.features, self._normal(5, 36, self.manifest.channels)
+        still = np.where(
+            self.random.random((4, 25, 1)) < 0.2, self._normal(4, 25, self.manifest.channels), drawn[:1, :25]
+        )
+        return [
+            _clip_input(real, self.question, max(1, round(0.15 * real.shape[1])), real=True),
+            _clip_input(drawn, self.question, 9, least=4),
+            _clip_input(self._rounded(still), self.question, 8, least=2),
+            _clip_input(drawn, self.question, 20, threshold=0.9),
         ]
 
     def _project(self) -> list[StageInput]:
@@ -151,3 +164,25 @@ def _select_input(
         "tau": np.array(tau, np.float32),
     }
     return StageInput(f"{count} of {frames} × {patches}{', τ > 0' * (tau > 0)}", feed, real)
+
+
+def _clip_input(
+    features: np.ndarray,
+    question: np.ndarray,
+    count: int,
+    least: int = 1,
+    threshold: float = -np.inf,
+    real: bool = False,
+) -> StageInput:
+    """`select_clip` over features [F, P, C]: `count` of P tokens of each frame on average, `least` of each."""
+    frames, patches, _ = features.shape
+    feed: Arrays = {
+        "features": features,
+        "text_embeds": question,
+        "num_keep": np.array(count),
+        "alpha": np.array(0.5, np.float32),
+        "min_per_frame": np.array(least),
+        "threshold": np.array(threshold, np.float32),
+    }
+    ends = "" if np.isneginf(threshold) else f", from {threshold:g} on"
+    return StageInput(f"{count * frames} of {frames} × {patches}, {least} of each{ends}", feed, real)

@@ -5,8 +5,8 @@ precision, the content of the picture and of the video, and the requests. It is 
 
     index                           JSON text: {"stages": {stage: [{"label", "real", "feed", "expected"}]},
                                     "requests": [{"label", "options", "image", "video", "token_ids", "kept"}]}
-                                    where feed and expected list the names of arrays, image and video say whether the
-                                    request has them, and kept is the number of arrays
+                                    where feed and expected list the names of arrays, image is how many pictures, video
+                                    whether a clip is asked about, and kept is the number of arrays
     stages/STAGE/NUMBER/feed/NAME   and …/expected/NAME, …/noisy/NAME: an input, an output and its noisy twin
     requests/NUMBER/logits          [tokens, V] float32
     requests/NUMBER/kept/NUMBER     [F, K] int64
@@ -29,9 +29,9 @@ import numpy as np
 from ...runtime.bundle import Bundle
 from ...runtime.media.preprocess import load_image
 from .cases import QUESTION, Arrays, Cases, EndToEndCase, StageCase, StageInput
-from .eager_cases import FRAMES, KEEPS, NEW_TOKENS, make_cases
+from .eager_cases import CLIP_KEEP, FRAMES, KEEPS, NEW_TOKENS, make_cases
 
-_FORMAT = 4
+_FORMAT = 5
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
@@ -60,7 +60,8 @@ def stored_cases(bundle: Bundle, image: Any, video: Any, refresh: bool = False) 
 
 def _key(bundle: Bundle, image: Any, video: Any) -> str:
     manifest = bundle.manifest
-    settings = [_FORMAT, QUESTION, KEEPS, NEW_TOKENS, FRAMES, manifest.float_precision]
+    asked = [_FORMAT, QUESTION, KEEPS, CLIP_KEEP, NEW_TOKENS, FRAMES]
+    settings = [*asked, manifest.float_precision, list(manifest.stages)]
     made_of = [manifest.source.model_dump(), dict(sorted(manifest.files.items()))]
     digest = hashlib.sha256(json.dumps([settings, made_of]).encode())
     digest.update(_picture_content(image))
@@ -102,7 +103,7 @@ def save_cases(path: Path, cases: Cases) -> None:
             {
                 "label": request.label,
                 "options": request.options,
-                "image": bool(request.images),
+                "image": len(request.images),
                 "video": bool(request.videos),
                 "token_ids": request.token_ids,
                 "kept": len(request.kept),
@@ -142,7 +143,7 @@ def load_cases(path: Path, image: Any, video: Any) -> Cases:
             EndToEndCase(
                 entry["label"],
                 entry["options"],
-                [image] if entry["image"] else [],
+                [image] * entry["image"],
                 [video] if entry["video"] else [],
                 entry["token_ids"],
                 stored[f"requests/{number}/logits"],

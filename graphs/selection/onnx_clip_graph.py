@@ -123,7 +123,8 @@ select_clip ($dtype[F, P, $channels] features, $dtype[L, $depth] text_embeds, in
     high = Constant <value = float {inf}> ()
     unseen = Expand (high, all_tokens)
     frames_1 = Unsqueeze (frames, axis0)
-    least = Expand (min_per_frame, frames_1)
+    at_most_each = Min (min_per_frame, each)
+    least = Expand (at_most_each, frames_1)
     most_relevant = ArgMax <axis = 0, keepdims = 1> (relevances)
     first_near = rediprune.AddPicks (unit, first, unseen, most_relevant)
     first_frame = Gather (frame_of, most_relevant)
@@ -243,8 +244,8 @@ def select_clip_model(
 ) -> ir.Model:
     """The `select_clip` stage: one budget over all frames, and an end where no token gains enough.
 
-    Inputs: features [F,P,C], text_embeds [L,D], num_keep (tokens of each frame on average), alpha, min_per_frame (from 1 to
-    num_keep), threshold (−inf: none). Outputs: indices [K] int64 ascending, frame · P + patch, and kept [K,C]. Scores are
+    Inputs: features [F,P,C], text_embeds [L,D], num_keep (tokens of each frame on average), alpha, min_per_frame (at least 1;
+    above num_keep it counts as that), threshold (−inf: none). Outputs: indices [K] int64 ascending, frame · P + patch, and kept [K,C]. Scores are
     float32 whatever `dtype` (float32 or float16) the features have. Equal to `pool_query` followed by `select_clip_tokens`.
 
     Args:

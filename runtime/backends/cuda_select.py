@@ -1,4 +1,4 @@
-"""The selection by its CUDA kernels, launched directly: for the `select` stage where TensorRT plugins cannot be.
+"""The selection by its CUDA kernels, launched directly: for `select` and `select_clip` where TensorRT plugins cannot be.
 
 `Pipeline.load(bundle, {"default": "tensorrt-rtx", "select": "kernel"})`
 """
@@ -23,11 +23,11 @@ class KernelSelect:
 
     batch = 8
 
-    def __init__(self, bundle: Bundle):
+    def __init__(self, bundle: Bundle, stage: str):
         compute_capability(BACKEND, "leave 'select' to --backend ort")
         from ...graphs.selection.cuda.launcher import GpuUnavailable, load_kernels
 
-        self.spec = bundle.manifest.stages["select"]
+        self.spec = bundle.manifest.stages[stage]
         self.stream = open_stream(BACKEND)
         try:
             self.kernels = load_kernels()
@@ -89,10 +89,63 @@ class KernelSelect:
         return {"indices": indices, "kept": kept}
 
 
+class KernelSelectClip(KernelSelect):
+    """The `select_clip` stage: the whole choice on the GPU, without a matrix of similarities."""
+
+    def _run(self, feed: Mapping[str, Array]) -> dict[str, DeviceArray]:
+        from ...graphs.selection.cuda.launcher import CLIP_MADE, ClipSettings, clip_workspace
+
+        stream = self.stream
+        features = stream.place(feed["features"])
+        frames, patches, channels = features.shape
+        count = min(int(np.asarray(feed["num_keep"])), patches)
+        settings = ClipSettings(
+            count,
+            float(np.asarray(feed["alpha"])),
+            min(int(np.asarray(feed["min_per_frame"])), count),
+            float(np.asarray(feed["threshold"])),
+        )
+        question = np.asarray(feed["text_embeds"], np.float32)
+        query = stream.place(match_width(pool_query(question), channels))
+        workspace = stream.empty((clip_workspace(frames, patches) // 4,), np.int32)
+        indices = stream.empty((frames * count,), np.int64)
+        self.kernels.select_clip(
+            features.address,
+            query.address,
+            workspace.address,
+            indices.address,
+            frames=frames,
+            patches=patches,
+            channels=channels,
+            dtype=str(features.dtype),
+            settings=settings,
+            stream=stream.handle,
+        )
+        made = int(np.asarray(workspace[: CLIP_MADE // 4 + 1])[-1])  # waits for the choice
+        kept = stream.empty((made, channels), features.dtype)
+        self.kernels.gather(
+            features.address,
+            indices.address,
+            kept.address,
+            frames=1,
+            patches=frames * patches,
+            count=made,
+            row_bytes=channels * features.dtype.itemsize,
+            stream=stream.handle,
+        )
+        stream.synchronize()
+        return {"indices": indices[:made], "kept": kept}
+
+
+_SESSIONS = {"select": KernelSelect, "select_clip": KernelSelectClip}
+
+
 def open_stage(bundle: Bundle, stage: str, threads: int) -> KernelSelect:
-    if stage != "select":
-        raise RedipruneError(f"backend 'kernel' runs the stage 'select' only; run '{stage}' on another, e.g. ort")
-    return KernelSelect(bundle)
+    if stage not in _SESSIONS:
+        raise RedipruneError(
+            f"backend 'kernel' runs the stages 'select' and 'select_clip' only; run '{stage}' on another, e.g. ort"
+        )
+    return _SESSIONS[stage](bundle, stage)
 
 
 def open_language(bundle: Bundle, threads: int) -> KernelSelect:

@@ -34,12 +34,13 @@ class Backend:
     instead: Mapping[str, str] = field(default_factory=dict)
 
 
-_NO_FUNCTIONS = {"select": "ort"}  # OpenVINO knows no functions of a model's own
+_CLIP = {"select_clip": "ort"}  # its loops end where they like: how many tokens come out is not known beforehand
+_NO_FUNCTIONS = {"select": "ort", **_CLIP}  # OpenVINO knows no functions of a model's own
 BACKENDS = {
     "ort": Backend(".ort"),
-    "ort-cuda": Backend(".ort_cuda"),
-    "tensorrt": Backend(".tensorrt", {"backend": "tensorrt"}),
-    "tensorrt-rtx": Backend(".tensorrt", {"backend": "tensorrt-rtx"}),
+    "ort-cuda": Backend(".ort_cuda", instead=_CLIP),
+    "tensorrt": Backend(".tensorrt", {"backend": "tensorrt"}, _CLIP),
+    "tensorrt-rtx": Backend(".tensorrt", {"backend": "tensorrt-rtx"}, _CLIP),
     "openvino": Backend(".openvino", {"precision": "f32"}, _NO_FUNCTIONS),
     "openvino-bf16": Backend(".openvino", {"precision": "bf16"}, _NO_FUNCTIONS),
     "kernel": Backend(".cuda_select"),

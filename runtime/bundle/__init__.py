@@ -1,5 +1,6 @@
 """The contract on disk: manifest, hashes, locks. The bottom floor: it imports no other room of the runtime."""
 
+from .auto_keep import SCOPES, AutoKeep
 from .calibration_record import CalibrationSpec, Fidelity, Limit, Sensitivity, sensitivity_rows
 from .integrity import Bundle, file_sha256
 from .manifest import (
@@ -22,7 +23,9 @@ __all__ = [
     "MANIFEST",
     "PRECISIONS",
     "SCHEMA_VERSION",
+    "SCOPES",
     "WEIGHTS",
+    "AutoKeep",
     "Bundle",
     "CalibrationSpec",
     "DecoderSpec",

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from .auto_keep import AutoKeep
 from .calibration_record import CalibrationSpec
 from .paths import inside
 from .plan_record import PlanRecord
@@ -150,6 +151,7 @@ class Manifest(StrictModel):
     engines: dict[str, EngineSpec] = {}
     calibration: CalibrationSpec | None = None
     plan: PlanRecord | None = None
+    auto_keep: AutoKeep | None = None
     files: dict[RelativePath, str] = {}  # processor files and others that belong to no stage
     digest: str = ""
 
@@ -188,6 +190,11 @@ class Manifest(StrictModel):
         """Whether a token's position is an input of the language stage; in bundles of earlier versions it is its slot."""
         language = self.stages.get("language")
         return language is not None and any(port.name == "position_ids" for port in language.inputs)
+
+    @property
+    def selects_clips(self) -> bool:
+        """Whether one budget can be spent over all frames; bundles of earlier versions have no graph for it."""
+        return "select_clip" in self.stages
 
     @property
     def position_axes(self) -> int:

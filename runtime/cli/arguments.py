@@ -53,6 +53,20 @@ def needs_extra(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def parse_keep(text: str | None, option: str) -> float | str | None:
+    """A keep ratio from a command line, or "auto"; its range is checked elsewhere.
+
+    Raises:
+        RedipruneError: it is neither; the message names the option.
+    """
+    if text is None or text == "auto":
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise RedipruneError(f"{option} takes a ratio in (0, 1], or auto, not '{text}'") from error
+
+
 def keep_ratios(text: str, option: str) -> list[float]:
     """Keep ratios from a command line, comma separated.
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,24 +10,27 @@ import typer
 from rich.console import Console
 
 from ..errors import RedipruneError
-from .arguments import BundleArgument, JsonOption, LimitOption, check_picture_path, hide_torch
+from .arguments import BundleArgument, JsonOption, LimitOption, check_picture_path, hide_torch, parse_keep
 from .run_options import (
     Alpha,
     Backend,
     Chat,
     Count,
     Eager,
+    FirstToken,
     Frames,
     FrameTolerance,
     Image,
     Keep,
     MaxNewTokens,
     MaxPixels,
+    MinPerFrame,
     MinPixels,
     Positions,
     Prompts,
     PruneTiles,
     RepetitionPenalty,
+    Scope,
     Seed,
     Show,
     Stop,
@@ -41,6 +45,7 @@ from .terminal import say
 
 if TYPE_CHECKING:
     from ..answer import Answer, Stream
+    from ..options import GenerateOptions, SelectOptions
     from ..pipeline import Pipeline
     from ..prompt import Prompt
 
@@ -72,6 +77,9 @@ def run(
     positions: Positions = None,
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
+    scope: Scope = None,
+    min_per_frame: MinPerFrame = None,
+    first_token: FirstToken = None,
     max_new_tokens: MaxNewTokens = 128,
     temperature: Temperature = None,
     top_k: TopK = None,
@@ -97,10 +105,11 @@ def run(
     from ..options import GenerateOptions, SelectOptions
     from ..pipeline import Pipeline
 
-    _check(prompt, keep, count, chat, show, bool(image or video))
+    ratio = parse_keep(keep, "--keep")
+    _check(prompt, ratio, count, chat, show, bool(image or video))
     selection = SelectOptions(
         frames=frames,
-        keep=count if count is not None else keep,
+        keep=count if count is not None else ratio,
         alpha=alpha,
         tau=tau,
         frame_tolerance=frame_tolerance,
@@ -108,6 +117,9 @@ def run(
         positions=positions,
         min_pixels=min_pixels,
         max_pixels=max_pixels,
+        scope=scope,
+        min_per_frame=min_per_frame,
+        first_token=first_token,
     )
     generation = GenerateOptions(
         max_new_tokens=max_new_tokens,
@@ -121,12 +133,7 @@ def run(
     )
     pipeline = Pipeline.load(bundle, backend, eager=eager or (), threads=threads, limits=MediaLimits.read(limit or ()))
     media = (list(image or ()), list(video or ()))
-    answers = []
-    for given in _turns(pipeline, prompt, *media, answers):
-        stream = pipeline.stream(
-            given, *media, selection=selection, generation=generation, return_visuals=show is not None
-        )
-        answers.append(_printed(stream, pipeline, quiet=as_json))
+    answers = _answer_all(pipeline, prompt, *media, _Asked(selection, generation, show is not None, as_json))
     if show is not None:
         from ..media.visualize import draw_answer
 
@@ -134,6 +141,34 @@ def run(
     if as_json:
         documents = [_document(answer, pipeline) for answer in answers]
         print(json.dumps(documents[0] if len(documents) == 1 else documents))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """How every turn is asked, and whether its answer is printed as it comes."""
+
+    selection: "SelectOptions"
+    generation: "GenerateOptions"
+    return_visuals: bool
+    as_json: bool
+
+
+def _answer_all(
+    pipeline: "Pipeline", prompts: list[str], images: list[Path], videos: list[Path], asked: _Asked
+) -> list["Answer"]:
+    """Answer turn after turn; without JSON the text and the report are printed as they come."""
+    answers: list[Answer] = []
+    for given in _turns(pipeline, prompts, images, videos, answers):
+        stream = pipeline.stream(
+            given,
+            images,
+            videos,
+            selection=asked.selection,
+            generation=asked.generation,
+            return_visuals=asked.return_visuals,
+        )
+        answers.append(_printed(stream, pipeline, quiet=asked.as_json))
+    return answers
 
 
 def _printed(stream: "Stream", pipeline: "Pipeline", quiet: bool) -> "Answer":
@@ -150,12 +185,12 @@ def _printed(stream: "Stream", pipeline: "Pipeline", quiet: bool) -> "Answer":
 
 
 def _check(
-    prompts: list[str], keep: float | None, count: int | None, chat: bool, show: Path | None, has_media: bool
+    prompts: list[str], keep: float | str | None, count: int | None, chat: bool, show: Path | None, has_media: bool
 ) -> None:
     """Refuse options that contradict each other, before anything is loaded."""
     if keep is not None and count is not None:
         raise RedipruneError("give --keep (a ratio) or --count (a number of tokens), not both")
-    if keep is not None and keep > 1:
+    if isinstance(keep, float) and keep > 1:
         hint = f"; for {keep:.0f} tokens per frame give --count {keep:.0f}" if keep < 1e6 else ""
         raise RedipruneError(f"--keep is a ratio in (0, 1]{hint}")
     if len(prompts) > 1 and not chat:
@@ -208,7 +243,7 @@ def _document(answer: "Answer", pipeline: "Pipeline") -> dict[str, Any]:
         "visual_tokens": answer.visual_tokens,
         "kept_tokens": answer.kept_tokens,
         "encoded_frames": answer.encoded_frames,
-        "kept": [indices.tolist() for indices in answer.kept],
+        "kept": [[indices.tolist() for indices in frames] for frames in answer.kept],
         "seconds": answer.timings,
         "tokens_per_second": answer.tokens_per_second,
         "peak_memory_bytes": answer.peak_memory,

@@ -13,9 +13,10 @@ Prompts = Annotated[
 Image = Annotated[list[Path] | None, typer.Option(help="An image file. Repeat the option to give several.")]
 Video = Annotated[list[Path] | None, typer.Option(help="A video file. Repeat the option to give several.")]
 Keep = Annotated[
-    float | None,
+    str | None,
     typer.Option(
-        help="The ratio of visual tokens to keep in each frame, in (0, 1]. 1 keeps all of them. Default: the bundle's."
+        help="The ratio of visual tokens to keep in each frame, in (0, 1]. 1 keeps all of them; auto keeps as many as the "
+        "picture is worth (needs a bundle calibrated with --keep-auto). Default: the bundle's."
     ),
 ]
 Count = Annotated[
@@ -67,6 +68,24 @@ MaxPixels = Annotated[
     int | None,
     typer.Option(
         help="The most pixels that such a picture is scaled to: fewer make fewer tokens, and a faster answer."
+    ),
+]
+Scope = Annotated[
+    str | None,
+    typer.Option(
+        help="What a budget is for: frame (each has its own), or clip (one for all frames of a video, and for all images of one "
+        "size; --keep is then the mean). Default: frame."
+    ),
+]
+MinPerFrame = Annotated[
+    int | None,
+    typer.Option(help="The least number of tokens kept of a frame, with --scope clip or --keep auto. Default: 1."),
+]
+FirstToken = Annotated[
+    str | None,
+    typer.Option(
+        help="Keep as many tokens as let the first token come within this time, such as 300ms or 1.5s, by what the language "
+        "model takes on this machine."
     ),
 ]
 MaxNewTokens = Annotated[int, typer.Option(help="The greatest number of tokens that the answer may have.")]

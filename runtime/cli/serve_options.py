@@ -18,13 +18,14 @@ ApiKey = Annotated[
 ]
 Backend = Annotated[str, typer.Option(help=BACKEND_HELP)]
 Threads = Annotated[int, typer.Option(help="Threads for each stage; 0 leaves their number to the backend.")]
-Keep = Annotated[float | None, typer.Option(help="Ratio of visual tokens kept where a request does not say.")]
+Keep = Annotated[str | None, typer.Option(help="Ratio of visual tokens kept where a request does not say, or auto.")]
 Alpha = Annotated[float | None, typer.Option(help="Weight of relevance where a request does not say.")]
 Tau = Annotated[float | None, typer.Option(help="Candidate filter where a request does not say.")]
 Frames = Annotated[int | None, typer.Option(help="Frames of a clip where a request does not say.")]
 Positions = Annotated[
     str | None, typer.Option(help="Positions of kept tokens where a request does not say: compact or original.")
 ]
+Scope = Annotated[str | None, typer.Option(help="Scope of a budget where a request does not say: frame or clip.")]
 MaxTokens = Annotated[int, typer.Option(min=1, help="Longest answer that a request may ask for.")]
 MaxItems = Annotated[int, typer.Option(min=0, help="Most pictures and clips in one request.")]
 MaxFrames = Annotated[int, typer.Option(min=1, help="Most frames of one clip.")]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import RedipruneError
 from ..media.limits import MediaLimits
+from .arguments import parse_keep
 from .sizes import parse_size
 
 if TYPE_CHECKING:
@@ -67,7 +68,12 @@ def _settings(given: Any) -> "ServeSettings":
 
 def _defaults(given: Any) -> dict[str, Any]:
     return given_selection(
-        keep=given.keep, alpha=given.alpha, tau=given.tau, frames=given.frames, positions=given.positions
+        keep=parse_keep(given.keep, "--keep"),
+        alpha=given.alpha,
+        tau=given.tau,
+        frames=given.frames,
+        positions=given.positions,
+        scope=given.scope,
     )
 
 

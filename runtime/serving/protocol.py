@@ -81,8 +81,9 @@ class Extra(_Open):
 class ChatRequest(_Open):
     """The body of POST /v1/chat/completions.
 
-    `keep`, `alpha`, `tau`, `frames`, `frame_tolerance`, `prune_tiles`, `positions`, `min_pixels` and `max_pixels` may stand here, in
-    `mm_processor_kwargs`, or (frames, as `num_frames`) in `media_io_kwargs["video"]`; here they count first.
+    `keep`, `alpha`, `tau`, `frames`, `frame_tolerance`, `prune_tiles`, `positions`, `min_pixels`, `max_pixels`, `scope`,
+    `min_per_frame` and `first_token` may stand here, in `mm_processor_kwargs`, or (frames, as `num_frames`) in
+    `media_io_kwargs["video"]`; here they count first.
     """
 
     model: str
@@ -108,7 +109,7 @@ class ChatRequest(_Open):
     response_format: ResponseFormat | None = None
     tools: list[Any] | None = None
     tool_choice: Any = None
-    keep: float | int | None = None
+    keep: float | int | str | None = None
     alpha: float | None = None
     tau: float | None = None
     frames: int | None = None
@@ -117,6 +118,9 @@ class ChatRequest(_Open):
     positions: str | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
+    scope: str | None = None
+    min_per_frame: int | None = None
+    first_token: float | str | None = None
     mm_processor_kwargs: dict[str, Any] | None = None
     media_io_kwargs: dict[str, dict[str, Any]] | None = None
     rediprune: Extra = Extra()

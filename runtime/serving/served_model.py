@@ -212,7 +212,7 @@ class ServedModel:
         own: dict[str, Any] = {
             "visual_tokens": answer.visual_tokens,
             "kept_tokens": answer.kept_tokens,
-            "kept": [indices.tolist() for indices in answer.kept],
+            "kept": [[indices.tolist() for indices in frames] for frames in answer.kept],
             "encoded_frames": answer.encoded_frames,
             "warnings": list(answer.warnings),
             "reselected": request.asked.first_turn is None,

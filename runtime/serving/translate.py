@@ -43,7 +43,7 @@ _NOT_OBEYED: dict[str, tuple[Any, ...]] = {
 }
 _SELECT = (
     *("keep", "alpha", "tau", "frames", "frame_tolerance", "prune_tiles", "positions"),
-    *("min_pixels", "max_pixels"),
+    *("min_pixels", "max_pixels", "scope", "min_per_frame", "first_token"),
 )
 
 

@@ -25,7 +25,7 @@ from rediprune.runtime import Pipeline, RedipruneError
 from rediprune.runtime.backends.session import open_stage
 from rediprune.runtime.bundle import MANIFEST, Bundle, CalibrationSpec, file_sha256
 
-STAGES = ["vision", "select", "project", "embed", "language"]
+STAGES = ["vision", "select", "select_clip", "project", "embed", "language"]
 
 
 @pytest.fixture(scope="module")

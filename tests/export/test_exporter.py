@@ -64,15 +64,15 @@ def test_an_up_to_date_bundle_is_left_alone(checkpoint: Path, tmp_path: Path, mo
     names = traced(monkeypatch)
     opened = Checkpoint.open(str(checkpoint))
     export_bundle(opened, tmp_path / "bundle")
-    assert names == ["vision", "select", "project", "embed", "language"]
+    assert names == ["vision", "select", "select_clip", "project", "embed", "language"]
     export_bundle(opened, tmp_path / "bundle")
-    assert len(names) == 5
+    assert len(names) == 6
     export_bundle(opened, tmp_path / "bundle", force=True)
-    assert len(names) == 10
+    assert len(names) == 12
     with open(checkpoint / "config.json", "a") as file:
         file.write("\n")
     export_bundle(Checkpoint.open(str(checkpoint)), tmp_path / "bundle")
-    assert len(names) == 15
+    assert len(names) == 18
     assert sorted(p.name for p in tmp_path.iterdir()) == [".bundle.lock", "bundle", "checkpoint"]
 
 

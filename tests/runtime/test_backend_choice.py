@@ -85,18 +85,18 @@ def test_a_dynamic_tower_stays_on_ort(bundle: Bundle, machine: Change) -> None:
 
 
 def test_gpu_engines_come_first_where_they_were_built_for_it(bundle: Bundle, machine: Change) -> None:
-    stages = {name: spec.sha256 for name, spec in bundle.manifest.stages.items() if name != "select"}
+    stages = {name: spec.sha256 for name, spec in bundle.manifest.stages.items() if not name.startswith("select")}
     engine = EngineSpec(
         library="TensorRT", version="11", stages=list(stages), compute_capability=["sm_89"], source_sha256=stages
     )
     engines = {"tensorrt-rtx": engine}
     built = Bundle(bundle.folder, bundle.manifest.model_copy(update={"engines": engines}))
     machine(gpu="sm_89", installed=("tensorrt_rtx",))
-    assert backends(built) == everywhere("tensorrt-rtx", bundle) | {"select": "ort"}
+    assert backends(built) == everywhere("tensorrt-rtx", bundle) | {"select": "ort", "select_clip": "ort"}
     machine(gpu="sm_89", cuda=True, installed=("tensorrt_rtx",))
     assert backends(built)["select"] == "ort-cuda"
     machine(gpu="sm_75", cuda=True, installed=("tensorrt_rtx",))  # built for others
-    assert backends(built) == everywhere("ort-cuda", bundle)
+    assert backends(built) == everywhere("ort-cuda", bundle) | {"select_clip": "ort"}
     machine(gpu="sm_89")  # the library is gone
     assert backends(built) == everywhere("ort", bundle)
     machine(installed=("tensorrt_rtx",))  # the GPU is

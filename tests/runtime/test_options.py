@@ -62,6 +62,9 @@ GOOD: list[dict[str, Any]] = [
     {"positions": "compact"},
     {"positions": "original"},
     {"min_pixels": 1, "max_pixels": np.int64(9)},
+    {"scope": "clip", "min_per_frame": 2},
+    {"keep": "auto", "min_per_frame": 2},
+    {"first_token": "300ms", "keep": 0.5},
     {"temperature": 0},
     {"top_k": 0, "top_p": 1.0, "seed": 0},
     {"repetition_penalty": np.float64(1.1)},
@@ -130,3 +133,43 @@ def test_bad_settings_are_refused_by_name_in_one_line(name: str, value: Any) -> 
     with pytest.raises(RedipruneError, match=name) as caught:
         owner(**{name: value})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"), [("300ms", 0.3), ("1.5s", 1.5), (" 2 S ", 2.0), ("0.25", 0.25), (0.5, 0.5), (3, 3.0)]
+)
+def test_a_time_to_the_first_token(given: float | str, seconds: float) -> None:
+    assert SelectOptions(first_token=given).first_token == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"keep": "most"}, "keep must be a ratio, a number of tokens, or 'auto', not 'most'"),
+        ({"scope": "video"}, "scope must be frame or clip, not video"),
+        ({"min_per_frame": 0, "scope": "clip"}, "min_per_frame must be a whole number, at least 1, not 0"),
+        ({"min_per_frame": 2}, "min_per_frame is for scope 'clip' and keep 'auto'"),
+        ({"scope": "clip", "tau": 0.1}, "tau filters the tokens of one frame"),
+        ({"keep": "auto", "tau": 0.1}, "tau filters the tokens of one frame"),
+        ({"keep": "auto", "first_token": 1.0}, "both say how many tokens are kept"),
+        ({"first_token": "soon"}, "first_token must be a time such as 300ms"),
+        ({"first_token": 0}, "first_token must be a time"),
+        ({"first_token": True}, "first_token must be a time"),
+        ({"first_token": "nan"}, "first_token must be a time"),
+    ],
+    ids=str,
+)
+def test_settings_of_the_budget_that_cannot_be(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(RedipruneError, match=said):
+        SelectOptions(**settings)
+
+
+def test_a_bundles_own_filter_contradicts_one_budget() -> None:
+    with pytest.raises(RedipruneError, match="it must be 0"):
+        SelectOptions(scope="clip").resolved(KeepDefaults(tau=0.2), None)
+    assert SelectOptions(scope="clip", tau=0.0).resolved(KeepDefaults(tau=0.2), None).over_clip
+
+
+def test_a_time_alone_lets_all_tokens_be_kept() -> None:
+    assert SelectOptions(first_token=1.0).resolved(KeepDefaults(), None).keep == 1.0
+    assert SelectOptions(first_token=1.0, keep=0.2).resolved(KeepDefaults(), None).keep == 0.2

@@ -13,6 +13,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
+from rediprune.graphs.selection.clip_reference import select_clip_tokens
+from rediprune.graphs.selection.cuda.launcher import CLIP_MADE, clip_workspace
 from rediprune.graphs.selection.reference import max_min_select, score_tokens
 
 OK = 0
@@ -160,6 +162,19 @@ class Kernels:
             values = torch.from_numpy(self.cuda.array(relevance, (frames, patches), "float32").copy())
             self.cuda.array(indices, (frames, count), "int64")[...] = max_min_select(scores, values, count, alpha)
 
+        self.cuda.do(work)
+
+    def select_clip(self, features, query, workspace, indices, *, frames, patches, channels, dtype, settings, stream):
+        def work():
+            values = torch.from_numpy(self.cuda.array(features, (frames, patches, channels), dtype).copy())
+            question = torch.from_numpy(self.cuda.array(query, (channels,), "float32").copy())
+            chosen = select_clip_tokens(
+                values, question, settings.count, settings.alpha, settings.least, settings.threshold
+            )
+            self.cuda.array(indices, (len(chosen),), "int64")[...] = chosen
+            self.cuda.array(workspace + CLIP_MADE, (1,), "int32")[...] = len(chosen)
+
+        assert self.cuda.holds(workspace, clip_workspace(frames, patches))
         self.cuda.do(work)
 
     def gather(self, features, indices, kept, *, frames, patches, count, row_bytes, stream):

@@ -258,7 +258,7 @@ class SelectionKernels:
         Raises:
             ValueError: a size out of range.
         """
-        _check_sizes(frames, patches)
+        _check_frames(frames)
         self._launch(
             "gather.cu",
             "gather_rows",
@@ -322,9 +322,13 @@ def _check_features(channels: int, dtype: str) -> None:
         raise ValueError(f"channels must be positive, not {channels}")
 
 
-def _check_sizes(frames: int, patches: int) -> None:
+def _check_frames(frames: int) -> None:
     if not 1 <= frames <= 65535:
         raise ValueError(f"frames must lie between 1 and 65535, not {frames}: select in several calls")
+
+
+def _check_sizes(frames: int, patches: int) -> None:
+    _check_frames(frames)
     if not 1 <= patches <= MAX_PATCHES:
         raise ValueError(f"a frame may have 1 to {MAX_PATCHES} tokens, not {patches}: use eager PyTorch")
 

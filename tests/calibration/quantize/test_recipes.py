@@ -5,7 +5,7 @@ from rediprune.calibration.quantize.recipes import RECIPES, UNCHANGED, limits_of
 from rediprune.calibration.quantize.schemes import SCHEMES
 from rediprune.runtime.errors import RedipruneError
 
-STAGES = ["vision", "select", "project", "embed", "language"]
+STAGES = ["vision", "select", "select_clip", "project", "embed", "language"]
 
 
 def test_a_shorthand_names_every_stage_and_later_parts_win() -> None:
@@ -24,7 +24,7 @@ def test_a_stage_stays_as_it_is_by_either_word(word: str) -> None:
 
 
 def test_a_tower_for_videos_follows_the_one_for_images() -> None:
-    stages = ["vision", "vision_video", "select", "project", "embed", "language"]
+    stages = ["vision", "vision_video", "select", "select_clip", "project", "embed", "language"]
     assert parse_recipe("int8", stages)["vision_video"] == "int8"
     assert "vision_video" not in parse_recipe("int8,vision_video=keep", stages)
     assert parse_recipe("int8,language=int4", stages)["language"] == "int4"
@@ -38,6 +38,7 @@ def test_a_tower_for_videos_follows_the_one_for_images() -> None:
         ("vision=int9", f"scheme 'int9' is not known; choose one of int8.*{UNCHANGED}"),
         ("tower=int8", "stage 'tower' is not one of this bundle's: vision, select"),
         ("select=int8", "'select' always computes in fp32"),
+        ("select_clip=int8", "'select_clip' always computes in fp32"),
         ("embed=int8", "'embed' only looks up a table"),
         ("vision=", "scheme '' is not known"),
     ],

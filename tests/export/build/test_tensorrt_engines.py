@@ -44,6 +44,7 @@ def files(folder: Path) -> set[str]:
 def test_every_stage_is_built_and_noted(built):
     folder, build = built
     stages = Bundle.open(folder).manifest.stages
+    del stages["select_clip"]  # its loops end where they like; ONNX Runtime has it
     noted = engines(folder)
     assert noted == build.engines
     assert (noted.library, noted.version) == ("TensorRT-RTX", trt.__version__)

@@ -351,6 +351,26 @@ def test_the_kernel_session_selects_as_onnx_runtime(bundle, gpu, tau):
         assert np.array_equal(np.asarray(ours[name]), array)
 
 
+@pytest.mark.parametrize("threshold", [-np.inf, 0.9])
+def test_the_kernel_session_selects_over_a_clip_as_onnx_runtime(bundle, gpu, threshold):
+    opened = Bundle.open(bundle)
+    random = np.random.default_rng(1)
+    feed = {
+        "features": random.standard_normal((3, 64, opened.manifest.channels)),
+        "text_embeds": random.standard_normal((7, opened.manifest.decoder.width)),
+        "num_keep": np.array(30),
+        "alpha": np.array(0.5),
+        "min_per_frame": np.array(2),
+        "threshold": np.array(threshold),
+    }
+    ours = kernel.open_stage(opened, "select_clip", 0).run(feed)
+    theirs = ort.open_stage(opened, "select_clip", 0).run(feed)
+    assert (len(theirs["indices"]) < 90) == (threshold > 0)
+    for name, array in theirs.items():
+        assert ours[name].dtype == array.dtype
+        assert np.array_equal(np.asarray(ours[name]), array)
+
+
 def test_tiles_are_laid_out_on_the_gpu(bundle_of, gpu):
     for options in ({"keep": 0.3, "prune_tiles": True}, {"keep": 1.0}):
         asked = {"max_new_tokens": 4, "temperature": 0, **options}

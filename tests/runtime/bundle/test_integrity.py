@@ -30,7 +30,7 @@ def test_manifest_holds_the_contract(bundle: Path, checkpoint_of: Callable[[str]
     source = checkpoint_of("llava")
     assert manifest.source.config_sha256 == file_sha256(source / "config.json")
     assert manifest.source.weights == {"model.safetensors": file_sha256(source / "model.safetensors")}
-    assert list(manifest.stages) == ["vision", "select", "project", "embed", "language"]
+    assert list(manifest.stages) == ["vision", "select", "select_clip", "project", "embed", "language"]
     assert [port.name for port in manifest.stages["select"].inputs] == [
         "features",
         "text_embeds",

@@ -78,7 +78,7 @@ def test_export_build_inspect_and_validate(
     assert "rediprune run" in done.stdout and "vision" in done.stderr
     assert json.loads(rediprune("build", bundle, "--json").stdout)["library"] == "onnxruntime"
     manifest = json.loads(rediprune("inspect", bundle, "--json").stdout)
-    assert manifest["engines"]["ort"]["stages"] == ["vision", "select", "project", "embed", "language"]
+    assert manifest["engines"]["ort"]["stages"] == ["vision", "select", "select_clip", "project", "embed", "language"]
     assert "LLaVA-1.5" in rediprune("inspect", bundle).stdout
     assert "equal to eager PyTorch" in rediprune("validate", bundle).stdout
     assert manifest["stages"]["language"]["file"] == "onnx/language.onnx"
