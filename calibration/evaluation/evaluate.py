@@ -1,22 +1,25 @@
 """Accuracy against kept tokens: a bundle's answers to a set of questions, per keep ratio and selection rule."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ...runtime.backend_choice import AUTO
 from ...runtime.bundle import Bundle
 from ...runtime.errors import RedipruneError
+from ...runtime.options import SelectOptions
 from ...runtime.pipeline import Pipeline
 from ..progress_types import CountProgress, ignore_count
 from .question_dataset import Question, media_of
 from .reply_store import ReplyStore, replies_key
 from .scores import Reply, Score
-from .selection_rules import RULES, using_rule
+from .selection_rules import ONE_KEEP, RULES, using_rule
 
 POOLED_KEEP = 0.25  # what 2 × 2 pooling keeps; it has no other ratio
+AUTO_AT = 0.0  # in place of a ratio, where the bundle decides it
 _CACHE_BYTES = 4 << 30  # of features: every rule and keep ratio asks about the same images
 
 
@@ -61,7 +64,7 @@ def evaluate(
         folder: the bundle.
         questions: from `read_questions`.
         keep_ratios: in (0, 1].
-        rules: of `RULES`. "pool2x2" is asked once, at its own ratio; at keep 1 the other rules are the same and asked
+        rules: of `RULES`. "pool2x2" is asked once, at its own ratio, and "auto" without one; at keep 1 the other rules are the same and asked
             once, as "rediprune".
         options: how they are asked.
         data: name of the questions.
@@ -84,16 +87,17 @@ def evaluate(
     asker = _Asker(bundle, pipeline, options)
     store = ReplyStore(out, replies_key(bundle, questions, pipeline.backends, asdict(options)))
     scores = []
-    for rule, keep in _runs(rules, keep_ratios):
-        replies = []
-        for number, question in enumerate(questions):
-            say(f"{data} {options.backend} {rule}, keep {keep:g}", number, len(questions))
-            reply = store.get(rule, keep, number)
-            if reply is None:
-                reply = asker.ask(question, number, rule, keep)
-                store.add(rule, keep, number, reply)
-            replies.append(reply)
-        scores.append(Score(data, options.backend, rule, keep, [q.kind for q in questions], replies))
+    with closing(asker):
+        for rule, keep in _runs(rules, keep_ratios):
+            replies = []
+            for number, question in enumerate(questions):
+                say(f"{data} {options.backend} {rule}, keep {keep:g}", number, len(questions))
+                reply = store.get(rule, keep, number)
+                if reply is None:
+                    reply = asker.ask(question, number, rule, keep)
+                    store.add(rule, keep, number, reply)
+                replies.append(reply)
+            scores.append(Score(data, options.backend, rule, keep, [q.kind for q in questions], replies))
     return scores
 
 
@@ -104,7 +108,9 @@ class _Asker:
         self.bundle, self.pipeline, self.options = bundle, pipeline, options
         self.macs = _prefill_macs(bundle)
         self.media: dict[Path, tuple[list[Any], list[Any]]] = {}  # images, videos
-        self.first_sight: dict[Path, float] = {}  # seconds of preprocessing and vision
+        self.first_sight: dict[tuple[Path, str, float], float] = {}  # seconds of preprocessing and vision
+        self._leave, self._settings = ExitStack(), {}
+        self._rule: tuple[str, float, int] | None = None
 
     def ask(self, question: Question, number: int, rule: str, keep: float) -> Reply:
         """Answer a question; its number is part of the random rule's seed."""
@@ -112,38 +118,58 @@ class _Asker:
         if question.media not in self.media:
             self.media[question.media] = media_of(question, self.bundle, options.frames, options.frame_tolerance)
         images, videos = self.media[question.media]
-        with using_rule(self.pipeline, rule, (options.seed, number)) as alpha:
+        asked = SelectOptions(
+            frames=options.frames,
+            frame_tolerance=options.frame_tolerance,
+            keep=float(keep),
+            positions=options.positions,
+        )
+        with self._using(rule, number, keep) as settings:
             answer = self.pipeline.generate(
                 question.question,
                 images,
                 videos,
-                frames=options.frames,
-                frame_tolerance=options.frame_tolerance,
-                keep=1.0 if rule == "pool2x2" else float(keep),
-                alpha=alpha,
-                positions=options.positions,
+                selection=replace(asked, **settings),
                 max_new_tokens=options.max_new_tokens,
                 temperature=0.0,
             )
         seeing = answer.timings["preprocess"] + answer.timings["vision"]
         first_token = answer.timings["time_to_first_token"] - seeing
+        # What a rule sees by a tower of its own takes its own time.
+        place = (question.media, rule, keep) if rule == "downsample" else (question.media, "", 0.0)
         return Reply(
             answer.text,
             question.is_correct(answer.text),
             answer.kept_tokens,
             answer.visual_tokens,
-            first_token + self.first_sight.setdefault(question.media, seeing),
+            first_token + self.first_sight.setdefault(place, seeing),
             self.macs(answer.prompt_tokens + answer.kept_tokens),
             answer.token_ids,
+            answer.timings["select"],
         )
+
+    @contextmanager
+    def _using(self, rule: str, number: int, keep: float) -> Iterator[dict[str, Any]]:
+        """A rule, kept in place as long as it is the same: one that runs a tower remembers the pictures it saw."""
+        key = (rule, keep, number if rule == "random" else 0)
+        if self._rule != key:
+            self._leave.close()
+            self._settings = self._leave.enter_context(
+                using_rule(self.pipeline, rule, (self.options.seed, number), keep)
+            )
+            self._rule = key
+        yield self._settings
+
+    def close(self) -> None:
+        self._leave.close()
 
 
 def _runs(rules: Sequence[str], keep_ratios: Sequence[float]) -> list[tuple[str, float]]:
     """Which rule is asked at which keep ratio."""
     runs = []
     for rule in rules:
-        if rule == "pool2x2":
-            runs.append((rule, POOLED_KEEP))
+        if rule in ONE_KEEP:
+            runs.append((rule, POOLED_KEEP if rule == "pool2x2" else AUTO_AT))
         else:
             runs += [(rule, keep) for keep in keep_ratios if keep < 1]
     return [("rediprune", 1.0)] * any(keep >= 1 for keep in keep_ratios) + runs

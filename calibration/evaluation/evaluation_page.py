@@ -89,7 +89,11 @@ def _by_rule(scores: Sequence[Score]) -> str:
         for rule, label in LABELS.items()
         if any(score.rule == rule for score in scores)
     ]
-    return markdown_table(["accuracy, %", *(f"{keep:g}" for keep in keeps)], rows)
+    return markdown_table(["accuracy, %", *map(_keep, keeps)], rows)
+
+
+def _keep(keep: float) -> str:
+    return f"{keep:g}" if keep else "auto"
 
 
 def _accuracy(score: Score) -> str:
@@ -123,16 +127,19 @@ def _everything(scores: Sequence[Score]) -> str:
         rows.append(
             [
                 s.rule,
-                f"{s.keep:g}",
+                _keep(s.keep),
                 f"{s.visual_tokens:.0f} of {s.all_tokens:.0f}",
                 f"{100 * s.accuracy:.1f}",
                 f"{100 * low:.1f} – {100 * high:.1f}",
                 *(f"{100 * s.right[kind] / s.asked[kind]:.0f}" for kind in kinds),
                 f"{s.first_token * 1e3:.1f}",
+                f"{s.select * 1e3:.2f}",
                 f"{s.prefill_macs / 1e9:.3f}",
             ]
         )
-    return markdown_table(["rule", "keep", "tokens", "%", "95 %", *kinds, "first token, ms", "prefill, GMAC"], rows)
+    return markdown_table(
+        ["rule", "keep", "tokens", "%", "95 %", *kinds, "first token, ms", "select, ms", "prefill, GMAC"], rows
+    )
 
 
 def _agreement(scores: Sequence[Score], backends: Sequence[str]) -> str:

@@ -4,14 +4,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .scores import Score
+from .selection_rules import ONE_KEEP
 
 LABELS = {
     "rediprune": "ReDiPrune",
     "diversity": "diversity only (α = 0)",
     "relevance": "relevance only",
+    "original": "ReDiPrune, original positions",
+    "clip": "ReDiPrune, one budget for all frames",
+    "clip-half": "one budget, half of it for all frames alike",
+    "auto": "ReDiPrune, keep auto",
+    "auto-clip": "ReDiPrune, keep auto, one budget",
+    "divprune": "DivPrune",
+    "cdpruner": "CDPruner",
+    "visionzip": "VisionZip's dominant tokens",
     "random": "random",
     "uniform": "uniform grid",
     "pool2x2": "2 × 2 pooling after the projector",
+    "downsample": "picture down-sampled",
 }
 
 
@@ -31,7 +41,7 @@ def plot_scores(scores: Sequence[Score], path: Path, title: str) -> None:
             line = sorted((s for s in mine if s.rule == rule and s.keep < 1), key=lambda s: s.visual_tokens)
             if not line:
                 continue
-            line += whole if rule != "pool2x2" else []
+            line += whole if rule not in ONE_KEEP else []
             accuracy = [100 * s.accuracy for s in line]
             errors = [
                 [100 * max(0.0, s.accuracy - s.interval()[0]) for s in line],

@@ -18,7 +18,7 @@ from ...runtime.machine import processor_name
 from .question_dataset import Question
 from .scores import Reply
 
-_FORMAT = 3  # of a stored reply
+_FORMAT = 4  # of a stored reply
 _LIBRARIES = (
     *("rediprune", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx", "torch"),
     *("transformers", "tokenizers", "jinja2", "pillow", "av"),

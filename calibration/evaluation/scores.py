@@ -19,6 +19,7 @@ class Reply:
         first_token: seconds to the first token, as for an image that was not seen before: preprocessing and vision count.
         prefill_macs: multiply-adds of the decoder's prefill.
         token_ids: of the answer.
+        select: seconds that the choice of tokens took.
     """
 
     answer: str
@@ -28,6 +29,7 @@ class Reply:
     first_token: float
     prefill_macs: float
     token_ids: list[int] = field(default_factory=list)
+    select: float = 0.0
 
 
 @dataclass
@@ -88,6 +90,11 @@ class Score:
         return statistics.median(reply.first_token for reply in self.replies)
 
     @property
+    def select(self) -> float:
+        """Seconds that the choice of tokens takes, the median."""
+        return statistics.median(reply.select for reply in self.replies)
+
+    @property
     def prefill_macs(self) -> float:
         """Multiply-adds of the decoder's prefill, the mean."""
         return statistics.fmean(reply.prefill_macs for reply in self.replies)
@@ -105,7 +112,7 @@ class Score:
 
     def document(self) -> dict[str, Any]:
         """The score without its replies, for JSON."""
-        numbers = ("right", "asked", "accuracy", "visual_tokens", "all_tokens", "first_token", "prefill_macs")
+        numbers = ("right", "asked", "accuracy", "visual_tokens", "all_tokens", "first_token", "select", "prefill_macs")
         named = {"data": self.data, "backend": self.backend, "rule": self.rule, "keep": self.keep}
         return named | {name: getattr(self, name) for name in numbers} | {"interval": self.interval()}
 

@@ -8,16 +8,32 @@ import pytest
 from rediprune.calibration.evaluation.selection_rules import random_tokens, uniform_tokens, using_rule
 from rediprune.runtime import Pipeline, RedipruneError
 
+CHOOSING = ("rediprune", "diversity", "relevance", "random", "uniform", "divprune", "cdpruner")
+
+
+def test_rules_that_are_settings_ask_for_them(bundle_of: Callable[[str], Path], photo: Path) -> None:
+    pipeline = Pipeline.load(bundle_of("llava"))
+
+    def kept(rule: str, keep: int = 9) -> list[int]:
+        with using_rule(pipeline, rule) as settings:
+            answer = pipeline.generate("What is red?", [photo, photo], max_new_tokens=1, **{"keep": keep, **settings})
+        return [len(frames[0]) for frames in answer.kept]
+
+    assert kept("rediprune") == kept("original") == [9, 9]
+    assert sum(kept("clip")) == 18 and kept("clip") != [9, 9]
+    with pytest.raises(RedipruneError, match="--keep-auto"):
+        kept("auto")
+
 
 def test_rules_choose_what_they_say(bundle_of: Callable[[str], Path], photo: Path) -> None:
     pipeline = Pipeline.load(bundle_of("llava"))
 
     def kept(rule: str, seed: int = 0) -> np.ndarray:
-        with using_rule(pipeline, rule, seed) as alpha:
-            return pipeline.generate("What is red?", [photo], keep=9, alpha=alpha, max_new_tokens=1).kept[0][0]
+        with using_rule(pipeline, rule, seed) as settings:
+            return pipeline.generate("What is red?", [photo], keep=9, max_new_tokens=1, **settings).kept[0][0]
 
-    sets = {rule: kept(rule) for rule in ("rediprune", "diversity", "relevance", "random", "uniform")}
-    assert len({tuple(indices) for indices in sets.values()}) == 5
+    sets = {rule: kept(rule) for rule in CHOOSING}
+    assert len({tuple(indices) for indices in sets.values()}) == len(CHOOSING)
     assert np.array_equal(kept("random"), kept("random")) and not np.array_equal(kept("random"), kept("random", 1))
     assert np.array_equal(sets["uniform"], uniform_tokens(np.zeros((1, 64, 2)), 9)[0])
     assert len(set(np.diff(sets["uniform"].reshape(3, 3)[0]))) <= 2  # evenly spaced along a row
@@ -39,17 +55,17 @@ def test_pooling_averages_neighbours_and_ends_with_the_block(bundle_of: Callable
     pipeline = Pipeline.load(bundle_of("llava"))
     kept = np.random.default_rng(0).standard_normal((2, 64, 32)).astype(np.float32)
     whole = np.asarray(pipeline.stage("project").run({"kept": kept})["visual_embeds"])
-    with using_rule(pipeline, "pool2x2") as alpha:
+    with using_rule(pipeline, "pool2x2") as settings:
         pooled = np.asarray(pipeline.stage("project").run({"kept": kept})["visual_embeds"])
     grid = whole.reshape(2, 4, 2, 4, 2, -1)  # frames, rows of two, columns of two
-    assert alpha is None
+    assert settings == {"keep": 1.0}
     assert np.allclose(pooled, grid.mean(axis=(2, 4)).reshape(2, 16, -1), atol=1e-6)
     assert np.array_equal(np.asarray(pipeline.stage("project").run({"kept": kept})["visual_embeds"]), whole)
 
 
 def test_rules_over_a_grid_are_refused_where_each_picture_has_its_own(bundle_of: Callable[[str], Path]) -> None:
     pipeline = Pipeline.load(bundle_of("qwen3_vl"), lazy=True)
-    for rule in ("uniform", "pool2x2"):
+    for rule in ("uniform", "pool2x2", "downsample"):
         with (
             pytest.raises(
                 RedipruneError, match=f"rule '{rule}' needs a grid of one size, and Qwen3-VL has one for each"
@@ -57,16 +73,19 @@ def test_rules_over_a_grid_are_refused_where_each_picture_has_its_own(bundle_of:
             using_rule(pipeline, rule),
         ):
             pass
-    with using_rule(pipeline, "random") as alpha:
-        assert alpha is None
+    with using_rule(pipeline, "random") as settings:
+        assert settings == {}
 
 
 @pytest.mark.slow
-def test_a_rule_behind_the_projector_is_refused_where_patches_are_mixed_there(bundle_of: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize("rule", ["pool2x2", "downsample"])
+def test_a_rule_behind_the_projector_is_refused_where_patches_are_mixed_there(
+    rule: str, bundle_of: Callable[[str], Path]
+) -> None:
     with (
         pytest.raises(
-            RedipruneError, match="'pool2x2' needs a grid behind the projector, and LLaVA-OneVision projects"
+            RedipruneError, match=f"'{rule}' needs a grid behind the projector, and LLaVA-OneVision projects"
         ),
-        using_rule(Pipeline.load(bundle_of("llava_onevision"), lazy=True), "pool2x2"),
+        using_rule(Pipeline.load(bundle_of("llava_onevision"), lazy=True), rule),
     ):
         pass
