@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 _KEEPS = "1,0.5,0.25,0.15,0.1,0.05"
+_SPLITS = ("test", "unseen", "crowd", "cells")
 _RULES = "rediprune,diversity,relevance,random,uniform,pool2x2"
 
 
@@ -55,7 +56,9 @@ def evaluate(
     ] = "auto",
     images: Annotated[int, typer.Option(min=0, help="Pictures of the built-in task, about four questions each.")] = 100,
     clips: Annotated[int, typer.Option(min=0, help="Clips of the built-in task, likewise.")] = 40,
-    split: Annotated[str, typer.Option(help="Splits of the built-in task: test, unseen, or test,unseen.")] = "test",
+    split: Annotated[
+        str, typer.Option(help="Splits of the built-in task, comma separated: test, unseen, crowd, cells.")
+    ] = "test",
     train: Annotated[Path | None, typer.Option(help="Refuse questions that are in this JSONL too.")] = None,
     frames: Annotated[int, typer.Option(min=1, help="Frames of a video.")] = 8,
     frame_tolerance: Annotated[
@@ -82,8 +85,8 @@ def evaluate(
         check_picture_path(plot, "--plot")
     check_outputs(out, page)
     splits = split.split(",")
-    if not set(splits) <= {"test", "unseen"}:
-        raise RedipruneError(f"--split is test, unseen or test,unseen, not '{split}'")
+    if not set(splits) <= {*_SPLITS}:
+        raise RedipruneError(f"--split takes {', '.join(_SPLITS)}, separated by commas, not '{split}'")
     if data is None and not images and not clips:
         raise RedipruneError("there is nothing to ask; give --images or --clips more than 0")
 

@@ -25,7 +25,7 @@ def question_sets(
     if data is not None:
         sources = {"": read_questions(data)}
     else:
-        names = {"test": "", "unseen": ", unseen pairs"}
+        names = {"test": "", "unseen": ", unseen pairs", "crowd": ", crowded", "cells": ", cells of a grid"}
         made = {s: write_set(folder / s, s, images=images, clips=clips) for s in splits}
         sources = {names[s]: read_questions(path, look=False) for s, path in made.items()}
     if train is not None:

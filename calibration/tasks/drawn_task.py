@@ -1,18 +1,20 @@
 """The task: samples by number.
 
 A sample depends on its split, the seed and its number alone. The splits draw from different random streams;
-`unseen` is a test split of questions about an object whose shape and colour never met in training.
+`unseen` is a test split of questions about an object whose shape and colour never met in training; `crowd` and `cells` are
+test splits of pictures and questions of kinds that training does not have (`harder`).
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.random import Generator
 
 from .clips import Clip, draw_clip, sample_clip
-from .questions import CLIP_KINDS, IMAGE_KINDS, ask_clip, ask_scene
+from .harder import CROWD_KINDS, ask_cell, sample_crowd
+from .questions import CLIP_KINDS, IMAGE_KINDS, Asked, ask_clip, ask_scene
 from .scenes import (
     PAIRS,
     SEEN_PAIRS,
@@ -25,7 +27,12 @@ from .scenes import (
     sample_things,
 )
 
-SPLITS = {"train": 0, "test": 1, "unseen": 2, "val": 3}
+SPLITS = {"train": 0, "test": 1, "unseen": 2, "val": 3, "crowd": 4, "cells": 5}
+# Split → how its pictures are drawn, how they are asked about, and what.
+_HARDER: dict[str, tuple[Callable[[Generator], Scene], Callable[[Generator, Scene, str], Asked], tuple[str, ...]]] = {
+    "crowd": (sample_crowd, ask_scene, CROWD_KINDS),
+    "cells": (sample_scene, ask_cell, ("cell",)),
+}
 QUESTIONS_EACH = 4  # questions about one picture or clip in a test set
 
 
@@ -54,6 +61,8 @@ def generator(split: str, seed: int, number: int, media: int) -> Generator:
 def image_samples(split: str, seed: int, number: int, each: int = QUESTIONS_EACH) -> list[Sample]:
     """At most `each` questions, of different kinds, about picture `number` of a split."""
     rng = generator(split, seed, number, 0)
+    if split in _HARDER:
+        return _harder_samples(rng, split, number, each)
     focus: Thing | None = None
     pairs = SEEN_PAIRS
     if split == "unseen":
@@ -73,8 +82,20 @@ def image_samples(split: str, seed: int, number: int, each: int = QUESTIONS_EACH
     return samples
 
 
+def _harder_samples(rng: Generator, split: str, number: int, each: int) -> list[Sample]:
+    sample, ask, kinds = _HARDER[split]
+    scene, samples = sample(rng), []
+    for i in rng.permutation(len(kinds)):
+        asked = ask(rng, scene, kinds[i])
+        if asked is not None and len(samples) < each:
+            samples.append(Sample(scene, *asked, kinds[i], number))
+    return samples
+
+
 def clip_samples(split: str, seed: int, number: int, each: int = QUESTIONS_EACH) -> list[Sample]:
-    """At most `each` questions, of different kinds, about clip `number` of a split."""
+    """At most `each` questions, of different kinds, about clip `number` of a split; none of those that have pictures only."""
+    if split in _HARDER:
+        return []
     rng = generator(split, seed, number, 1)
     focus: Thing | None = None
     if split == "unseen":
