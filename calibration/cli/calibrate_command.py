@@ -1,6 +1,8 @@
 """`rediprune calibrate`: make a quantised bundle of one in fp32 or fp16."""
 
 import json
+from dataclasses import dataclass
+from pathlib import Path
 
 import typer
 from rich.console import Console
@@ -10,13 +12,13 @@ from ...runtime.bundle import CalibrationSpec
 from ...runtime.cli.arguments import (
     BundleArgument,
     JsonOption,
-    Out,
     needs_extra,
 )
-from ...runtime.cli.progress import stage_progress
+from ...runtime.cli.progress import one_bar, stage_progress
 from ...runtime.cli.sensitivity_table import sensitivity_table
+from ...runtime.errors import RedipruneError
 from ..settings import DEFAULT_SMOOTHING, CalibrationSettings
-from .calibrate_options import Backend, Budget, Force, Questions, Skip
+from .calibrate_options import Backend, Budget, Force, KeepAuto, MostKept, OutOrNone, Questions, Skip
 from .calibration_options import (
     AlphaOption,
     DataOption,
@@ -40,13 +42,14 @@ def add(app: typer.Typer) -> None:
     rediprune calibrate engines/llava -o engines/llava-mixed --recipe vision=int8,language=int8 --skip "*.down_proj"\n
     rediprune calibrate engines/llava -o engines/llava-int8 --data questions.jsonl --samples 128 --ranges percentile\n
     rediprune calibrate engines/llava -o engines/llava-int8 --budget error=2%    (each stage's outputs)\n
-    rediprune calibrate engines/llava -o engines/llava-int4 --recipe int4 --data questions.jsonl --budget accuracy=1""",
+    rediprune calibrate engines/llava -o engines/llava-int4 --recipe int4 --data questions.jsonl --budget accuracy=1\n
+    rediprune calibrate engines/llava --keep-auto accuracy=1    (then: rediprune run engines/llava --keep auto)""",
     )(needs_extra(calibrate))
 
 
 def calibrate(
     bundle: BundleArgument,
-    out: Out,
+    out: OutOrNone = None,
     recipe: RecipeOption = CalibrationSettings.recipe,
     data: DataOption = CalibrationSettings.data,
     samples: SamplesOption = CalibrationSettings.samples,
@@ -60,13 +63,20 @@ def calibrate(
     backend: Backend = None,
     budget: Budget = None,
     questions: Questions = CalibrationSettings.questions,
+    keep_auto: KeepAuto = None,
+    most: MostKept = 0.5,
     force: Force = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a quantised bundle of one in fp32 or fp16, the baseline, which stays as it is.
+    """Make a quantised bundle of one in fp32 or fp16, the baseline, which stays as it is; or find a threshold for keep auto.
 
     Activations are observed once and kept beside the bundle; stages that an interrupted run finished are taken over.
     """
+    if keep_auto is not None:
+        _keep_auto(bundle, out, KeepAutoAsked(keep_auto, most, data, questions, seed, backend), as_json)
+        return
+    if out is None:
+        raise RedipruneError("give -o the folder of the bundle to make")
     from ..budget import parse_budget
     from ..calibrate import calibrate as run
 
@@ -113,6 +123,42 @@ def calibrate(
     console.print(f"[bold]{out}[/bold]: {record.source} as {made.manifest.precision}", highlight=False, soft_wrap=True)
     for says in dict.fromkeys(limit.says for limit in record.limits):
         console.print(says, highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class KeepAutoAsked:
+    """What was asked of --keep-auto, as on the command line."""
+
+    budget: str
+    most: float
+    data: Path | None
+    questions: int
+    seed: int
+    backend: str | None
+
+
+def _keep_auto(bundle: Path, out: Path | None, asked: KeepAutoAsked, as_json: bool) -> None:
+    """Find where the choice of tokens may end, and print what that costs."""
+    from ..keep_auto import KeepAutoSettings, calibrate_keep_auto, parse_keep_auto
+
+    if out is not None:
+        raise RedipruneError("--keep-auto records its threshold in BUNDLE itself; leave -o out")
+    if not asked.most:
+        raise RedipruneError("--most must be above 0: at least one token is kept")
+    settings = KeepAutoSettings(
+        parse_keep_auto(asked.budget), asked.most, asked.data, asked.questions, asked.seed, asked.backend or "auto"
+    )
+    with one_bar(as_json) as report:
+        found = calibrate_keep_auto(bundle, settings, report)
+    if as_json:
+        print(found.model_dump_json())
+        return
+    title = f"{found.questions} questions ({found.data}), at most {found.most:.0%} of the tokens"
+    table = Table("scope", "threshold", "tokens", "correct", "with all tokens", title=title)
+    for scope, threshold in found.thresholds.items():
+        correct = f"{found.accuracy[scope]:.1f} %", f"{found.baseline[scope]:.1f} %"
+        table.add_row(scope, f"{threshold:.3f}", f"{found.tokens[scope]:.1%}", *correct)
+    Console().print(table)
 
 
 def _warn_of_few_samples(console: Console, record: CalibrationSpec) -> None:
