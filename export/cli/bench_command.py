@@ -5,7 +5,8 @@ import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -16,6 +17,18 @@ from ...runtime.cli.arguments import (
     needs_extra,
 )
 from ...runtime.errors import RedipruneError
+
+if TYPE_CHECKING:
+    from ..bench.bench_settings import BenchSettings
+
+
+Accounting = Annotated[
+    str | None,
+    typer.Option(
+        help="paper: in place of the comparison, operations by the published formula and counted exactly, and times as the "
+        "authors' release takes them, of the first bundle on the first backend."
+    ),
+]
 
 
 def add(app: typer.Typer) -> None:
@@ -66,6 +79,7 @@ def bench(
     grow: Annotated[
         bool, typer.Option("--grow", help="Also measure how time grows with frames, kept tokens and prompt.")
     ] = False,
+    accounting: Accounting = None,
     out: Annotated[Path | None, typer.Option(help="Also write the JSON document to this file.")] = None,
     page: Annotated[
         Path | None, typer.Option(help="Write a page in Markdown to this file, with its plots beside it.")
@@ -95,6 +109,9 @@ def bench(
         grow=grow,
         peers_python=peers_python or sys.executable,
     )
+    if accounting is not None:
+        _account(bundle[0], accounting, settings, out, page)
+        return
     document = run(bundle, settings)
     print_table(Console(), document)
     if out is not None:
@@ -103,4 +120,41 @@ def bench(
         from ..bench.bench_page import write_page
 
         write_page(document, page, shlex.join(["rediprune", *sys.argv[1:]]))
+    print(json.dumps(document))
+
+
+def _account(folder: Path, accounting: str, settings: "BenchSettings", out: Path | None, page: Path | None) -> None:
+    """Count and time a bundle as the paper does; the last line printed is one JSON document."""
+    from ...runtime.bundle import Bundle
+    from ...runtime.machine import processor_name
+    from ..bench.bench import QUESTION
+    from ..bench.paper_accounting import PAPER, Asked, account, accounting_page
+    from ..validate.sample_media import sample_picture
+
+    if accounting != PAPER:
+        raise RedipruneError(f"--accounting takes {PAPER}, not '{accounting}'")
+    with TemporaryDirectory() as scratch:
+        picture = settings.image
+        if picture is None and settings.video is None:
+            picture = Path(scratch) / "sample.png"
+            sample_picture().save(picture)
+        asked = Asked(
+            QUESTION,
+            [str(picture)] if settings.video is None else [],
+            [] if settings.video is None else [str(settings.video)],
+            settings.frames,
+            settings.keeps,
+            runs=settings.runs,
+            backend=settings.backends[0],
+            threads=settings.threads,
+        )
+        document = account(Bundle.open(folder), asked)
+    text = accounting_page(
+        document, shlex.join(["rediprune", *sys.argv[1:]]), f"{processor_name()}, {settings.cores} threads"
+    )
+    if out is not None:
+        out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    if page is not None:
+        page.write_text(text, encoding="utf-8")
+    print(text, file=sys.stderr)
     print(json.dumps(document))
