@@ -25,7 +25,7 @@ from .ray_front import Front
 from .ray_router import consistent_hashing
 from .ray_settings import Scale, Spread
 
-APPLICATION = "rediprune"
+APPLICATION = "default"  # as `serve run` calls it, so that one replaces the other
 _DRAIN = 10.0  # seconds beyond a request's own that a replica may take to end
 _BUNDLES = "REDIPRUNE_BUNDLES"
 
