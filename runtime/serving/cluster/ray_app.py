@@ -66,7 +66,7 @@ def app(args: Arguments) -> Application:
     if not named:
         raise RedipruneError(f"say which bundles: bundles=engines/demo-fp32, or {_BUNDLES}=…")
     selection = {} if args.keep is None else {"keep": args.keep}
-    SelectOptions(**selection)
+    SelectOptions(keep=args.keep)
     most = max(args.replicas, args.max_replicas)
     key = args.api_key or os.environ.get("REDIPRUNE_API_KEY")
     settings = ServeSettings(
@@ -103,17 +103,18 @@ def application(spread: Spread) -> Application:
         "health_check_period_s": max(1.0, scale.patience / 5),
         "health_check_timeout_s": scale.patience,
     }
-    board = serve.deployment(Board, name="Board", ray_actor_options={"num_cpus": 0}).bind()
+    deployment: Any = serve.deployment  # its own types do not take options as a dictionary
+    board = deployment(Board, name="Board", ray_actor_options={"num_cpus": 0}).bind()
     language = None
     if scale.split:
-        language = serve.deployment(
+        language = deployment(
             decoders_of(scale.models),
             name="Language",
             num_replicas=scale.split,
             ray_actor_options=_needs(scale),
             **common,
         ).bind(spread)
-    engine = serve.deployment(
+    engine = deployment(
         engine_of(scale.models),
         name="Engine",
         ray_actor_options=_needs(scale),
@@ -122,7 +123,7 @@ def application(spread: Spread) -> Application:
         **_count(scale),
         **common,
     ).bind(spread, language, board)
-    front = serve.deployment(
+    front = deployment(
         Front,
         name="Front",
         num_replicas=scale.fronts,

@@ -8,8 +8,8 @@ from typing import Any
 from weakref import WeakSet
 
 import numpy as np
-import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
@@ -161,7 +161,7 @@ def decoders_of(models: int) -> type[Decoders]:
 
     class Language(Decoders):
         @serve.multiplexed(max_num_models_per_replica=models)
-        async def bundle(self, name: str) -> _Held:
+        async def bundle(self, name: str) -> _Held:  # pyright: ignore[reportIncompatibleMethodOverride]
             return await self.take(name)
 
     return Language
@@ -238,7 +238,7 @@ class RayDecoder:
             except ApiError as error:
                 deliver(Failure(error))
                 return
-            except (ray.exceptions.RayError, RayServeException) as error:
+            except (RayError, RayServeException) as error:
                 if job.times or attempt == 2:
                     told = ApiError(503, "the replica that decoded this ended; try again", headers={"Retry-After": "1"})
                     told.__cause__ = error

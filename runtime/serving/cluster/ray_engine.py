@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -24,7 +24,7 @@ from .ray_settings import Spread
 
 _PUSH_SECONDS = 2.0  # between two reports of a replica's metrics
 
-Message = dict[str, Any]  # of ASGI
+Message = MutableMapping[str, Any]  # of ASGI
 
 
 class Loaded:
@@ -101,10 +101,13 @@ class Replica:
             given = True
             return {"type": "http.request", "body": body, "more_body": False}
 
+        async def send(message: Message) -> None:
+            await messages.put(message)
+
         async def run() -> None:
             try:
                 # The state is this request's own; the application notes its id there.
-                await loaded.app({**scope, "state": {}}, receive, messages.put)
+                await loaded.app({**scope, "state": {}}, receive, send)
             finally:
                 await messages.put(None)
 
@@ -146,7 +149,7 @@ def engine_of(models: int) -> type[Replica]:
 
     class Engine(Replica):
         @serve.multiplexed(max_num_models_per_replica=models)
-        async def bundle(self, name: str) -> Loaded:
+        async def bundle(self, name: str) -> Loaded:  # pyright: ignore[reportIncompatibleMethodOverride]
             return await self.take(name)
 
     return Engine

@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
@@ -132,7 +132,7 @@ class Front:
                 failure = ApiError(
                     429, "too many requests wait; try again", code="queue_full", headers={"Retry-After": "1"}
                 )
-            except (ray.exceptions.RayError, RayServeException) as error:
+            except (RayError, RayServeException) as error:
                 log.warning("a replica ended under request %s: %s", request.state.id, type(error).__name__)
                 failure = ApiError(
                     503,
@@ -152,7 +152,7 @@ class Front:
         self, scope: Mapping[str, Any], body: bytes, key: str | None, model: str
     ) -> AsyncIterator[dict[str, Any]]:
         """What the replica's application sends."""
-        stream = routed(self._engine, key, model).ask.remote(scope, body)
+        stream: Any = routed(self._engine, key, model).ask.remote(scope, body)
         try:
             async for message in stream:
                 yield message
