@@ -86,10 +86,11 @@ class Pipeline:
         self.limits = limits or MediaLimits.read()
         self.cache = FeatureCache(cache_bytes)
         self.reasons = reasons or {}
-        self.prefill_time = PrefillTime(any_prefill(bundle.manifest, self.stage), bundle.manifest.decoder.max_positions)
         self._replacements: tuple[_Replacement, ...] = ()
         self._lock = Lock()  # guards the replacements
         self._sessions = StageSessions(backends, lambda stage: open_session(backends[stage], bundle, stage, threads))
+        prefill = any_prefill(bundle.manifest, self._sessions.__getitem__)  # of `self` it would be a circle
+        self.prefill_time = PrefillTime(prefill, bundle.manifest.decoder.max_positions)
         self._sessions.prefetch(prefetch)
         try:
             self.processor = Processor.load(bundle.path("processor"))

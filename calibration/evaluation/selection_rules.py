@@ -58,7 +58,7 @@ def using_rule(
     """
     manifest = pipeline.bundle.manifest
     dynamic = any(spec.dynamic for spec in manifest.modalities.values())
-    if dynamic and rule in ("uniform", "pool2x2", "downsample"):
+    if dynamic and rule in ("uniform", "pool2x2"):
         raise RedipruneError(
             f"rule '{rule}' needs a grid of one size, and {manifest.family_name} has one for each picture; "
             "leave it out of --rules"

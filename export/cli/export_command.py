@@ -109,6 +109,7 @@ def _without_language(named: str, checkpoint: "Checkpoint") -> bool:
     towers = [modality.stage for modality in checkpoint.family.modalities(checkpoint.config).values()]
     names = [*dict.fromkeys(towers), "select", "project", "embed", "language"]
     given = {name.strip() for name in named.split(",")}
+    given -= {"select_clip"} if "select" in given else set()  # which comes with it
     if given == set(names):
         return False
     front = [name for name in names if name != "language"]

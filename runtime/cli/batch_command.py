@@ -9,7 +9,7 @@ import typer
 from ..errors import RedipruneError
 from ..media.limits import MediaLimits
 from . import serve_options as serving
-from .arguments import JsonOption, LimitOption, check_output_file, hide_torch
+from .arguments import JsonOption, LimitOption, check_output_file, hide_torch, parse_keep
 from .batch_options import (
     AllowedLocalMediaPath,
     Bundle,
@@ -115,7 +115,9 @@ def batch(
     )
     loading = Loading(backend, threads, parse_size(feature_memory, "--feature-memory"), MediaLimits.read(limit or ()))
     [(name, folder)] = named_bundles([bundle]).items()
-    defaults = given_selection(keep=keep, alpha=alpha, tau=tau, frames=frames, positions=positions)
+    defaults = given_selection(
+        keep=parse_keep(keep, "--keep"), alpha=alpha, tau=tau, frames=frames, positions=positions
+    )
     spread = _spread(ray_address, workers, worker_cpus) if ray else None
     with batch_bar(as_json) as progress:
         answering = Answering(name, folder, loading, settings, defaults)

@@ -98,7 +98,7 @@ def test_a_broken_off_export_leaves_no_bundle_and_resumes(
     assert not list(tmp_path.glob(".bundle.partial/onnx/embed*"))
     monkeypatch.setattr(exporting.ir, "save", original)
     export_bundle(Checkpoint.open(str(checkpoint)), tmp_path / "bundle")
-    assert names == ["vision", "select", "project", "embed", "embed", "language"]
+    assert names == ["vision", "select", "select_clip", "project", "embed", "embed", "language"]
     assert [path.name for path in tmp_path.glob(".bundle*")] == [".bundle.lock"]
 
 

@@ -65,7 +65,7 @@ def test_pooling_averages_neighbours_and_ends_with_the_block(bundle_of: Callable
 
 def test_rules_over_a_grid_are_refused_where_each_picture_has_its_own(bundle_of: Callable[[str], Path]) -> None:
     pipeline = Pipeline.load(bundle_of("qwen3_vl"), lazy=True)
-    for rule in ("uniform", "pool2x2", "downsample"):
+    for rule in ("uniform", "pool2x2"):
         with (
             pytest.raises(
                 RedipruneError, match=f"rule '{rule}' needs a grid of one size, and Qwen3-VL has one for each"

@@ -101,7 +101,7 @@ def test_a_peer_that_fails_or_takes_too_long_is_left_out_with_its_reason(
 
 
 def test_where_no_bundle_runs_it_is_an_error(bundle_of: Callable[[str], Path]) -> None:
-    with pytest.raises(RedipruneError, match=r"no bundle runs on kernel: .*'select' only"):
+    with pytest.raises(RedipruneError, match=r"no bundle runs on kernel: .*'select' and 'select_clip' only"):
         bench([bundle_of("llava")], BenchSettings(keeps=(0.5,), runs=1, threads=1, backends=("kernel",)))
 
 

@@ -20,7 +20,8 @@ def config_of(family="smolvlm", side=56, scale=2, **settings):
 @torch.inference_mode()
 def test_features_and_projection_are_transformers(family):
     model = AutoModelForImageTextToText.from_config(config_of(family)).eval()
-    vision, _, project, *_ = stages_of(model, family_of(model.config))
+    stages = {stage.name: stage for stage in stages_of(model, family_of(model.config))}
+    vision, project = stages["vision"], stages["project"]
     pixels = torch.randn(3, 3, 56, 56, generator=torch.Generator().manual_seed(0))
     features = vision.module(pixels)
     assert features.shape == (3, 4, 64) == (3, *vision.outputs[0].shape[1:])

@@ -401,5 +401,5 @@ def test_a_backend_per_stage(bundle, gpu):
 
 
 def test_the_kernel_session_is_for_select_only(bundle):
-    with pytest.raises(RedipruneError, match="'select' only"):
+    with pytest.raises(RedipruneError, match="'select' and 'select_clip' only"):
         ask(bundle, "kernel")

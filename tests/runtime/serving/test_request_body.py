@@ -82,10 +82,10 @@ def test_a_long_dialogue_is_refused_before_it_costs_anything(tiny: Running) -> N
         [{"role": "user", "content": "x"}] * 5000,
         [{"role": "user", "content": many}],
     ):
-        began = time.monotonic()
+        began = time.process_time()  # the server runs in this process
         reply = tiny.post({"model": "tiny", "messages": messages})
         assert reply.status_code == 400 and reply.json()["error"]["param"] == "messages"
-        assert time.monotonic() - began < 2
+        assert time.process_time() - began < 2
 
 
 def test_unknown_fields_are_ignored(tiny: Running) -> None:
