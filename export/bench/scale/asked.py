@@ -28,7 +28,7 @@ def bodies(model: str, count: int, pictures: int, tokens: int, keep: float, seed
     made = []
     for number, uri in enumerate(draw.choices(uris, weights, k=count)):
         picture = {"type": "image_url", "image_url": {"url": uri}}
-        text = {"type": "text", "text": f"Number {number}: what is in the picture, and where?"}
+        text = {"type": "text", "text": "Describe the picture."}
         body = {"model": model, "messages": [{"role": "user", "content": [picture, text]}], "keep": keep}
         made.append(body | {"max_tokens": tokens, "temperature": 0, "ignore_eos": True})
     return made

@@ -309,6 +309,21 @@ def test_more_bundles_than_a_replica_holds_are_loaded_in_turn(
 
 
 @pytest.mark.slow
+def test_under_load_there_are_more_replicas(
+    cluster: Cluster, bundle_of: Callable[[str], Path], photo: Path, cat: Path, scene: Path
+) -> None:
+    pictures, bundle = [photo, cat, scene], bundle_of("llava")
+    expected = texts_of(bundle, pictures)
+    cluster.deploy({"tiny": bundle}, replicas=1, max_replicas=2, target=1.0)
+    assert len(cluster.replicas()) == 1
+    with load(cluster, bodies_of(_messages, pictures)) as replies:
+        wait_for(lambda: len(cluster.replicas()) == 2, 60)
+        before = len(replies)
+        wait_for(lambda: len(replies) > before + 20)
+    assert check(replies, expected, set()) == {200}
+
+
+@pytest.mark.slow
 def test_a_client_that_reads_slowly_or_leaves_keeps_nobody(
     cluster: Cluster, bundle_of: Callable[[str], Path], photo: Path, cat: Path
 ) -> None:
