@@ -9,7 +9,7 @@ import torch
 from ...graphs.stages import Stage
 from ...runtime.backends.eager_torch import eager_model, eager_stages
 from ...runtime.bundle import Bundle
-from ...runtime.media.preprocess import Processor
+from ...runtime.media.preprocess import Processor, load_image
 from ...runtime.positions import POSITIONS
 from .cases import QUESTION, Arrays, Cases, EndToEndCase, StageCase, StageInput
 from .eager_reference import Reference, Request
@@ -107,7 +107,7 @@ def _end_to_end_cases(bundle: Bundle, reference: Reference, image: Any, video: A
                     "scope": scope,
                     "frames": FRAMES,
                     "max_new_tokens": NEW_TOKENS,
-                    "prune_tiles": bool(images) and bundle.manifest.modalities["image"].tiled,
+                    "prune_tiles": bool(images) and _prunes_tiles(bundle, reference, image),
                     "positions": positions,
                 }
                 answer = reference.answer(Request(QUESTION, images, videos, **options))
@@ -125,7 +125,15 @@ def _budgets(bundle: Bundle, images: int, videos: int) -> list[tuple[float | int
     over_clip: list[tuple[float | int, str]] = [(CLIP_KEEP, "clip")]
     if images > 1:
         return over_clip
-    return [(keep, "frame") for keep in KEEPS] + over_clip * (videos > 0 and bundle.manifest.selects_clips)
+    clips = videos > 0 and bundle.manifest.selects_clips and not bundle.manifest.modalities["video"].mixed_output
+    return [(keep, "frame") for keep in KEEPS] + over_clip * clips
+
+
+def _prunes_tiles(bundle: Bundle, reference: Reference, image: Any) -> bool:
+    """Whether the picture is seen in tiles whose tokens can be dropped: not where they are scaled down behind the projector."""
+    spec = bundle.manifest.modalities["image"]
+    layout = reference.processor.layout([load_image(image)], False, spec.patches)
+    return spec.tiled and (layout is None or layout.mix is None)
 
 
 def _positions(bundle: Bundle, keep: float | int) -> tuple[str, ...]:
