@@ -26,6 +26,7 @@ from ..runtime.bundle.atomic_file import replacing
 from ..runtime.bundle.lock import making
 from ..runtime.errors import RedipruneError
 from ..runtime.pipeline import Pipeline
+from ..runtime.visual_tokens import Kept
 from .activations import FRAMES, Copying, ask
 from .bundle_graphs import load_graph, open_graph
 from .evaluation.question_dataset import Question, media_of
@@ -197,7 +198,7 @@ class _Answers:
     cases: list[HeldOutCase] = field(default_factory=list)
     logits: list[np.ndarray] = field(default_factory=list)
     token_ids: list[list[int]] = field(default_factory=list)
-    kept: list[np.ndarray] = field(default_factory=list)
+    kept: list[Kept] = field(default_factory=list)
 
 
 class _Samples:

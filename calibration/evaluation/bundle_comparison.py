@@ -7,12 +7,12 @@ from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from ...runtime.backends.session import open_stage
 from ...runtime.bundle import Bundle
 from ...runtime.pipeline import Pipeline
+from ...runtime.visual_tokens import Kept
 from ..activations import collect
 from ..bundle_graphs import load_graph
 from ..progress_types import CountProgress
@@ -24,7 +24,7 @@ from .question_dataset import Question, media_of
 from .similarity import compare_stage, jaccard
 
 Document = dict[str, Any]
-KeptSets = dict[float, list[np.ndarray]]  # keep ratio → indices [F, K] for each image of each question
+KeptSets = dict[float, list[Kept]]  # keep ratio → indices for each image of each question
 
 
 @dataclass(frozen=True)

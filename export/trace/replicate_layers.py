@@ -133,7 +133,7 @@ def _tap(
     needed, wanted = set(), [output]
     while wanted:
         node = wanted.pop().producer()
-        if node in leading and node not in needed:
+        if node is not None and node in leading and node not in needed:
             needed.add(node)
             wanted += [value for value in node.inputs if value is not None]
     parts = [output]

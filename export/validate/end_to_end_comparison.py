@@ -14,6 +14,7 @@ import numpy as np
 from ...calibration.evaluation.scores import tokens_alike
 from ...calibration.evaluation.similarity import jaccard
 from ...runtime.pipeline import Pipeline
+from ...runtime.visual_tokens import Kept
 from .cases import QUESTION, EndToEndCase
 
 # How far below the reference's own token the token taken instead may lie, in standard deviations of the reference's
@@ -57,15 +58,13 @@ def compare_request(pipeline: Pipeline, case: EndToEndCase, precision: str) -> E
     return judge_answer(case, answer.token_ids, answer.kept, precision)
 
 
-def judge_answer(
-    case: EndToEndCase, token_ids: Sequence[int], kept: Sequence[np.ndarray], precision: str
-) -> EndToEndRow:
+def judge_answer(case: EndToEndCase, token_ids: Sequence[int], kept: Sequence[Kept], precision: str) -> EndToEndRow:
     """Compare an answer with the reference's.
 
     Args:
         case: the request and the reference's answer.
         token_ids: the answer.
-        kept: [F, K] for each picture and video.
+        kept: of each picture and video [F, K], or the indices of each frame.
         precision: the bundle's, as the manifest has it: "fp32", "fp16" or that of a calibrated bundle.
     """
     ours, theirs = list(token_ids), case.token_ids

@@ -43,7 +43,7 @@ class QwenReference(Reference):
         embeds = embed(expanded)  # [1, S, D]
         visual = (types != 0)[0]
         encoded = [self._encoded(medium) for medium in media]
-        features, merged, added = ([parts[at] for parts in encoded] for at in range(3))
+        features, merged, added = zip(*encoded, strict=True)
         kinds = [medium.kind for medium in media]
         masks = kept_masks(features, kinds, [False] * len(media), query, request)  # of each [frames, groups]
         keeps, kept = [mask.flatten() for mask in masks], kept_indices(masks)
