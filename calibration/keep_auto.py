@@ -23,8 +23,8 @@ from .progress_types import CountProgress, ignore_count
 from .tasks.drawn_task import QUESTIONS_EACH
 from .tasks.media_folder import write_set
 
-_LARGEST = 2.0  # no cosine distance is above it, and relevance adds little
-_STEPS = 8  # of the bisection: to 0.008 of a score
+_LEAST, _LARGEST = -1.0, 2.0  # below the one nothing ends, as a distance is at least 0; above the other everything does
+_STEPS = 9  # of the bisection: to 0.006 of a score
 _FRAMES = 8
 _CACHE_BYTES = 4 << 30
 _MAX_NEW_TOKENS = 16
@@ -106,10 +106,10 @@ class _Asker:
         self.asked = [(question, media_of(question, self.pipeline.bundle, _FRAMES)) for question in questions]
 
     def find(self) -> AutoKeep:
-        """The thresholds, with what they cost.
+        """The thresholds, with what they cost; none of a scope in which even the most tokens lose too much.
 
         Raises:
-            RedipruneError: no question is answered correctly.
+            RedipruneError: no question is answered correctly, or no scope has a threshold.
         """
         whole, _ = self._ask(1.0, "frame", "all tokens")
         if not whole:
@@ -129,8 +129,11 @@ class _Asker:
         )
         least = whole - self.settings.points * len(self.asked) / 100
         for scope in SCOPES:
-            low, high = 0.0, _LARGEST
+            low, high = _LEAST, _LARGEST
             best = self._at(found, scope, low)
+            if best[0] < least:  # so many tokens are too few in this scope, wherever the choice ends
+                del found.thresholds[scope]
+                continue
             for _ in range(_STEPS):
                 middle = (low + high) / 2
                 right, tokens = self._at(found, scope, middle)
@@ -141,6 +144,11 @@ class _Asker:
             found.thresholds[scope] = low
             found.accuracy[scope], found.tokens[scope] = 100 * best[0] / len(self.asked), best[1]
             found.baseline[scope] = 100 * whole / len(self.asked)
+        if not found.thresholds:
+            raise RedipruneError(
+                f"with {self.settings.most:.3g} of the tokens more than {self.settings.points:g} points are lost already; allow more "
+                "tokens with --most, or a larger loss"
+            )
         return found
 
     def _at(self, found: AutoKeep, scope: Scope, threshold: float) -> tuple[int, float]:

@@ -121,7 +121,7 @@ class _Asker:
         asked = SelectOptions(
             frames=options.frames,
             frame_tolerance=options.frame_tolerance,
-            keep=float(keep),
+            keep=float(keep) or None,  # none where the rule says it
             positions=options.positions,
         )
         with self._using(rule, number, keep) as settings:

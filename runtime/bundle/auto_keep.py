@@ -16,8 +16,8 @@ class AutoKeep(StrictModel):
     Attributes:
         thresholds: scope → the score below which no further token is kept.
         most: the largest ratio of tokens kept, whatever the threshold says.
-        budget: points of accuracy that might be lost against keeping `most` of the tokens.
-        accuracy, baseline: scope → points of accuracy with the threshold, and with `most` kept, on the calibration questions.
+        budget: points of accuracy that might be lost against keeping all tokens.
+        accuracy, baseline: scope → per cent correct with the threshold, and with all tokens kept, on the calibration questions.
         tokens: scope → ratio of tokens kept, the mean.
         questions: how many were asked.
         data: their name.
