@@ -96,7 +96,7 @@ def test_a_peer_that_fails_or_takes_too_long_is_left_out_with_its_reason(
     document = bench([bundle_of("llava")], settings)
     assert set(document["absent"]) == {"compiled", "eager fp32", "llava on kernel"}
     assert "float31" in document["absent"]["eager fp32"]
-    assert document["absent"]["llava on kernel"].startswith("backend 'kernel' runs the stage 'select' only")
+    assert document["absent"]["llava on kernel"].startswith("backend 'kernel' runs the stages 'select' and")
     assert [row["contender"] for row in document["rows"]] == ["llava on ort"]
 
 
