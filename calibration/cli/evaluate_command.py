@@ -129,6 +129,11 @@ def _first_backend(scores: "list[Score]") -> "list[Score]":
     return [firsts.setdefault((score.data, score.rule, score.keep), score) for score in scores]
 
 
+def _keep(keep: float) -> str:
+    """A ratio, or that the rule says it."""
+    return f"{keep:g}" if keep else "auto"
+
+
 def _print(console: Console, scores: "list[Score]") -> None:
     """Two tables for each set: accuracy with what it took, and accuracy by kind of question."""
     several = len({score.backend for score in scores}) > 1
@@ -149,7 +154,7 @@ def _print(console: Console, scores: "list[Score]") -> None:
             agreeing = (score.backend, f"{score.same_answers(first)} of {len(score.replies)}") if several else ()
             table.add_row(
                 score.rule,
-                f"{score.keep:g}",
+                _keep(score.keep),
                 f"{score.visual_tokens:.0f}",
                 f"{100 * score.accuracy:.1f}",
                 f"{100 * low:.0f} – {100 * high:.0f}",
@@ -159,7 +164,7 @@ def _print(console: Console, scores: "list[Score]") -> None:
             )
             if score is first:
                 shares = (f"{100 * score.right[kind] / score.asked[kind]:.0f}" for kind in kinds)
-                by_kind.add_row(score.rule, f"{score.keep:g}", *shares)
+                by_kind.add_row(score.rule, _keep(score.keep), *shares)
         console.print(table)
         if len(kinds) > 1:
             console.print(by_kind)
