@@ -26,7 +26,7 @@ def bodies(model: str, count: int, pictures: int, tokens: int, keep: float, seed
     uris = [picture_uri(f"scale {seed} {number}") for number in range(pictures)]
     weights = [1 / (number + 1) for number in range(pictures)]
     made = []
-    for number, uri in enumerate(draw.choices(uris, weights, k=count)):
+    for uri in draw.choices(uris, weights, k=count):
         picture = {"type": "image_url", "image_url": {"url": uri}}
         text = {"type": "text", "text": "Describe the picture."}
         body = {"model": model, "messages": [{"role": "user", "content": [picture, text]}], "keep": keep}
