@@ -13,7 +13,11 @@ from rediprune.runtime.bundle import Bundle
 
 
 @pytest.mark.parametrize(
-    "name", ["llava", "llava_siglip", "llava_next_video", "video_llava", "llava_fp16", "llava_copy"]
+    "name",
+    [
+        *("llava", "llava_next_video", "llava_fp16"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("llava_siglip", "video_llava", "llava_copy")),
+    ],
 )
 def test_every_family_passes(name: str, bundle_of: Callable[[str], Path]) -> None:
     report = validate(bundle_of(name))
