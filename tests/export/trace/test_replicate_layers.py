@@ -191,7 +191,7 @@ def test_of_a_large_stage_the_first_layers_are_compared(tmp_path: Path, monkeypa
     monkeypatch.setattr(exporting, "check_stage", check_stage)
     monkeypatch.setattr(exporting, "COMPARED_WHOLE", 0)
     bundle = export_bundle(Checkpoint.open(str(checkpoint)), tmp_path / "bundle")
-    written = dict.fromkeys(("select", "select_clip", "project", "embed"), [0])
+    written = {stage: [0] for stage in ("select", "select_clip", "project", "embed")}
     assert compared == {"vision": [SHALLOW], "language": [SHALLOW]} | written
     assert all(spec.compared for spec in bundle.manifest.stages.values())
     assert validate(bundle.folder).passed
