@@ -19,6 +19,9 @@ from ..errors import RedipruneError
 from ..positions import Positions, span_of
 from .kv_slots import KVSlots, Slot
 
+# Tokens of a prompt that are computed at once where no answer waits: a second call costs as much as a decoded token.
+_ALONE = 1024
+
 
 class TokenSink(Protocol):
     """What chooses a request's tokens and shows them. Called by the scheduler's thread; must not block."""
@@ -98,7 +101,7 @@ class Scheduler:
         max_slots: requests decoded together at most.
         max_positions: positions of the KV cache at most.
         max_waiting: requests in the queue at most.
-        prefill_chunk: tokens that are prefilled before the others get their next token.
+        prefill_chunk: tokens that are prefilled before the others get their next token; where there are no others, more.
     """
 
     def __init__(
@@ -241,7 +244,8 @@ class Scheduler:
         if job is None or job._slot is None:
             return
         slot = job._slot
-        chunk = job.embeds[slot.used : slot.used + self._chunk]  # [tokens, D]
+        size = self._chunk if self._decoded else max(self._chunk, _ALONE)
+        chunk = job.embeds[slot.used : slot.used + size]  # [tokens, D]
         places = span_of(job.positions, slot.used, len(chunk))  # [A, tokens]
         given = None if job.positions is None else places
         end = slot.used + len(chunk)
