@@ -11,6 +11,9 @@ import numpy as np
 from ..backends.batching import BatchDecoding
 
 _GRANULE = 256  # a slot's length grows by so many positions
+# ONNX Runtime's attention sums a single token in another order than several, as which a prompt is computed on its own: so
+# many tokens are never computed alone, or an answer would depend on what the cache held.
+ALONE = 1
 MIN_PREFIX = 16  # a shorter beginning is computed again sooner than its cache is moved
 
 
@@ -31,9 +34,9 @@ class Slot:
     def common(self, embeds: np.ndarray, positions: np.ndarray) -> int:
         """How many tokens begin like embeds [S, D] at positions [A, S].
 
-        The last of a prompt must be computed anyway, for its logits.
+        The last of a prompt must be computed anyway, for its logits, and not alone (`ALONE`).
         """
-        most = min(self.used, len(embeds) - 1)
+        most = min(self.used, len(embeds) - ALONE - 1)
         at = 0
         for row, place in zip(self.rows, self.positions, strict=True):
             size = min(len(row), most - at)

@@ -17,10 +17,10 @@ import numpy as np
 from ..backends.batching import BatchDecoding
 from ..errors import RedipruneError
 from ..positions import Positions, span_of
-from .kv_slots import KVSlots, Slot
+from .kv_slots import ALONE, KVSlots, Slot
 
 # Tokens of a prompt that are computed at once where no answer waits: a second call costs as much as a decoded token.
-_ALONE = 1024
+_UNHURRIED = 1024
 
 
 class TokenSink(Protocol):
@@ -244,7 +244,9 @@ class Scheduler:
         if job is None or job._slot is None:
             return
         slot = job._slot
-        size = self._chunk if self._decoded else max(self._chunk, _ALONE)
+        size = self._chunk if self._decoded else max(self._chunk, _UNHURRIED)
+        if len(job.embeds) - slot.used - size == ALONE:
+            size += ALONE
         chunk = job.embeds[slot.used : slot.used + size]  # [tokens, D]
         places = span_of(job.positions, slot.used, len(chunk))  # [A, tokens]
         given = None if job.positions is None else places
