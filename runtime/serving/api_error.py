@@ -36,6 +36,16 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
+def too_many() -> ApiError:
+    """The queue is full; OpenAI's clients try again after the time that is said."""
+    return ApiError(429, "too many requests wait; try again", code="queue_full", headers={"Retry-After": "1"})
+
+
+def timed_out() -> ApiError:
+    """The deadline passed."""
+    return ApiError(504, "the request took too long", code="timeout")
+
+
 def refuse(param: str, message: str, status: int = 400) -> ApiError:
     """A field that cannot be obeyed, named."""
     return ApiError(status, message, param=param, code="invalid_value")

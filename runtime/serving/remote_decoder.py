@@ -8,7 +8,7 @@ the very prompt that was meant: its token ids come back with the first event.
 import asyncio
 import time
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -22,8 +22,9 @@ from .answer_decoder import Deliver
 from .answer_sink import Failure, Piece
 from .api_error import ApiError
 from .log import log
-from .scheduler import QueueFullError, StoppedError
+from .scheduler import StoppedError
 from .serve_settings import ServeSettings
+from .task_decoder import TaskDecoder, TaskJob
 from .translate import Translated
 from .vllm_protocol import (
     Delta,
@@ -73,24 +74,6 @@ class OtherModelError(ApiError):
         super().__init__(502, message, code="decoder_mismatch")
 
 
-@dataclass(eq=False)
-class RemoteJob:
-    """An `AnswerJob` of a `RemoteDecoder`."""
-
-    prompt_tokens: int
-    reused: int = 0
-    queued: float = field(default_factory=time.perf_counter)
-    started: float = 0.0
-    prefilled: float = 0.0
-    times: list[float] = field(default_factory=list)
-    task: "asyncio.Task[None] | None" = None
-
-    def cancel(self) -> None:
-        """End it; what decodes sees the connection close. Called by the event loop's thread."""
-        if self.task is not None and not self.task.done():
-            self.task.cancel()
-
-
 @dataclass(frozen=True)
 class _Model:
     """What the other side serves."""
@@ -99,7 +82,7 @@ class _Model:
     max_positions: int
 
 
-class RemoteDecoder:
+class RemoteDecoder(TaskDecoder):
     """The `AnswerDecoder` of a bundle whose language model runs in vLLM.
 
     Args:
@@ -111,44 +94,23 @@ class RemoteDecoder:
         RedipruneError: the bundle's tokens or its generation config cannot be handed over.
     """
 
-    batches = True
-    cache_usage = 0.0
-
     def __init__(self, pipeline: Pipeline, settings: ServeSettings, remote: RemoteSettings):
+        super().__init__(settings.max_waiting)
         _check_bundle(pipeline)
-        self._pipeline, self._settings, self._remote = pipeline, settings, remote
+        self._pipeline, self._remote = pipeline, remote
         self._client: httpx.AsyncClient | None = None
         self._model: _Model | None = None  # as it was found by the last probe
         self._probing = asyncio.Lock()
-        self._jobs: set[RemoteJob] = set()
         self._stopped = False
 
-    @property
-    def max_slots(self) -> int:
-        return self._settings.max_waiting
-
-    @property
-    def waiting(self) -> int:
-        return sum(not job.times for job in self._jobs)
-
-    @property
-    def running(self) -> int:
-        return sum(bool(job.times) for job in self._jobs)
-
-    def submit(self, asked: Translated, prepared: PreparedRequest, deliver: Deliver) -> RemoteJob:
+    def submit(self, asked: Translated, prepared: PreparedRequest, deliver: Deliver) -> TaskJob:
         if any(visual.kind != "image" for visual in prepared.prompt.visuals):
             raise RedipruneError("videos cannot be handed to this server's decoder; give frames as images")
         if prepared.prompt.positions is not None:
             raise RedipruneError("positions 'original' cannot be handed to this server's decoder; ask with 'compact'")
         if self._stopped:
             raise StoppedError
-        if len(self._jobs) >= self._settings.max_waiting:
-            raise QueueFullError
-        job = RemoteJob(prepared.prompt.embeds.shape[0])
-        job.task = asyncio.get_running_loop().create_task(self._answer(job, asked, prepared, deliver))
-        self._jobs.add(job)
-        job.task.add_done_callback(lambda _: self._jobs.discard(job))
-        return job
+        return self.begin(prepared.prompt.embeds.shape[0], lambda job: self._answer(job, asked, prepared, deliver))
 
     def fault(self) -> str | None:
         return None  # one that is down may come back, and each request says so until then
@@ -167,7 +129,7 @@ class RemoteDecoder:
             if self._model is None:
                 self._model = await self._probe()
 
-    async def _answer(self, job: RemoteJob, asked: Translated, prepared: PreparedRequest, deliver: Deliver) -> None:
+    async def _answer(self, job: TaskJob, asked: Translated, prepared: PreparedRequest, deliver: Deliver) -> None:
         """Ask, and hand on what comes."""
         try:
             await self.check()
@@ -188,7 +150,7 @@ class RemoteDecoder:
             deliver(Failure(error))
 
     async def _stream(
-        self, job: RemoteJob, model: _Model, asked: Translated, prepared: PreparedRequest, deliver: Deliver
+        self, job: TaskJob, model: _Model, asked: Translated, prepared: PreparedRequest, deliver: Deliver
     ) -> None:
         prompt = prepared.prompt
         messages = wire_messages(asked.messages, kept_embeds(prompt))
@@ -301,7 +263,7 @@ class RemoteDecoder:
     def _http(self) -> httpx.AsyncClient:
         if self._client is None:
             key = self._remote.api_key
-            most = self._settings.max_waiting + 4
+            most = self.max_slots + 4
             self._client = httpx.AsyncClient(
                 headers={"Authorization": f"Bearer {key}"} if key else {},
                 timeout=httpx.Timeout(None, connect=self._remote.connect_timeout),
@@ -314,7 +276,7 @@ class RemoteDecoder:
 class _Pieces:
     """Makes pieces of what comes: the text is made here, as for an answer decoded here."""
 
-    def __init__(self, job: RemoteJob, prepared: PreparedRequest, stop_ids: Collection[int], deliver: Deliver):
+    def __init__(self, job: TaskJob, prepared: PreparedRequest, stop_ids: Collection[int], deliver: Deliver):
         self._job, self._prepared, self._stop_ids, self._deliver = job, prepared, stop_ids, deliver
 
     def take(self, delta: Delta) -> bool:

@@ -13,7 +13,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Str
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from .api_error import ApiError
+from .api_error import ApiError, timed_out
 from .chat_answer import Begun, Serving, begin_chat, find_model, whole_answer
 from .guard import Guard, error_response
 from .log import log
@@ -22,7 +22,7 @@ from .openapi import chat_operation, errors
 from .request_body import read_body
 from .responses import chunk
 from .served_model import Request as Answering
-from .served_model import ServedModel, timed_out
+from .served_model import ServedModel
 
 _Result = TypeVar("_Result")
 

@@ -18,7 +18,7 @@ from ..pipeline import Pipeline
 from ..prepared_request import PreparedRequest
 from .answer_decoder import AnswerDecoder, AnswerJob
 from .answer_sink import Failure, Piece
-from .api_error import ApiError
+from .api_error import ApiError, timed_out, too_many
 from .local_decoder import LocalDecoder
 from .log import log
 from .metrics import Metrics
@@ -122,7 +122,7 @@ class ServedModel:
             ApiError: 400, the pipeline refuses it; 429, too many wait; 503, the server is stopping.
         """
         if self._encoding + self._decoder.waiting >= self._settings.max_waiting:
-            raise _too_many()
+            raise too_many()
         self._encoding += 1
         loop, gone = asyncio.get_running_loop(), threading.Event()
 
@@ -158,7 +158,7 @@ class ServedModel:
         except RedipruneError as error:
             raise ApiError(400, str(error), code="invalid_value") from error
         except QueueFullError:
-            raise _too_many() from None
+            raise too_many() from None
         except StoppedError:
             raise ApiError(503, "the server is stopping", headers={"Retry-After": "5"}) from None
         return Request(replace(asked, media=[]), prepared, job, pieces, arrival)  # what they came from is let go
@@ -309,12 +309,3 @@ class ServedModel:
         }
         end = now if error or not times else times[-1]
         self._spans.write(Told(self.name, arrival.at, end, stages, attributes, error), arrival.caller)
-
-
-def timed_out() -> ApiError:
-    """The deadline passed."""
-    return ApiError(504, "the request took too long", code="timeout")
-
-
-def _too_many() -> ApiError:
-    return ApiError(429, "too many requests wait; try again", code="queue_full", headers={"Retry-After": "1"})

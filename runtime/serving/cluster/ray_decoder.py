@@ -20,11 +20,12 @@ from ...prepared_request import PreparedRequest
 from ...prompt_encoder import PromptEmbeds
 from ..answer_decoder import AnswerJob, Deliver
 from ..answer_sink import Failure, Piece
-from ..api_error import ApiError
+from ..api_error import ApiError, too_many
 from ..load_models import open_pipeline
 from ..local_decoder import LocalDecoder
 from ..scheduler import QueueFullError, StoppedError
 from ..serve_settings import ServeSettings
+from ..task_decoder import TaskDecoder, TaskJob
 from ..translate import Translated
 from .ray_router import routed
 from .ray_settings import Spread
@@ -167,25 +168,7 @@ def decoders_of(models: int) -> type[Decoders]:
     return Language
 
 
-@dataclass(eq=False)
-class RayJob:
-    """An `AnswerJob` of a `RayDecoder`."""
-
-    prompt_tokens: int
-    reused: int = 0
-    queued: float = field(default_factory=time.perf_counter)
-    started: float = 0.0
-    prefilled: float = 0.0
-    times: list[float] = field(default_factory=list)
-    task: "asyncio.Task[None] | None" = None
-
-    def cancel(self) -> None:
-        """End it. Called by the event loop's thread."""
-        if self.task is not None and not self.task.done():
-            self.task.cancel()
-
-
-class RayDecoder:
+class RayDecoder(TaskDecoder):
     """The `AnswerDecoder` of a bundle whose language stage runs in other replicas.
 
     Args:
@@ -195,33 +178,15 @@ class RayDecoder:
         language: the replicas.
     """
 
-    batches = True
-    cache_usage = 0.0
-
     def __init__(self, name: str, pipeline: Pipeline, settings: ServeSettings, language: DeploymentHandle):
+        super().__init__(settings.max_waiting)
         self._handle: Callable[[], DeploymentHandle] = lambda: routed(language, None, name)
-        self._settings, self._jobs = settings, set[RayJob]()
-
-    @property
-    def max_slots(self) -> int:
-        return self._settings.max_waiting
-
-    @property
-    def waiting(self) -> int:
-        return sum(not job.times for job in self._jobs)
-
-    @property
-    def running(self) -> int:
-        return sum(bool(job.times) for job in self._jobs)
 
     def submit(self, asked: Translated, prepared: PreparedRequest, deliver: Deliver) -> AnswerJob:
-        if len(self._jobs) >= self._settings.max_waiting:
-            raise QueueFullError
-        job = RayJob(prepared.prompt.embeds.shape[0])
-        job.task = asyncio.get_running_loop().create_task(self._answer(job, HandedPrompt.of(asked, prepared), deliver))
-        self._jobs.add(job)
-        job.task.add_done_callback(lambda _: self._jobs.discard(job))
-        return job
+        return self.begin(
+            prepared.prompt.embeds.shape[0],
+            lambda job: self._answer(job, HandedPrompt.of(asked, prepared), deliver),
+        )
 
     def fault(self) -> str | None:
         return None
@@ -229,7 +194,7 @@ class RayDecoder:
     def stop(self) -> None:
         """Nothing of it is here."""
 
-    async def _answer(self, job: RayJob, handed: HandedPrompt, deliver: Deliver) -> None:
+    async def _answer(self, job: TaskJob, handed: HandedPrompt, deliver: Deliver) -> None:
         """Ask, and hand on what comes; once more where the replica ended before a token."""
         for attempt in range(3):
             try:
@@ -249,7 +214,7 @@ class RayDecoder:
                 deliver(Failure(error))
                 return
 
-    async def _once(self, job: RayJob, handed: HandedPrompt, deliver: Deliver) -> None:
+    async def _once(self, job: TaskJob, handed: HandedPrompt, deliver: Deliver) -> None:
         job.started = time.perf_counter()
         stream: Any = self._handle().decode.remote(handed)
         try:
@@ -257,9 +222,7 @@ class RayDecoder:
                 if decoded.refusal:
                     raise ApiError(400, decoded.refusal, code="invalid_value")
                 if decoded.busy:
-                    raise ApiError(
-                        429, "too many requests wait; try again", code="queue_full", headers={"Retry-After": "1"}
-                    )
+                    raise too_many()
                 now = time.perf_counter()
                 job.prefilled, job.reused = job.prefilled or now, decoded.reused
                 job.times += [now] * decoded.tokens

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ...bundle import Bundle
-from ..api_error import ApiError
+from ..api_error import ApiError, timed_out, too_many
 from ..chat_answer import split_alias
 from ..guard import Guard, error_response
 from ..log import log
@@ -127,11 +127,9 @@ class Front:
                         await send(message)
                 return
             except TimeoutError:
-                failure = ApiError(504, "the request took too long", code="timeout")
+                failure = timed_out()
             except BackPressureError:
-                failure = ApiError(
-                    429, "too many requests wait; try again", code="queue_full", headers={"Retry-After": "1"}
-                )
+                failure = too_many()
             except (RayError, RayServeException) as error:
                 log.warning("a replica ended under request %s: %s", request.state.id, type(error).__name__)
                 failure = ApiError(
