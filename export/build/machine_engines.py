@@ -51,19 +51,20 @@ def build_for_machine(folder: str | Path, progress: Callable[[str], Progress]) -
             outcomes[backend] = f"{len(engine.stages)} stages, {engine.library} {engine.version}"
     gpu = _has_gpu()
     backend = "tensorrt" if gpu and find_spec("tensorrt") is not None else "tensorrt-rtx"
-    outcomes[backend] = _tensorrt(folder, backend, progress)
+    outcomes[backend] = try_tensorrt(folder, backend, progress(backend))
     chosen = {stage: choice.backend for stage, choice in choose_backends(Bundle.open(folder)).items()}
     return [Built(name, outcome, _runs(name, outcome, chosen, gpu)) for name, outcome in outcomes.items()]
 
 
-def _tensorrt(folder: str | Path, backend: str, progress: Callable[[str], Progress]) -> str:
+def try_tensorrt(folder: str | Path, backend: str, progress: Progress) -> str:
+    """Build for TensorRT or TensorRT-RTX; what was built, or why nothing was."""
     if find_spec(backend.replace("-", "_")) is None:
         return f"not installed: pip install 'rediprune[{backend}]'"
     record = Bundle.open(folder).manifest.calibration
     if record is not None and (refusal := record.refusal(backend)) is not None:
         return refusal
     try:
-        engines = build_tensorrt(folder, backend, progress=progress(backend)).engines
+        engines = build_tensorrt(folder, backend, progress=progress).engines
     except RedipruneError as error:  # the others serve; who needs this one asks for it by name, and it is an error
         return f"not built: {error}"
     return f"{len(engines.stages)} stages, {engines.library} {engines.version}, {', '.join(engines.compute_capability)}"

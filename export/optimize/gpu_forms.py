@@ -3,9 +3,7 @@
 from pathlib import Path
 
 from ...runtime.backend_choice import missing_for
-from ...runtime.bundle import Bundle
-from ...runtime.errors import RedipruneError
-from ..build.tensorrt_engines import build_tensorrt
+from ..build.machine_engines import try_tensorrt
 from ..exporter import Progress
 
 ENGINES = ("tensorrt", "tensorrt-rtx")
@@ -23,12 +21,6 @@ def gpu_recipes() -> tuple[tuple[str, str], ...]:
 def build_engines(folder: Path, report: Progress) -> None:
     """Build a bundle for the backends of this machine's GPU; one that refuses a form has none, and its timing says so."""
     for backend in ENGINES:
-        record = Bundle.open(folder).manifest.calibration
-        if missing_for(backend) is not None or (record is not None and record.refusal(backend) is not None):
-            continue
-        try:
-            build_tensorrt(
-                folder, backend, progress=lambda stage, what, part: report("forms", f"{stage}: {what}", part)
-            )
-        except RedipruneError as error:
-            report("forms", f"{folder.name} on {backend}: {error}", 0.0)
+        if missing_for(backend) is None:
+            outcome = try_tensorrt(folder, backend, lambda stage, what, part: report("forms", f"{stage}: {what}", part))
+            report("forms", f"{folder.name} on {backend}: {outcome}", 1.0)

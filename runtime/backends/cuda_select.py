@@ -43,8 +43,7 @@ class KernelSelect:
         features = stream.place(feed["features"])
         frames, patches, channels = features.shape
         count, tau = min(int(np.asarray(feed["num_keep"])), patches), float(np.asarray(feed["tau"]))
-        question = np.asarray(feed["text_embeds"], np.float32)  # at most 128 tokens
-        query = stream.place(match_width(pool_query(question), channels))
+        query = self._query(feed, channels)
         workspace = stream.empty((2, frames, patches), np.float32)
         relevance = stream.empty((frames, patches), np.float32)
         similarity = stream.empty((frames, patches, patches), np.float32)
@@ -75,6 +74,19 @@ class KernelSelect:
             stream=stream.handle,
         )
         kept = stream.empty((frames, count, channels), features.dtype)
+        self._gather(features, indices, kept, (frames, patches, count))
+        return {"indices": indices, "kept": kept}
+
+    def _query(self, feed: Mapping[str, Array], channels: int) -> DeviceArray:
+        """[C], pooled here of at most 128 tokens."""
+        question = np.asarray(feed["text_embeds"], np.float32)
+        return self.stream.place(match_width(pool_query(question), channels))
+
+    def _gather(
+        self, features: DeviceArray, indices: DeviceArray, kept: DeviceArray, sizes: tuple[int, int, int]
+    ) -> None:
+        """Copy the tokens at `indices` to `kept`, of so many (frames, patches, kept of each), and wait for all before."""
+        frames, patches, count = sizes
         self.kernels.gather(
             features.address,
             indices.address,
@@ -82,11 +94,10 @@ class KernelSelect:
             frames=frames,
             patches=patches,
             count=count,
-            row_bytes=channels * features.dtype.itemsize,
-            stream=stream.handle,
+            row_bytes=features.shape[-1] * features.dtype.itemsize,
+            stream=self.stream.handle,
         )
-        stream.synchronize()
-        return {"indices": indices, "kept": kept}
+        self.stream.synchronize()
 
 
 class KernelSelectClip(KernelSelect):
@@ -105,8 +116,7 @@ class KernelSelectClip(KernelSelect):
             min(int(np.asarray(feed["min_per_frame"])), count),
             float(np.asarray(feed["threshold"])),
         )
-        question = np.asarray(feed["text_embeds"], np.float32)
-        query = stream.place(match_width(pool_query(question), channels))
+        query = self._query(feed, channels)
         workspace = stream.empty((clip_workspace(frames, patches) // 4,), np.int32)
         indices = stream.empty((frames * count,), np.int64)
         self.kernels.select_clip(
@@ -123,17 +133,7 @@ class KernelSelectClip(KernelSelect):
         )
         made = int(np.asarray(workspace[: CLIP_MADE // 4 + 1])[-1])  # waits for the choice
         kept = stream.empty((made, channels), features.dtype)
-        self.kernels.gather(
-            features.address,
-            indices.address,
-            kept.address,
-            frames=1,
-            patches=frames * patches,
-            count=made,
-            row_bytes=channels * features.dtype.itemsize,
-            stream=stream.handle,
-        )
-        stream.synchronize()
+        self._gather(features, indices, kept, (1, frames * patches, made))
         return {"indices": indices[:made], "kept": kept}
 
 

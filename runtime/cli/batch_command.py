@@ -27,7 +27,7 @@ from .batch_options import (
     Workers,
 )
 from .progress import batch_bar
-from .serve_start import given_selection, named_bundles
+from .serve_start import given_selection, media_policy, named_bundles
 from .sizes import parse_size
 
 if TYPE_CHECKING:
@@ -92,18 +92,14 @@ def batch(
         from ..batch.batch_job import Answering, run_batch
         from ..batch.batch_rows import BatchSource, Question
         from ..serving.load_models import Loading
-        from ..serving.media_fetch import MediaPolicy
         from ..serving.serve_settings import RequestLimits, ServeSettings
     except ImportError as error:
         raise RedipruneError(f"batch needs {error.name}: pip install 'rediprune[serve]'") from error
     check_output_file(out, "--out")
-    if allowed_local_media_path is not None and not allowed_local_media_path.is_dir():
-        raise RedipruneError(f"--allowed-local-media-path takes a folder; '{allowed_local_media_path}' is none")
     fields = {"max_tokens": max_new_tokens, "temperature": temperature}
     question = Question(prompt, {name: value for name, value in fields.items() if value is not None})
     source = BatchSource(requests, question, max_body_mb << 20)
-    domains = tuple(name.lower() for name in allowed_media_domains or ())
-    media = MediaPolicy(domains, allowed_local_media_path, max_bytes=max_media_mb << 20, base=source.folder)
+    media = media_policy(allowed_media_domains, allowed_local_media_path, max_media_mb, base=source.folder)
     settings = ServeSettings(
         media=media,
         limits=RequestLimits(max_items, max_frames, max_tokens),

@@ -12,6 +12,7 @@ from .sizes import parse_size
 
 if TYPE_CHECKING:
     from ..serving.load_models import Loading
+    from ..serving.media_fetch import MediaPolicy
     from ..serving.remote_decoder import RemoteSettings
     from ..serving.serve_settings import ServeSettings
 
@@ -33,7 +34,7 @@ def start_server(given: Any) -> None:
     except ImportError as error:
         raise RedipruneError(f"serve needs {error.name}: pip install 'rediprune[serve]'") from error
     defaults = _defaults(given)
-    _check(given.port, given.log_format, given.allowed_local_media_path)
+    _check(given.port, given.log_format)
     settings, bundles = _settings(given), named_bundles(given.bundle)
     memory, limits = parse_size(given.feature_memory, "--feature-memory"), MediaLimits.read(given.limit or ())
     remote = _remote(given, len(bundles))
@@ -45,15 +46,18 @@ def start_server(given: Any) -> None:
 
 
 def _settings(given: Any) -> "ServeSettings":
-    from ..serving.media_fetch import MediaPolicy
     from ..serving.serve_settings import RequestLimits, ServeSettings
 
-    folder, private, most = given.allowed_local_media_path, given.allow_private_media, given.max_media_mb << 20
     hosts = given.allowed_host or (_LOOPBACK if given.host in _LOOPBACK else ())
     return ServeSettings(
         api_key=given.api_key or None,
         allowed_hosts=_lower(hosts),
-        media=MediaPolicy(_lower(given.allowed_media_domains), folder, private, most),
+        media=media_policy(
+            given.allowed_media_domains,
+            given.allowed_local_media_path,
+            given.max_media_mb,
+            private_addresses=given.allow_private_media,
+        ),
         limits=RequestLimits(given.max_items, given.max_frames, given.max_tokens, max_text=given.max_text),
         max_body_bytes=given.max_body_mb << 20,
         max_pending_bytes=given.max_pending_mb << 20,
@@ -64,6 +68,23 @@ def _settings(given: Any) -> "ServeSettings":
         prefill_chunk=given.prefill_chunk,
         timeout=given.timeout,
     )
+
+
+def media_policy(domains: Iterable[str] | None, folder: Path | None, megabytes: int, **further: Any) -> "MediaPolicy":
+    """Where a request's media may come from.
+
+    Args:
+        domains, folder, megabytes: of --allowed-media-domains, --allowed-local-media-path and --max-media-mb.
+        further: fields of `MediaPolicy`.
+
+    Raises:
+        RedipruneError: the folder is none.
+    """
+    from ..serving.media_fetch import MediaPolicy
+
+    if folder is not None and not folder.is_dir():
+        raise RedipruneError(f"--allowed-local-media-path takes a folder; '{folder}' is none")
+    return MediaPolicy(_lower(domains), folder, max_bytes=megabytes << 20, **further)
 
 
 def _defaults(given: Any) -> dict[str, Any]:
@@ -141,13 +162,11 @@ def _lower(names: Iterable[str] | None) -> tuple[str, ...]:
     return tuple(name.lower() for name in names or ())
 
 
-def _check(port: int, log_format: str, media: Path | None) -> None:
+def _check(port: int, log_format: str) -> None:
     if not 0 <= port <= 65535:
         raise RedipruneError(f"--port must be from 0 to 65535, not {port}")
     if log_format not in ("text", "json"):
         raise RedipruneError(f"--log-format is text or json, not '{log_format}'")
-    if media is not None and not media.is_dir():
-        raise RedipruneError(f"--allowed-local-media-path takes a folder; '{media}' is none")
 
 
 def named_bundles(bundles: list[str]) -> dict[str, Path]:

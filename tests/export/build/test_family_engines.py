@@ -33,5 +33,6 @@ def test_every_stage_is_built(
     exported = export_of(checkpoint_of(name), f"{name}-{precision}", precision)
     folder = Path(shutil.copytree(exported, tmp_path / "bundle"))
     build = build_tensorrt(folder, "tensorrt-rtx", profile=SMALL)
-    assert build.engines.stages == list(Bundle.open(folder).manifest.stages)
+    stages = Bundle.open(folder).manifest.stages
+    assert build.engines.stages == [stage for stage in stages if stage != "select_clip"]  # ONNX Runtime has that one
     assert name in BUNDLES and all(stage.size > 0 for stage in build.stages.values())

@@ -95,7 +95,7 @@ def test_finished_engines_are_reused_until_something_changes(bundle):
     opened = Bundle.open(bundle)
     opened.manifest.engines[RTX].version = "0.0"
     opened.write_manifest()
-    everything = set(opened.manifest.stages)
+    everything = set(opened.manifest.stages) - {"select_clip"}
     assert rebuilt(profile=[*SMALL, "kept=1:8:16"]) == everything
     assert rebuilt(profile=[*SMALL, "kept=1:8:16"], force=True) == everything
 
