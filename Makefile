@@ -104,14 +104,14 @@ bench-fast: $(READY) | checkpoints/$(BENCH)
 		--peers eager,eager-bf16,openvino-genai-int8,openvino-genai-int4 --peers-python $(PEERS) \
 		--page engines/$(BENCH)-bench-fast.md
 
-# The environment of the bench's peers that do not fit into ours (optimum-intel caps transformers below 5.6), about 2 GB;
-# llama.cpp is compiled for this machine, which takes a C++ compiler and up to half an hour. Then:
+# The environment of the bench's peers that do not fit into ours (optimum-intel writes Qwen3-VL with transformers
+# up to 5.0 alone), about 2 GB; llama.cpp is compiled for this machine, which takes a C++ compiler and up to half an hour:
 #   rediprune bench BUNDLE --peers openvino-genai,llama.cpp-q4_0 --peers-python .venv-peers/bin/python
 PEERS := .venv-peers/bin/python
 bench-peers:
 	test -x $(PEERS) || $(PYTHON) -m venv .venv-peers
 	$(PEERS) -m pip install --quiet $(TORCH) openvino-genai==2026.4.1.0 'optimum-intel[openvino]==2.2.0' \
-		transformers==5.5.4 gguf==0.19.0 setuptools
+		transformers==5.0.0 gguf==0.19.0 setuptools
 	# Its wheels on PyPI want a torch built for CUDA, and optimum-intel does without it.
 	$(PEERS) -m pip uninstall --quiet --yes torchvision
 	$(PEERS) -m pip install --quiet llama-cpp-python==0.3.36

@@ -46,10 +46,21 @@ def open_graph(bundle: Bundle, stage: str, model: ir.Model, threads: int = 0) ->
                 tensor = _with_location(tensor, Path(tensor.location).relative_to(os.path.abspath(folder)), folder)
                 value.const_value = tensor
             _data_file(bundle, stage, tensor)
-    options = session_options(threads)
+    options = session_options(threads, has_int8_blocks(model))
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     graph = ir.to_proto(model).SerializeToString()
     return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def has_int8_blocks(model: ir.Model) -> bool:
+    """Whether a graph has weights in INT8 blocks, as `Int8WeightPass` writes them."""
+    return any(
+        node.op_type == "DequantizeLinear"
+        and "block_size" in node.attributes
+        and node.inputs[0] is not None
+        and node.inputs[0].dtype == ir.DataType.INT8
+        for node in model.graph
+    )
 
 
 def _data_file(bundle: Bundle, stage: str, tensor: ir.ExternalTensor) -> str:

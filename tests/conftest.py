@@ -24,6 +24,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # The workers of a run share the cores.
 torch.set_num_threads(max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
+# Ray makes a token for this user when it first starts; a worker that imported Ray before that could not talk to the Ray it
+# starts after another worker has done so. So there is one from the beginning.
+os.environ.setdefault("RAY_AUTH_TOKEN", "0123456789abcdef" * 4)
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+
 MEDIA = Path(__file__).parent / "media"
 DEMO = Path(__file__).parents[1] / "export" / "demo" / "checkpoint"
 

@@ -103,8 +103,13 @@ def open_language(bundle: Bundle, threads: int) -> OrtCpuLanguage:
     return OrtCpuLanguage(bundle, _session(bundle, "language", threads))
 
 
-def session_options(threads: int) -> ort.SessionOptions:
-    """How every graph is loaded on the CPU; threads 0 leaves their number to ONNX Runtime."""
+def session_options(threads: int, int8_blocks: bool = False) -> ort.SessionOptions:
+    """How every graph is loaded on the CPU.
+
+    Args:
+        threads: 0 leaves their number to ONNX Runtime.
+        int8_blocks: whether the graph has weights in INT8 blocks.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
@@ -115,7 +120,10 @@ def session_options(threads: int) -> ort.SessionOptions:
     # Without VNNI the product of unsigned with signed integers saturates in 16 bits; this makes both unsigned, as graphs
     # are loaded (`Avx2WeightS8ToU8Transformer`, onnxruntime/core/optimizer). With VNNI nothing saturates, and the product
     # of two unsigned ones runs at half the rate: INT8 CLIP takes 1.7 times as long (docs/measurements/cpu-forms.md).
-    if not has_vnni():
+    # Weights in blocks it gives a zero point of one number, which their DequantizeLinear refuses as it runs (ONNX Runtime
+    # 1.32, `QDQ::ConvertS8WeightToU8`): "x_zero_point must be null or have the same rank as x for blocked quantization".
+    # Their products are of floats, or of MatMulNBits' own, and do not saturate.
+    if not has_vnni() and not int8_blocks:
         options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
@@ -127,15 +135,16 @@ def _session(bundle: Bundle, stage: str, threads: int) -> ort.InferenceSession:
         RedipruneError: ONNX Runtime refuses the graph, e.g. for external data that leads outside the bundle, or it has not
             the inputs and outputs that the manifest says.
     """
-    path = bundle.graph("ort", stage)
+    path, spec = bundle.graph("ort", stage), bundle.manifest.stages[stage]
+    options = session_options(threads, int8_blocks=spec.precision == "int8-weights")
     try:
-        session = ort.InferenceSession(path, session_options(threads), providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises a type per status, none of them documented
         raise RedipruneError(
             f"ONNX Runtime {ort.__version__} cannot load '{path}' ({str(error).splitlines()[0]}); make the bundle again "
             f"with: {bundle.manifest.rebuild_command(bundle.folder)}"
         ) from error
-    spec, rebuild = bundle.manifest.stages[stage], bundle.manifest.rebuild_command(bundle.folder)
+    rebuild = bundle.manifest.rebuild_command(bundle.folder)
     for kind, ports, found in (
         ("inputs", spec.inputs, session.get_inputs()),
         ("outputs", spec.outputs, session.get_outputs()),

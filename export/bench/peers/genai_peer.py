@@ -5,10 +5,10 @@ Of Qwen-VL it prunes visual tokens by a method of its own (`pruning_ratio`, perc
     python -m rediprune.export.bench.peers.genai_peer CHECKPOINT FOLDER PRECISION    makes the OpenVINO IR that it reads
 
 The IR is what `optimum-cli export openvino --weight-format PRECISION` writes, int4 in blocks of 128 as ours is. Three
-faults are worked around when converting (optimum-intel 2.2, transformers 5.5, openvino-genai 2026.4):
-- optimum-intel caps transformers below 5.6, whose CLIP still has the level `vision_model` that 5.23 neither has nor
-  writes: without `_RENAMED` the tower would be loaded with random weights and a warning.
-- transformers 5.5 writes the picture's settings into processor_config.json alone, openvino-genai reads
+faults are worked around when converting (optimum-intel 2.2, transformers 5.0, openvino-genai 2026.4):
+- optimum-intel caps transformers below 5.6, for Qwen3-VL at 5.0, whose CLIP still has the level `vision_model` that 5.23
+  neither has nor writes: without `_RENAMED` the tower would be loaded with random weights and a warning.
+- transformers 5 writes the picture's settings into processor_config.json alone, openvino-genai reads
   preprocessor_config.json alone and takes 336 pixels where there is none: the checkpoint's own file is laid beside.
 - optimum-intel requires torchvision, whose wheels want a torch built for CUDA: `operator torchvision::nms does not
   exist`. It does without (see the Makefile).

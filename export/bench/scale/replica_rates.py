@@ -3,17 +3,32 @@ a single process's.
 
     python -m rediprune.export.bench.scale.replica_rates engines/demo-fp32 --requests 120 --tokens 32
 
-A request's picture comes again as in a trace: the n-th most asked as often as 1/n says.
+A request's picture comes again as in a trace: the n-th most asked as often as 1/n says. With one thread a stage a replica
+still encodes one request while it decodes others; `--confined` also measures replicas that have one core each and no other,
+which are single-threaded in every sense (Linux).
 """
 
 import argparse
 import asyncio
 import json
+import os
 import time
 from pathlib import Path
 
 from ..soak_server import served
 from .asked import ask_all, bodies, hit_rate
+
+
+def confine_replicas() -> int:
+    """Give each replica of this machine a core of its own; how many there are."""
+    titles = {path.parent: path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")}
+    replicas = sorted(
+        process for process, title in titles.items() if title.startswith(b"ray::ServeReplica:") and b":Engine" in title
+    )
+    for process, core in zip(replicas, sorted(os.sched_getaffinity(0)), strict=False):
+        for thread in (process / "task").iterdir():  # those that start later inherit it
+            os.sched_setaffinity(int(thread.name), {core})
+    return len(replicas)
 
 
 def main() -> None:
@@ -29,6 +44,7 @@ def main() -> None:
     parser.add_argument(
         "--split", action="store_true", help="measure one replica that encodes and one that decodes too"
     )
+    parser.add_argument("--confined", action="store_true", help="measure replicas with one core each too")
     given = parser.parse_args()
     asked = bodies("m", given.requests, given.pictures, given.tokens, given.keep)
     ways = {
@@ -38,22 +54,30 @@ def main() -> None:
     }
     if given.split:
         ways["split"] = ["--ray", "--replicas", "1", "--split", "1", "--threads", "1", "--port", "8943"]
+    if given.confined:
+        ways["one confined"] = ["--ray", "--replicas", "1", "--threads", "1", "--port", "8944"]
+        ways["two confined"] = ["--ray", "--replicas", "2", "--threads", "1", "--port", "8945"]
     found: dict[str, dict[str, float]] = {}
     answers: dict[str, list[str]] = {}
     for name, options in ways.items():
         with served({"m": given.bundle}, "1GB", "--backend", given.backend, *options) as (url, _):
             asyncio.run(ask_all(url, bodies("m", 4, 4, 2, given.keep, seed=1), 4))  # every replica has answered
             time.sleep(3)  # and reported so
+            if name.endswith("confined") and confine_replicas() != (1 if name.startswith("one") else 2):
+                raise SystemExit("another Ray runs on this machine, or a replica is missing")
             seconds, answers[name] = asyncio.run(ask_all(url, asked, given.clients))
             time.sleep(3)
             found[name] = {"requests_per_second": given.requests / seconds, "hit_rate": hit_rate(url)}
         print(name, found[name], flush=True)
-    one = found["one replica"]["requests_per_second"]
+    rates = {name: figures["requests_per_second"] for name, figures in found.items()}
+    ratios = {"two_over_one": rates["two replicas"] / rates["one replica"]}
+    if given.confined:
+        ratios["two_over_one_confined"] = rates["two confined"] / rates["one confined"]
     told = {name: {key: round(value, 4) for key, value in figures.items()} for name, figures in found.items()}
     equal = all(texts == answers["single process"] for texts in answers.values())
     print(
         json.dumps(
-            told | {"two_over_one": round(found["two replicas"]["requests_per_second"] / one, 3), "equal": equal},
+            told | {name: round(ratio, 3) for name, ratio in ratios.items()} | {"equal": equal},
             indent=1,
         )
     )

@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from rediprune.calibration.bundle_graphs import has_int8_blocks
 from rediprune.runtime.backends.ort import session_options
 
 
@@ -38,7 +39,7 @@ def answers_of() -> Callable[[ir.Model | Path, np.ndarray], list[np.ndarray]]:
 
     def run(model: ir.Model | Path, x: np.ndarray) -> list[np.ndarray]:
         source = model if isinstance(model, Path) else ir.to_proto(model).SerializeToString()
-        options = session_options(0)
+        options = session_options(0, has_int8_blocks(ir.load(model) if isinstance(model, Path) else model))
         # ONNX Runtime else rounds the activations of int4 products to int8.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])

@@ -13,11 +13,13 @@ from rediprune.runtime.errors import RedipruneError
 UNSIGNED_PRODUCTS = "session.x64quantprecision"
 
 
-@pytest.mark.parametrize("vnni", [True, False])
-def test_weights_are_made_unsigned_only_where_signed_ones_saturate(vnni: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("vnni", "int8_blocks"), [(True, False), (False, False), (False, True)])
+def test_weights_are_made_unsigned_only_where_signed_ones_saturate(
+    vnni: bool, int8_blocks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ort, "has_vnni", lambda: vnni)
-    options = session_options(0)
-    if vnni:
+    options = session_options(0, int8_blocks)
+    if vnni or int8_blocks:
         with pytest.raises(RuntimeError, match="does not have configuration"):
             options.get_session_config_entry(UNSIGNED_PRODUCTS)
     else:
