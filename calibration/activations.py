@@ -1,4 +1,4 @@
-"""What flows into the linear layers of a bundle, seen on samples: the ground of every static scale.
+"""What flows into the linear layers of a bundle, seen on samples: the basis of every static scale.
 
 The bundle answers the samples on ONNX Runtime, its graphs extended by outputs for the layers' inputs. Of each input are
 kept the largest magnitude per channel, over every token, and a few whole rows per run, from which percentiles, entropy
@@ -51,7 +51,7 @@ def collect(
         tapped: stages whose linear layers' inputs are wanted; shown the `samples`.
         compared: stages of which is wanted what goes in and out; shown those `held_out`.
         threads: of ONNX Runtime.
-        progress: told what is done and which fraction of it.
+        progress: called with what is being done and the share that is done.
 
     Raises:
         RedipruneError: a value that is not finite, with the layer it goes into.

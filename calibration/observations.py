@@ -58,7 +58,7 @@ def observe(plan: CalibrationPlan, data: Data, cache: Path, report: StageProgres
         plan: whose baseline fits into memory.
         data: the samples.
         cache: from `cache_folder`.
-        report: told what is done.
+        report: called with what is being done.
 
     Raises:
         RedipruneError: a value that is not finite, or a stage that needs activations and that no sample reaches.

@@ -1,4 +1,4 @@
-"""Settings held against a bundle: which stages change, into what, and which layers stay."""
+"""Settings checked against a bundle: which stages change, into what, and which layers stay."""
 
 import fnmatch
 from collections.abc import Sequence
@@ -103,7 +103,7 @@ class CalibrationPlan:
 
 
 def plan_calibration(baseline: Bundle, settings: CalibrationSettings) -> CalibrationPlan:
-    """Hold settings against the bundle that is to be quantised.
+    """Check settings against the bundle that is to be quantised, and decide what becomes of each stage.
 
     Raises:
         RedipruneError: a bundle that is calibrated already, a recipe that does not fit it, a pattern that names no

@@ -43,7 +43,7 @@ class QuantizationRun:
             plan: what to make.
             statistics: stage → what was observed of it; none of a baseline that could not be run.
             staging: the folder it is made in.
-            report: told what is done.
+            report: called with what is being done.
         """
         self.plan, self.statistics, self.staging, self.report = plan, statistics, staging, report
         self.specs: dict[str, StageSpec] = {}
@@ -52,7 +52,7 @@ class QuantizationRun:
         self.sensitivities: list[Sensitivity] = []
 
     def copy(self, stage: str) -> None:
-        """Take the stage over as it is in the baseline."""
+        """Copy a stage unchanged from the baseline, unless that was done already."""
         if stage not in self.specs or stage in self.fidelity:
             self._remove(stage)
             self.fidelity.pop(stage, None)

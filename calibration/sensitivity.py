@@ -92,7 +92,7 @@ def sensitivity(
         source: the baseline, in fp32 or fp16.
         settings: as `calibrate` takes them, without a budget; a text is a recipe, all else by default.
         force: measure again what an earlier call measured.
-        progress: told what is done.
+        progress: called with what is being done.
 
     Returns:
         The sensitivities, stage by stage in the order of their graphs.
@@ -129,7 +129,7 @@ def measure_sensitivities(
         stages: whose layer groups are measured, without the layers that the plan excludes.
         force: measure again what is kept.
         threads: of ONNX Runtime.
-        progress: told what is done.
+        progress: called with what is being done.
 
     Returns:
         What each group costs, in the order of the stages' graphs.

@@ -4,8 +4,8 @@ from collections.abc import Generator
 
 import numpy as np
 
-from .generate import Sampling
 from .prompt_encoder import PromptEmbeds
+from .sampling import Sampling
 from .stage_sessions import RequestSessions
 from .timing import StageClock
 

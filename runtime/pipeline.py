@@ -23,15 +23,15 @@ from .decode import decode
 from .detokenize import Detokenizer
 from .errors import RedipruneError
 from .feature_cache import FeatureCache
-from .first_token_time import PrefillTime, any_prefill
-from .generate import Sampling
 from .media.limits import MediaLimits
 from .media.preprocess import Processor
 from .memory import check_memory
 from .options import AnswerKeywords, GenerateOptions, SelectKeywords, SelectOptions, merge_keywords
+from .prefill_time import PrefillTime, any_prefill
 from .prepared_request import PreparedRequest, prepared_of
 from .prompt import Prompt, check_placeholder_ids
 from .prompt_encoder import PromptEmbeds, PromptEncoder
+from .sampling import Sampling
 from .stage_sessions import RequestSessions, StageSessions, prefetch_order
 from .stop_strings import TokenBytes
 from .timing import StageClock, Stopwatch

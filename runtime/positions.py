@@ -1,4 +1,7 @@
-"""Positions of a prompt's tokens, as the rotary embedding sees them, where they are not their places in the KV cache."""
+"""Positions of a prompt's tokens, as the rotary embedding sees them, where they are not their places in the KV cache.
+
+`visual_tokens.splice` decides them.
+"""
 
 from dataclasses import dataclass
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from .answer import Answer
 from .detokenize import AnswerText, Detokenizer
-from .generate import Sampling, Stopping
 from .media.preprocess import Processor
 from .options import GenerateOptions
 from .prompt_encoder import PromptEmbeds
+from .sampling import Sampling, Stopping
 from .stop_strings import StopStrings, TokenBytes
 
 

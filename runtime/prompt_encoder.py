@@ -18,12 +18,12 @@ from .bundle import Manifest
 from .cells import KeptCells
 from .errors import RedipruneError
 from .feature_cache import Encoded
-from .first_token_time import PrefillTime
 from .media.limits import MediaLimits
 from .media.preprocess import Processor, image_key, load_image, load_video
 from .media.video import stand_ins
 from .options import Selection
 from .positions import Positions
+from .prefill_time import PrefillTime
 from .prompt import Prompt, encode_text, media_order, prompt_ids, prompt_text
 from .selector import Selector
 from .stage_sessions import RequestSessions
@@ -161,7 +161,7 @@ class PromptEncoder:
         steering = self._question(ids, embeds) if question is None else self._question_of(question, chat)
         pruned, inserted = [], []
         text = len(ids) - sum(visual.parts for visual in visuals)
-        for visual, kept in self.selector.select(visuals, steering, self._most(visuals, text, began)):
+        for visual, kept in self.selector.select(visuals, steering, self._tokens_in_time(visuals, text, began)):
             self.pulse()
             pruned.append(visual)
             inserted += visual.inserted(self._project(visual, kept), self.axes)
@@ -282,7 +282,7 @@ class PromptEncoder:
         self._check_vocabulary(ids)
         return self._question(ids, self._embed(ids))
 
-    def _most(self, visuals: Sequence[Visual], text: int, began: float) -> int | None:
+    def _tokens_in_time(self, visuals: Sequence[Visual], text: int, began: float) -> int | None:
         """How many tokens of a frame may be kept so that the first token comes in time; None where no time is given.
 
         Args:

@@ -87,7 +87,7 @@ class StopStrings:
             self._append(-1, token)
 
     def add(self, token: int) -> StopMatch | None:
-        """The stop string that this token of the answer ends, the first if it ends several."""
+        """The stop string that this token of the answer ends, the first if it ends several; None where it ends none."""
         self._count += 1
         if not self._strings:
             return None

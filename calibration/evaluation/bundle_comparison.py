@@ -58,7 +58,7 @@ def compare_bundles(
         questions: whose images and videos are looked at.
         keep_ratios: at which kept sets are compared.
         options: backend, frames and threads.
-        progress: told what is done.
+        progress: called with what is being done.
     """
     changed = [stage for stage in baseline.manifest.stages if any(stage in _recipe(bundle) for bundle in calibrated)]
     total = len(questions)

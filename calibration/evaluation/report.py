@@ -73,7 +73,7 @@ def report(
         options: what to measure.
         time_bundles: measures bundles beside each other (`export.bench`); None leaves times and memory out.
         out: a JSONL file of replies, from which an interrupted report goes on.
-        progress: told what is done.
+        progress: called with what is being done.
 
     Returns:
         The document: data, noise of the kept sets, a row for every bundle, a recommendation.

@@ -33,7 +33,7 @@ class LinearLayerPass(ir.passes.InPlacePass):
         self.layer_names = layer_names
 
     def requires(self, model: ir.Model) -> None:
-        """See the class.
+        """Check that every named layer exists.
 
         Raises:
             UnsuitableGraphError: a layer that was named is not there.

@@ -127,7 +127,7 @@ def take_turn(
 
 
 def our_contenders(bundles: Sequence[Bundle], settings: BenchSettings) -> list[Contender]:
-    """Every bundle on every backend."""
+    """One contender for each bundle on each backend."""
     found = []
     for bundle in bundles:
         disk = _size(bundle, bundle.expected_files())

@@ -70,9 +70,9 @@ def build_tensorrt(
         folder: the bundle.
         backend: "tensorrt", for the GPU present, or "tensorrt-rtx", which needs none.
         targets: compute capabilities to build for, e.g. "sm_89" (TensorRT-RTX only); none is `DEFAULT_TARGETS`.
-        profile: ranges other than the model's own, e.g. "kept=1:64:576" (`profiles.ranges`).
+        profile: ranges other than the model's own, e.g. "kept=1:64:576" (`shape_profiles.ranges`).
         force: build finished engines again.
-        progress: told what is being done.
+        progress: called with the stage, what is being done and the share that is done.
 
     Raises:
         RedipruneError: a bad profile or target, no package, GPU or memory, a graph that the library refuses, an

@@ -81,7 +81,7 @@ def optimize(
         folder: the bundle to make.
         settings: budget, target and bounds.
         revision: of a hub id.
-        progress: told what is done.
+        progress: called with what is being done.
 
     Raises:
         RedipruneError: an unusable source or setting, a budget that nothing meets; nothing is left in `folder`'s place

@@ -2,5 +2,5 @@
 
 - backends: `ort`, `ort_cuda`, `openvino`, `tensorrt`, `cuda_select`, `eager_torch`
 - parts of them: `ort_batch`, `openvino_cache`, `openvino_decoder`, `nvinfer`, `engine_profile`
-- shared: `session`, `arrays`, `batching`, `device`, `gpu`, `position_input`
+- shared: `session`, `arrays`, `batching`, `device`, `gpu`, `language_inputs`
 """

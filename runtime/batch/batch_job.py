@@ -112,7 +112,7 @@ def run_batch(
         answering: what answers them.
         out: the file of the answers.
         strict: end at the first row without an answer.
-        progress: is told how far it is.
+        progress: called as rows are answered.
         spread: answers rows on other machines (`ray_batch`); None: this process does.
 
     Raises:

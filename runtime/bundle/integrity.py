@@ -143,7 +143,7 @@ class Bundle:
         return self.path(name)
 
     def check_built(self, backend: str, stage: str) -> None:
-        """Hold whatever was built of a stage for a backend against its hashes; raises as `check_engine`."""
+        """Compare whatever was built of a stage for a backend with its hashes; raises as `check_engine`."""
         engine, own = self.manifest.engines[backend], EngineSpec.own_graph(backend, stage)
         built = [name for name in (EngineSpec.file(backend, stage), own, f"{own}.data") if name in engine.files]
         for name in built:

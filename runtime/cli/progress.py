@@ -26,7 +26,7 @@ def waiting(what: str, silent: bool) -> Iterator[None]:
 
 @contextmanager
 def stage_progress(silent: bool) -> Iterator[Any]:
-    """A bar per stage, on stderr."""
+    """A bar per stage, on stderr; yields the callback that moves it: stage, what is being done, share done (0 to 1)."""
     columns = (
         TextColumn("{task.fields[stage]:<12}"),
         BarColumn(),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..detokenize import AnswerText
-from ..generate import Sampling
+from ..sampling import Sampling
 
 _NEVER = -9999.0  # OpenAI's log probability of what is ruled out; JSON has no −∞
 

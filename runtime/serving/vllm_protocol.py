@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ..generate import Sampling
 from ..options import GenerateOptions
 from ..prompt_encoder import PromptEmbeds
+from ..sampling import Sampling
 
 Messages = Sequence[Mapping[str, Any]]
 

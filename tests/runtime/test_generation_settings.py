@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from rediprune.runtime.errors import RedipruneError
-from rediprune.runtime.generate import Sampling, Stopping
 from rediprune.runtime.generation_settings import LEFT_OUT, OBEYED, REFUSED, check_forms
+from rediprune.runtime.sampling import Sampling, Stopping
 from transformers import GenerationConfig
 
 PAGE = (Path(__file__).parents[2] / "docs" / "generation.md").read_text(encoding="utf-8")

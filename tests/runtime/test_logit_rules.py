@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rediprune.runtime.errors import RedipruneError
-from rediprune.runtime.generate import Sampling
+from rediprune.runtime.sampling import Sampling
 from transformers import GenerationConfig, GenerationMixin, LlamaConfig
 from transformers.generation.logits_process import LogitsProcessorList
 

@@ -20,7 +20,7 @@ Timings = dict[str, float]
 
 
 def load(checkpoint: str, dtype: str, threads: int, compiled: bool = False) -> Callable[[dict[str, Any]], Timings]:
-    """See `turn.take_turn`."""
+    """What answers a request with its seconds by stage (`turn.take_turn`)."""
     torch.set_num_threads(threads)
     return Eager(checkpoint, dtype, compiled=compiled).ask
 

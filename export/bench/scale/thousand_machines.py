@@ -39,7 +39,7 @@ class Service:
     decode: float
 
     def seconds(self, hit: bool) -> float:
-        """Of one request."""
+        """Service time of one request, in seconds; `hit` says whether its features are cached."""
         return (0.0 if hit else self.vision) + self.rest + self.decode
 
 

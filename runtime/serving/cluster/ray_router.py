@@ -1,7 +1,6 @@
-"""All that is known here of how Ray Serve routes: a request goes where its key's hash points, and next to it where that is
-full or gone.
+"""The only module that uses Ray Serve's request-router API, which Ray 2.60 marks alpha.
 
-The router is experimental in Ray 2.60 and its API is marked alpha: nothing else in this project names it.
+A request goes where its key's hash points, and next to it where that is full or gone.
 """
 
 import hashlib

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rediprune.runtime.generate import Sampling
+from rediprune.runtime.sampling import Sampling
 from rediprune.runtime.serving.answer_sink import AnswerSink, Failure, Piece, token_logprobs
 
 

@@ -1,8 +1,8 @@
 """How long a prompt may be for the first token to come in time."""
 
 import pytest
-from rediprune.runtime import first_token_time
-from rediprune.runtime.first_token_time import PrefillTime
+from rediprune.runtime import prefill_time
+from rediprune.runtime.prefill_time import PrefillTime
 
 
 class Machine:
@@ -19,7 +19,7 @@ class Machine:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     machine = Machine()
-    monkeypatch.setattr(first_token_time.time, "perf_counter", lambda: machine.now)
+    monkeypatch.setattr(prefill_time.time, "perf_counter", lambda: machine.now)
     return machine
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rediprune.runtime.errors import RedipruneError
-from rediprune.runtime.generate import Sampling, Stopping
+from rediprune.runtime.sampling import Sampling, Stopping
 from transformers import GenerationConfig
 from transformers.generation import (
     LogitsProcessorList,

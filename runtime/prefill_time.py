@@ -1,4 +1,7 @@
-"""How many visual tokens can be kept so that the first token comes in time: the language model's latency, measured here."""
+"""How many visual tokens can be kept so that the first token comes in time: the language model's latency, measured here.
+
+`prompt_encoder` makes a number of tokens for each frame of it.
+"""
 
 import time
 from bisect import bisect_left
@@ -52,7 +55,10 @@ class PrefillTime:
         self._lock = Lock()
 
     def longest_within(self, seconds: float, most: int) -> int:
-        """The longest prompt, of `most` tokens at most, that is prefilled within the time; 0 where none is."""
+        """The longest prompt, of `most` tokens at most, that is prefilled within the time; 0 where none is.
+
+        Lengths that were not timed yet are prefilled for it, which takes as long as they do.
+        """
         most = min(most, self._longest)
         lengths, length = [], min(SHORTEST, most)
         while True:
