@@ -6,9 +6,13 @@
 
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from pkgutil import extend_path
 from typing import TYPE_CHECKING
 
 from .renamed import install as _install_old_names
+
+# In a clone's own folder Python finds this one first, also where the package was installed as a copy: its rooms are there.
+__path__ = extend_path(__path__, __name__)
 
 if TYPE_CHECKING:
     # The folder is mapped beside this one (pyproject), where a checker that reads files does not look.
