@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bundle import Bundle
+from ..errors import RedipruneError
 from ..memory import peak_memory
 from ..serving.chat_answer import Serving
 from ..serving.load_models import Loading, load_models
@@ -118,6 +119,8 @@ def run_batch(
     Raises:
         RedipruneError: bad input, a bundle that cannot be used, a file that cannot be written, or `strict`.
     """
+    if out.exists() and out.samefile(source.path):
+        raise RedipruneError(f"'{out}' is the input itself; give -o another file")
     context, began, cpu = answering.context, time.perf_counter(), time.process_time()
     total = source.count()
     output = BatchOutput(out)

@@ -1,7 +1,7 @@
 """The answers of a batch on disk: whole lines in the order of the rows, each once, whenever the process ends.
 
 A line is written by one call and synchronized to the disk; what a killed process left of its last line is cut when the next
-one goes on. Every line has the hash of its row as its `id`, so that answers to another input are never continued.
+one goes on, and nothing else is. Every line has the hash of its row as its `id`, so that answers to another input are never continued.
 """
 
 import json
@@ -15,6 +15,8 @@ from typing import Any
 
 from ..errors import RedipruneError
 from .batch_rows import Row
+
+_START = b'{"id":"batch_req_'  # of every line that `BatchOutput.write` writes
 
 
 @dataclass
@@ -82,8 +84,8 @@ class BatchOutput:
         with os.fdopen(os.dup(self._file), "rb") as file:
             file.seek(0)
             for line in file:
-                if line[-1:] != b"\n":  # cut where a process ended
-                    break
+                if line[-1:] != b"\n" and line[: len(_START)] == _START[: len(line)]:
+                    break  # a process ended here
                 number += 1
                 row = next(rows, None)
                 told: Any = None
@@ -91,7 +93,7 @@ class BatchOutput:
                     told = json.loads(line)
                 if row is None or not isinstance(told, dict) or told.get("id") != row.identity(context):
                     raise RedipruneError(
-                        f"'{self.path}' has answers already, and line {number} is not the answer to row {number} by this "
+                        f"'{self.path}' is not empty, and line {number} is not the answer to row {number} by this "
                         "bundle with these settings; give -o another file, or remove it"
                     )
                 note(row)

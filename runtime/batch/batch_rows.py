@@ -13,6 +13,7 @@ from ..errors import RedipruneError
 
 URL = "/v1/chat/completions"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+_LINES = (".jsonl", ".ndjson", ".json")
 _COLUMNS = ("image", "picture", "path", "file", "filename")
 _QUESTIONS = ("prompt", "question")
 
@@ -132,6 +133,10 @@ class BatchSource:
         lines = not self.path.is_dir() and self.path.suffix.lower() != ".csv"
         if not self.path.exists():
             raise RedipruneError(f"'{self.path}' is not there; give a .jsonl file, a .csv file or a folder of pictures")
+        if lines and self.path.suffix.lower() not in _LINES and self.path.is_file():
+            raise RedipruneError(
+                f"'{self.path}' is neither a .jsonl file nor a .csv file nor a folder of pictures; name it by what it holds"
+            )
         if lines and (self.question.prompt is not None or self.question.fields):
             raise RedipruneError(
                 "--prompt, --max-new-tokens and --temperature are for folders and .csv files: "

@@ -90,9 +90,28 @@ def check_picture_path(path: Path, option: str) -> None:
         raise RedipruneError(f"{option} takes a file ending in .png, .jpg or .webp, not '{path}'")
 
 
+def refuse_without(context: typer.Context, option: str, *names: str) -> None:
+    """Refuse parameters that were given without the option that they belong to.
+
+    Args:
+        context: of the command.
+        option: that was not given.
+        names: of the parameters.
+
+    Raises:
+        RedipruneError: one was given.
+    """
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise RedipruneError(f"--{name.replace('_', '-')} does nothing without {option}; give both, or neither")
+
+
 def check_output_file(path: Path, option: str) -> None:
     """Refuse a path that no file can be written to, before any work is done for it."""
-    if path.is_dir() or not path.parent.is_dir():
+    if path.is_dir():
+        raise RedipruneError(f"'{path}' is a folder; give {option} a file")
+    if not path.parent.is_dir():
         raise RedipruneError(f"'{path}' cannot be written; give {option} a file in a folder that is there")
 
 

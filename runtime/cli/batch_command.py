@@ -9,7 +9,7 @@ import typer
 from ..errors import RedipruneError
 from ..media.limits import MediaLimits
 from . import serve_options as serving
-from .arguments import JsonOption, LimitOption, check_output_file, hide_torch, parse_keep
+from .arguments import JsonOption, LimitOption, check_output_file, hide_torch, parse_keep, refuse_without
 from .batch_options import (
     AllowedLocalMediaPath,
     Bundle,
@@ -47,6 +47,7 @@ def add(app: typer.Typer) -> None:
 
 
 def batch(
+    context: typer.Context,
     bundle: Bundle,
     requests: Requests,
     out: Out,
@@ -96,6 +97,8 @@ def batch(
     except ImportError as error:
         raise RedipruneError(f"batch needs {error.name}: pip install 'rediprune[serve]'") from error
     check_output_file(out, "--out")
+    if not ray:
+        refuse_without(context, "--ray", "ray_address", "workers", "worker_cpus")
     fields = {"max_tokens": max_new_tokens, "temperature": temperature}
     question = Question(prompt, {name: value for name, value in fields.items() if value is not None})
     source = BatchSource(requests, question, max_body_mb << 20)

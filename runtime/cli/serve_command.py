@@ -69,6 +69,7 @@ def add(app: typer.Typer) -> None:
 
 
 def serve(
+    context: typer.Context,
     bundle: Bundle,
     host: Host = "127.0.0.1",
     port: Port = 8000,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import RedipruneError
 from ..media.limits import MediaLimits
-from .arguments import parse_keep
+from .arguments import parse_keep, refuse_without
 from .sizes import parse_size
 
 if TYPE_CHECKING:
@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from ..serving.remote_decoder import RemoteSettings
     from ..serving.serve_settings import ServeSettings
 
+_OF_RAY = (
+    "ray_address",
+    "replicas",
+    "max_replicas",
+    "replica_cpus",
+    "replica_gpus",
+    "models_per_replica",
+    "fronts",
+    "split",
+)
+_OF_DECODER = ("decoder_model", "decoder_api_key", "decoder_timeout", "fallback")
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
 
 
@@ -35,6 +46,10 @@ def start_server(given: Any) -> None:
         raise RedipruneError(f"serve needs {error.name}: pip install 'rediprune[serve]'") from error
     defaults = _defaults(given)
     _check(given.port, given.log_format)
+    if not given.ray:
+        refuse_without(given.context, "--ray", *_OF_RAY)
+    if given.decoder is None:
+        refuse_without(given.context, "--decoder", *_OF_DECODER)
     settings, bundles = _settings(given), named_bundles(given.bundle)
     memory, limits = parse_size(given.feature_memory, "--feature-memory"), MediaLimits.read(given.limit or ())
     remote = _remote(given, len(bundles))
@@ -115,6 +130,11 @@ def given_selection(**settings: Any) -> dict[str, Any]:
     from ..options import SelectOptions
 
     given = {name: value for name, value in settings.items() if value is not None}
+    keep = given.get("keep")
+    if isinstance(keep, float) and 1 < keep < 1e6:
+        raise RedipruneError(
+            f'--keep is a ratio in (0, 1]; for {keep:.0f} tokens of each frame let requests say it: "keep": {keep:.0f}'
+        )
     SelectOptions(**given)
     return given
 
@@ -127,13 +147,17 @@ def _run_on_ray(given: Any, bundles: dict[str, Path], loading: "Loading", settin
     except ImportError as error:
         raise RedipruneError(f"--ray needs {error.name}: pip install 'rediprune[ray]'") from error
     from ..bundle import Bundle
-    from ..serving.log import log_config
+    from ..serving.log import log, log_config
+    from ..serving.server import check_address
 
     if loading.remote is not None:
         raise RedipruneError("--decoder and --ray do not go together: put the front machines behind a load balancer")
     for folder in bundles.values():
         Bundle.open(folder, verify=False)  # told here, not by a replica
     logging.config.dictConfig(log_config(given.log_format))
+    if given.ray_address is None:
+        check_address(given.host, given.port)  # Ray's proxy would share it with whoever has it
+        log.info("starting Ray and %d replicas; this takes half a minute", given.replicas)
     scale = Scale(
         replicas=given.replicas,
         max_replicas=max(given.replicas, given.max_replicas),

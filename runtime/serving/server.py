@@ -66,6 +66,11 @@ def run(
         _Server(config).run([listening])
 
 
+def check_address(host: str, port: int) -> None:
+    """See that an address is free now; raises as a server that wants it."""
+    _bound(host, port).close()
+
+
 def _bound(host: str, port: int) -> socket.socket:
     """A socket that has the address, before anything is loaded, and takes no connection yet.
 

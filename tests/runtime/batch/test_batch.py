@@ -137,6 +137,29 @@ def test_another_input_bundle_or_setting_is_refused(
         assert out.read_bytes() == before
 
 
+def test_the_input_is_never_written(rediprune: CommandLine, bundle: Path, requests_of: Requests, folder: Path) -> None:
+    requests = requests_of([row(0)])
+    requests.write_text(requests.read_text().rstrip("\n"))
+    link = folder / "link.jsonl"
+    link.symlink_to(requests)
+    before = requests.read_bytes()
+    for out in (requests, link):
+        assert "is the input itself" in rediprune("batch", bundle, requests, "-o", out, code=2).stderr
+        assert requests.read_bytes() == before
+
+
+def test_options_of_ray_are_refused_without_it(
+    rediprune: CommandLine, bundle: Path, requests_of: Requests, folder: Path
+) -> None:
+    requests, out = requests_of([row(0)]), folder / "answers.jsonl"
+    for option in (("--ray-address", "10.0.0.1:1"), ("--workers", 3), ("--worker-cpus", 2)):
+        told = rediprune("batch", bundle, requests, "-o", out, *option, code=2).stderr.replace("\n", " ")
+        assert f"{option[0]} does nothing without --ray" in told
+    told = rediprune("batch", bundle, requests, "-o", out, "--keep", 7, code=2).stderr.replace("\n", " ")
+    assert 'let requests say it: "keep": 7' in told
+    assert not out.exists()
+
+
 def test_a_folder_and_a_table_with_one_question(rediprune: CommandLine, bundle: Path, folder: Path) -> None:
     out = folder / "answers.jsonl"
     asked = ("-o", out, "--backend", "ort", "--prompt", "What is it?", "--max-new-tokens", 3, "--temperature", 0)

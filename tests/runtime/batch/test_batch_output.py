@@ -62,6 +62,19 @@ def test_other_answers_are_never_continued(tmp_path: Path, wrong: str) -> None:
     assert path.read_text() == before
 
 
+@pytest.mark.parametrize("wrong", ["hello", "{", "[1", '{"custom_id": "a", "method"'])
+@pytest.mark.parametrize("before", ["", f"{json.dumps(line(ROWS[0]))}\n"])
+def test_only_a_part_of_the_next_answer_is_cut(tmp_path: Path, before: str, wrong: str) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text(before + wrong)
+    if wrong == "{":  # an answer begins so
+        assert len(continued(path)) == 5 - before.count("\n")
+        return
+    with pytest.raises(RedipruneError, match="is not empty, and line"):
+        continued(path)
+    assert path.read_text() == before + wrong
+
+
 def test_more_answers_than_rows_are_of_another_input(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     path.write_text("".join(f"{json.dumps(line(row))}\n" for row in [*ROWS, Row(6, b"row 6")]))

@@ -116,6 +116,7 @@ def test_what_cannot_be_asked_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for path, prompt, words in (
         (tmp_path / "none", None, "is not there"),
+        (Path(__file__), None, "neither a .jsonl file nor a .csv file nor a folder"),
         (lines, "Why?", "say it themselves"),
         (tmp_path / "empty", None, "--prompt"),
         (tmp_path / "empty", "Why?", "holds no pictures"),
