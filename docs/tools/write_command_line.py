@@ -31,7 +31,9 @@ def _section(command: CommandInfo) -> str:
     assert callback is not None
     hints = get_type_hints(callback, include_extras=True)
     parameters = [
-        (parameter, *get_args(hints[parameter.name])) for parameter in inspect.signature(callback).parameters.values()
+        (parameter, *get_args(hints[parameter.name]))
+        for parameter in inspect.signature(callback).parameters.values()
+        if get_args(hints[parameter.name])  # not the context
     ]
     arguments = [one for one in parameters if isinstance(one[2], ArgumentInfo)]
     usage = " ".join(["rediprune", str(command.name), *(_argument(*one[:2]) for one in arguments), "[OPTIONS]"])
