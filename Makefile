@@ -63,9 +63,9 @@ SLOW := slow or trace or rtx or calibration or demo or process
 test: lint
 	$(PYTEST) -m "smoke or not ($(SLOW))"
 
-# What `make test` leaves out. A third of its time is waiting for processes that tests start: so one worker more than cores.
+# What `make test` leaves out.
 test-slow: types
-	$(PYTEST) -n $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 1) + 1)") -m "($(SLOW)) and not smoke"
+	$(PYTEST) -m "($(SLOW)) and not smoke"
 
 test-all: test test-slow
 

@@ -118,7 +118,7 @@ def _baseline(source: str | Path, revision: str | None, target: Path, report: Pr
     folder = Path(source)
     if (folder / MANIFEST).is_file():
         if folder.resolve() == target:
-            raise RedipruneError(f"'{folder}' is the bundle to optimise, which stays as it is; give -o another folder")
+            raise RedipruneError(f"'{folder}' is the bundle to optimise, which is not replaced; give -o another folder")
         bundle = Bundle.open(folder)
         bundle.check_complete()
         if bundle.manifest.calibration is not None:

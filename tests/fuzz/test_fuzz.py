@@ -16,7 +16,7 @@ def bundle(bundle_of: Callable[[str], Path]) -> Path:
     return bundle_of("video_llava")
 
 
-@pytest.mark.parametrize("number", range(48))
+@pytest.mark.parametrize("number", [*range(18), *(pytest.param(n, marks=pytest.mark.slow) for n in range(18, 48))])
 def test_a_bad_input_is_no_fault_of_the_tool(
     number: int, checkpoint_of: Callable[[str], Path], bundle: Path, tmp_path: Path
 ) -> None:

@@ -86,7 +86,7 @@ def test_a_gpu_has_recipes_of_its_own(bundle_of: Callable[[str], Path], monkeypa
 
 def test_a_bundle_cannot_be_its_own_source(bundle_of: Callable[[str], Path]) -> None:
     folder = bundle_of("llava")
-    with pytest.raises(RedipruneError, match="which stays as it is; give -o another folder"):
+    with pytest.raises(RedipruneError, match="which is not replaced; give -o another folder"):
         optimize(folder, folder)
 
 
