@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RedipruneError
-from .batch_rows import Row
+from .batch_rows import ID_PREFIX, Row
 
-_START = b'{"id":"batch_req_'  # of every line that `BatchOutput.write` writes
+_START = f'{{"id":"{ID_PREFIX}'.encode()  # of every line that `BatchOutput.write` writes
 
 
 @dataclass

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import RedipruneError
 
+ID_PREFIX = "batch_req_"  # of a row's identity
 URL = "/v1/chat/completions"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 _LINES = (".jsonl", ".ndjson", ".json")
@@ -40,7 +41,7 @@ class Row:
         """
         told = hashlib.sha256(f"{context}\n{self.number}\n{int(self.too_long)}\n".encode())
         told.update(self.text)
-        return f"batch_req_{told.hexdigest()[:32]}"
+        return f"{ID_PREFIX}{told.hexdigest()[:32]}"
 
 
 class BadRowError(Exception):

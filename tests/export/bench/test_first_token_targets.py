@@ -6,12 +6,12 @@ from pathlib import Path
 from rediprune.export.bench.first_token_targets import Reached, ask_targets, table
 from rediprune.runtime import Pipeline
 
-PHOTO = "tests/media/astronaut.jpg"
 
-
-def test_a_generous_target_keeps_all_and_one_that_cannot_be_met_keeps_one(bundle_of: Callable[[str], Path]) -> None:
+def test_a_generous_target_keeps_all_and_one_that_cannot_be_met_keeps_one(
+    bundle_of: Callable[[str], Path], photo: Path
+) -> None:
     pipeline = Pipeline.load(bundle_of("llava_qwen2"), "ort", cache_bytes=0)
-    found = ask_targets(pipeline, "What is it?", {"images": [PHOTO]}, [60.0, 1e-6], 2)
+    found = ask_targets(pipeline, "What is it?", {"images": [photo]}, [60.0, 1e-6], 2)
     every, least, generous, hopeless = found.values()
     assert list(found) == ["all tokens", "one token a frame", "60000 ms", "0 ms"]
     assert every.kept == generous.kept and len(set(every.kept)) == 1

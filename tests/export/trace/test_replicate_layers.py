@@ -95,9 +95,11 @@ def test_a_tower_whose_last_layer_gives_the_output(skeleton: Skeleton) -> None:
     assert_as_traced_whole(skeleton, "vision", trace(skeleton.shallow.stage("vision"), torch.float32))
 
 
-@pytest.mark.parametrize(  # of each kind of tower and of decoder one
+@pytest.mark.parametrize(
     ("name", "stage"),
     [
+        ("llava", "language"),
+        ("llava", "vision"),
         ("llava_next_video", "vision"),
         ("video_llava", "vision_video"),
         ("internvl", "vision"),
