@@ -53,18 +53,27 @@ def needs_extra(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def parse_keep(text: str | None, option: str) -> float | str | None:
-    """A keep ratio from a command line, or "auto"; its range is checked elsewhere.
+def parse_keep(text: str | None, option: str, instead: str) -> float | str | None:
+    """A keep ratio from a command line, or "auto"; that it is above 0 is checked elsewhere.
+
+    Args:
+        text: as it was given.
+        option: by which.
+        instead: how a number of tokens, `{}`, is asked for.
 
     Raises:
-        RedipruneError: it is neither; the message names the option.
+        RedipruneError: it is neither, or above 1; the message names the option.
     """
     if text is None or text == "auto":
         return text
     try:
-        return float(text)
+        ratio = float(text)
     except ValueError as error:
         raise RedipruneError(f"{option} takes a ratio in (0, 1], or auto, not '{text}'") from error
+    if ratio > 1:
+        hint = f"; for {ratio:.0f} tokens of each frame {instead.format(f'{ratio:.0f}')}" if ratio < 1e6 else ""
+        raise RedipruneError(f"{option} is a ratio in (0, 1]{hint}")
+    return ratio
 
 
 def keep_ratios(text: str, option: str) -> list[float]:

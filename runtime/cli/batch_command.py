@@ -27,7 +27,7 @@ from .batch_options import (
     Workers,
 )
 from .progress import batch_bar
-from .serve_start import given_selection, media_policy, named_bundles
+from .serve_start import KEEP_COUNT, given_selection, media_policy, named_bundles
 from .sizes import parse_size
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def batch(
     loading = Loading(backend, threads, parse_size(feature_memory, "--feature-memory"), MediaLimits.read(limit or ()))
     [(name, folder)] = named_bundles([bundle]).items()
     defaults = given_selection(
-        keep=parse_keep(keep, "--keep"), alpha=alpha, tau=tau, frames=frames, positions=positions
+        keep=parse_keep(keep, "--keep", KEEP_COUNT), alpha=alpha, tau=tau, frames=frames, positions=positions
     )
     spread = _spread(ray_address, workers, worker_cpus) if ray else None
     with batch_bar(as_json) as progress:

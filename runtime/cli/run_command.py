@@ -105,7 +105,7 @@ def run(
     from ..options import GenerateOptions, SelectOptions
     from ..pipeline import Pipeline
 
-    ratio = parse_keep(keep, "--keep")
+    ratio = parse_keep(keep, "--keep", "give --count {}")
     _check(prompt, ratio, count, chat, show, bool(image or video))
     selection = SelectOptions(
         frames=frames,
@@ -190,9 +190,6 @@ def _check(
     """Refuse options that contradict each other, before anything is loaded."""
     if keep is not None and count is not None:
         raise RedipruneError("give --keep (a ratio) or --count (a number of tokens), not both")
-    if isinstance(keep, float) and keep > 1:
-        hint = f"; for {keep:.0f} tokens per frame give --count {keep:.0f}" if keep < 1e6 else ""
-        raise RedipruneError(f"--keep is a ratio in (0, 1]{hint}")
     if len(prompts) > 1 and not chat:
         raise RedipruneError("several turns need the chat template; leave --raw out")
     if show is not None and not has_media:

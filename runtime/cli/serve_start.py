@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..serving.remote_decoder import RemoteSettings
     from ..serving.serve_settings import ServeSettings
 
+KEEP_COUNT = 'let requests say it: "keep": {}'
 _OF_RAY = (
     "ray_address",
     "replicas",
@@ -104,7 +105,7 @@ def media_policy(domains: Iterable[str] | None, folder: Path | None, megabytes: 
 
 def _defaults(given: Any) -> dict[str, Any]:
     return given_selection(
-        keep=parse_keep(given.keep, "--keep"),
+        keep=parse_keep(given.keep, "--keep", KEEP_COUNT),
         alpha=given.alpha,
         tau=given.tau,
         frames=given.frames,
@@ -130,11 +131,6 @@ def given_selection(**settings: Any) -> dict[str, Any]:
     from ..options import SelectOptions
 
     given = {name: value for name, value in settings.items() if value is not None}
-    keep = given.get("keep")
-    if isinstance(keep, float) and 1 < keep < 1e6:
-        raise RedipruneError(
-            f'--keep is a ratio in (0, 1]; for {keep:.0f} tokens of each frame let requests say it: "keep": {keep:.0f}'
-        )
     SelectOptions(**given)
     return given
 
