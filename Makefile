@@ -29,6 +29,9 @@ RUN_BACKEND := $(if $(GPU),$(BACKEND),$(if $(filter tensorrt%,$(BACKEND)),ort,$(
 
 MEDIA := $(addprefix --image ,$(IMAGE)) $(addprefix --video ,$(VIDEO))
 
+# Hundreds of processes start below. Where the environment forbids to keep compiled modules, each would compile them anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: engine run validate test test-slow test-all test-vllm vllm bench bench-fast bench-peers bench-7b gpu-measurements evaluate report plugin demo-checkpoint docs lint types setup clean
 
 # Quantised bundles are made of the fp32 one beside them.

@@ -28,6 +28,8 @@ torch.set_num_threads(max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT"
 # starts after another worker has done so. So there is one from the beginning.
 os.environ.setdefault("RAY_AUTH_TOKEN", "0123456789abcdef" * 4)
 os.environ.setdefault("RAY_AUTH_MODE", "token")
+# Ray's workers give way to every other process (niceness 15), and would wait for the tests beside them.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 MEDIA = Path(__file__).parent / "media"
 DEMO = Path(__file__).parents[1] / "export" / "demo" / "checkpoint"

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import av
@@ -13,8 +14,15 @@ from rediprune.calibration.tasks.media_folder import write_set
 from rediprune.calibration.tasks.questions import CLIP_KINDS
 from rediprune.calibration.tasks.scenes import SIDE, UNSEEN_PAIRS
 
-SAMPLES = [sample for number in range(250) for sample in clip_samples("train", 0, number, 8)]
-UNSEEN = [sample for number in range(80) for sample in clip_samples("unseen", 0, number, 8)]
+
+@cache
+def samples() -> list[Sample]:
+    return [sample for number in range(250) for sample in clip_samples("train", 0, number, 8)]
+
+
+@cache
+def unseen() -> list[Sample]:
+    return [sample for number in range(80) for sample in clip_samples("unseen", 0, number, 8)]
 
 
 def clip_of(sample: Sample) -> Clip:
@@ -76,20 +84,20 @@ def solve(question: str, clip: Clip) -> str:
 
 @pytest.mark.parametrize("kind", CLIP_KINDS)
 def test_every_answer_follows_from_the_first_and_last_frame(kind: str) -> None:
-    asked = [sample for sample in SAMPLES + UNSEEN if sample.kind == kind]
+    asked = [sample for sample in samples() + unseen() if sample.kind == kind]
     assert len(asked) > 50
     for sample in asked:
         assert solve(sample.question, clip_of(sample)) == sample.answer, (sample.question, sample.subject)
 
 
 def test_happens_is_balanced_and_every_event_occurs() -> None:
-    answers = [sample.answer for sample in SAMPLES if sample.kind == "happens"]
+    answers = [sample.answer for sample in samples() if sample.kind == "happens"]
     assert 0.4 < answers.count("yes") / len(answers) < 0.6
-    assert {event.kind for sample in SAMPLES for event in clip_of(sample).events} == set(EVENTS)
+    assert {event.kind for sample in samples() for event in clip_of(sample).events} == set(EVENTS)
 
 
 def test_nothing_touches_at_any_time() -> None:
-    for sample in SAMPLES[::7]:
+    for sample in samples()[::7]:
         for time in np.linspace(0, 1, 24).tolist():
             present = clip_of(sample).things(time)
             for i, a in enumerate(present):
@@ -99,10 +107,10 @@ def test_nothing_touches_at_any_time() -> None:
 
 def test_unseen_pairs_never_show_in_training_clips() -> None:
     names = {f"{colour} {shape}" for colour, shape in UNSEEN_PAIRS}
-    for sample in SAMPLES:
+    for sample in samples():
         for time in (0.0, 1.0):
             assert not names & {thing.name for thing in clip_of(sample).things(time)}
-    assert all(clip_of(sample).events[0].before.name in names for sample in UNSEEN)
+    assert all(clip_of(sample).events[0].before.name in names for sample in unseen())
 
 
 def test_same_seed_same_clip() -> None:

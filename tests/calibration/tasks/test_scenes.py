@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from functools import cache
 
 import numpy as np
 import pytest
@@ -20,8 +21,15 @@ from rediprune.calibration.tasks.scenes import (
     sample_scene,
 )
 
-SAMPLES = [sample for number in range(250) for sample in image_samples("train", 0, number, 8)]
-UNSEEN = [sample for number in range(120) for sample in image_samples("unseen", 0, number, 8)]
+
+@cache
+def samples() -> list[Sample]:
+    return [sample for number in range(250) for sample in image_samples("train", 0, number, 8)]
+
+
+@cache
+def unseen() -> list[Sample]:
+    return [sample for number in range(120) for sample in image_samples("unseen", 0, number, 8)]
 
 
 def things(sample: Sample) -> tuple[Thing, ...]:
@@ -100,7 +108,7 @@ def solve(question: str, among: tuple[Thing, ...]) -> str:
 
 @pytest.mark.parametrize("kind", IMAGE_KINDS)
 def test_every_answer_follows_from_the_objects(kind: str) -> None:
-    asked = [sample for sample in SAMPLES + UNSEEN if sample.kind == kind]
+    asked = [sample for sample in samples() + unseen() if sample.kind == kind]
     assert len(asked) > 80
     for sample in asked:
         assert solve(sample.question, things(sample)) == sample.answer, (sample.question, things(sample))
@@ -126,21 +134,21 @@ def test_unseen_pairs_are_neither_drawn_nor_named_in_training() -> None:
     assert {c for c, _ in UNSEEN_PAIRS} == set(COLOURS) and {s for _, s in UNSEEN_PAIRS} == set(SHAPES)
     assert set(SEEN_PAIRS) | set(UNSEEN_PAIRS) == set(PAIRS) and not set(SEEN_PAIRS) & set(UNSEEN_PAIRS)
     names = {f"{colour} {shape}" for colour, shape in UNSEEN_PAIRS}
-    for sample in SAMPLES:
+    for sample in samples():
         assert not names & {thing.name for thing in things(sample)}
         assert not any(name in sample.question + " " + sample.answer for name in names)
-    assert all(names & {thing.name for thing in things(sample)} for sample in UNSEEN)
+    assert all(names & {thing.name for thing in things(sample)} for sample in unseen())
 
 
 def test_two_way_questions_are_balanced() -> None:
     for answers in (("yes", "no"), ("left", "right"), ("top", "bottom")):
-        count = Counter(sample.answer for sample in SAMPLES if sample.answer in answers)
+        count = Counter(sample.answer for sample in samples() if sample.answer in answers)
         first, second = (count[answer] for answer in answers)
         assert 0.4 < first / (first + second) < 0.6, (answers, count)
 
 
 def test_objects_neither_overlap_nor_leave_the_picture() -> None:
-    for sample in SAMPLES:
+    for sample in samples():
         for i, a in enumerate(things(sample)):
             assert a.size / 2 <= min(a.x, a.y) and max(a.x, a.y) <= SIDE - a.size / 2
             for b in things(sample)[i + 1 :]:
