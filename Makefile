@@ -61,7 +61,7 @@ validate: $(READY)
 # Tests run in parallel, one worker a core; what is traced and exported for them is kept in .pytest_cache. The kinds of
 # slow tests are those of pyproject.toml: `smoke` marks the one of each that `make test` runs.
 PYTEST = $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
-SLOW := slow or trace or rtx or calibration or demo or process
+SLOW := slow or trace or rtx or calibration or demo or process or family or openvino or cuda or server
 
 test: lint
 	$(PYTEST) -m "smoke or not ($(SLOW))"

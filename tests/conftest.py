@@ -55,6 +55,12 @@ BUNDLES = {
     "llava_copy": ("llava", "clip", "llama", "fp32"),  # weights copied; all others refer to the checkpoint's files
 }
 
+# What `make test` traces in a fresh clone, some ten seconds each; a test that asks for another bundle is marked `family`.
+EVERYDAY = {"llava", "llava_copy", "llava_next_video", "llava_qwen2"}
+
+# The kinds of slow tests (the Makefile's SLOW, the marks of pyproject.toml).
+SLOW = {"slow", "trace", "rtx", "calibration", "demo", "process", "family", "openvino", "cuda", "server"}
+
 # What a bundle depends on: also what `validate` keeps beside it, which is eager PyTorch's answers.
 PACKAGES = ("graphs", "runtime", "calibration", "export")
 
@@ -70,11 +76,28 @@ _KINDS = {
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by the fixtures that they use, before those of some marks are chosen."""
+    """Mark tests by the fixtures and bundles that they use, before those of some marks are chosen."""
     for item in items:
+        fixtures = getattr(item, "fixturenames", ())
         for fixture, kind in _KINDS.items():
-            if fixture in getattr(item, "fixturenames", ()):
+            if fixture in fixtures:
                 item.add_marker(kind)
+        values = (
+            item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
+        )
+        asked = {value for value in values if isinstance(value, str)} & set(BUNDLES)
+        if "bundle_of" in fixtures and asked - EVERYDAY:
+            item.add_marker("family")
+
+
+_slow_kinds: set[str] = set()  # of the test that runs
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Note what the test is marked as, for `bundle_of`."""
+    _slow_kinds.clear()
+    _slow_kinds.update({mark.name for mark in item.iter_markers()} & SLOW)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -149,6 +172,7 @@ def bundle_of(checkpoint_of: Callable[[str], Path], export_of: Callable[..., Pat
     """Folder of a tiny bundle, by its name in `BUNDLES`. Tests must not change it."""
 
     def make(name: str) -> Path:
+        assert name in EVERYDAY or _slow_kinds, f"mark this test `family`: it asks for {name}"
         return export_of(checkpoint_of(name), name, BUNDLES[name][3], copy=name == "llava_copy")
 
     return make

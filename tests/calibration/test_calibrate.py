@@ -25,6 +25,8 @@ from rediprune.runtime import Pipeline, RedipruneError
 from rediprune.runtime.backends.session import open_stage
 from rediprune.runtime.bundle import MANIFEST, Bundle, CalibrationSpec, file_sha256
 
+pytestmark = pytest.mark.calibration
+
 STAGES = ["vision", "select", "select_clip", "project", "embed", "language"]
 
 

@@ -24,6 +24,8 @@ from rediprune.runtime.backends.session import open_stage
 from rediprune.runtime.bundle import MANIFEST, Bundle, CalibrationSpec, file_sha256
 from rediprune.runtime.bundle.seal import _earlier_digest
 
+pytestmark = pytest.mark.calibration
+
 MEDIA = Path(__file__).parents[1] / "media"
 OUTLIER = "tower.encoder.layers.1.mlp.fc1"
 SIZE = 3000.0

@@ -10,6 +10,8 @@ import pytest
 from .__main__ import run_one
 from .inputs import KINDS
 
+pytestmark = pytest.mark.family
+
 
 @pytest.fixture
 def bundle(bundle_of: Callable[[str], Path]) -> Path:

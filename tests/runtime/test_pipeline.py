@@ -88,6 +88,7 @@ def test_ids_and_kept_sets_equal_eager(
     assert len(answers) > 5  # a model that says the same whatever it is shown proves nothing
 
 
+@pytest.mark.family
 def test_qwen3_vl_refuses_what_its_tokens_do_not_allow(
     pipeline_of: Callable[[str], Pipeline], photo: Path, clip: Path
 ) -> None:
@@ -100,6 +101,7 @@ def test_qwen3_vl_refuses_what_its_tokens_do_not_allow(
         pipeline.generate(QUESTION, [], [clip], frames=1)
 
 
+@pytest.mark.family
 def test_features_of_any_size_are_remembered(pipeline_of: Callable[[str], Pipeline], photo: Path, clip: Path) -> None:
     pipeline = pipeline_of("qwen3_vl")
     options = {"keep": 0.3, "frames": 4, "max_new_tokens": 4, "temperature": 0.0}
@@ -126,6 +128,7 @@ def test_a_picture_that_is_scaled_down_cannot_be_pruned(pipeline_of: Callable[[s
     assert draw_answer(answer, pipeline.processor).height > 0
 
 
+@pytest.mark.family
 def test_a_request_bounds_the_pixels_of_its_pictures(
     pipeline_of: Callable[[str], Pipeline], photo: Path, clip: Path
 ) -> None:
@@ -159,6 +162,7 @@ def test_alpha_and_tau_reach_the_selection(
     assert not np.array_equal(answer.kept[0], plain.kept[0])
 
 
+@pytest.mark.family
 def test_selecting_keeps_what_an_answer_keeps(pipeline_of: Callable[[str], Pipeline], photo: Path, clip: Path) -> None:
     pipeline = pipeline_of("video_llava")
     options = {"frames": 3, "keep": 0.3, "alpha": 0.2}
@@ -173,22 +177,26 @@ def test_selecting_keeps_what_an_answer_keeps(pipeline_of: Callable[[str], Pipel
 def test_a_lazy_pipeline_opens_what_it_needs_alone(
     bundle_of: Callable[[str], Path], photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened: list[str] = []
+    all_opened: list[tuple[Bundle, str]] = []  # also by pipelines of earlier tests, in the background
 
     def noted(backend: str, bundle: Bundle, stage: str, threads: int) -> Any:
-        opened.append(stage)
+        all_opened.append((bundle, stage))
         return open_session(backend, bundle, stage, threads)
+
+    def opened(by: Pipeline) -> list[str]:
+        return sorted(stage for bundle, stage in all_opened if bundle is by.bundle)
 
     monkeypatch.setattr("rediprune.runtime.pipeline.open_session", noted)
     pipeline = Pipeline.load(bundle_of("llava"), lazy=True)
-    assert opened == []
+    assert opened(pipeline) == []
     pipeline.select("What?", [photo], keep=0.5)
-    assert sorted(opened) == ["embed", "project", "select", "vision"]
+    assert opened(pipeline) == ["embed", "project", "select", "vision"]
     pipeline = Pipeline.load(bundle_of("llava"))
     pipeline.generate("What?", [photo], keep=0.5, max_new_tokens=1)
-    assert sorted(opened[4:]) == ["embed", "language", "project", "select", "vision"]  # each once
+    assert opened(pipeline) == ["embed", "language", "project", "select", "vision"]  # each once
 
 
+@pytest.mark.family
 def test_frames_that_are_alike_are_encoded_once(pipeline_of: Callable[[str], Pipeline], tmp_path: Path) -> None:
     pipeline = pipeline_of("video_llava")
     short = make_video(tmp_path / "short.mp4", 3)  # frames come back several times
@@ -213,6 +221,7 @@ def test_the_question_steers_the_kept_set(pipeline_of: Callable[[str], Pipeline]
     assert kept[0] != kept[1]
 
 
+@pytest.mark.family
 def test_counts_and_timings(pipeline_of: Callable[[str], Pipeline], photo: Path, clip: Path) -> None:
     answer = pipeline_of("video_llava").generate(
         QUESTION, [photo], [clip], frames=2, keep=4, max_new_tokens=3, return_visuals=True
@@ -426,6 +435,7 @@ def test_any_stage_runs_eagerly(stage: str, bundle_of: Callable[[str], Path], ph
     assert mixed.generate(QUESTION, [photo], max_new_tokens=6, temperature=0.0).token_ids == engine.token_ids
 
 
+@pytest.mark.family
 def test_half_precision_answers(pipeline_of: Callable[[str], Pipeline], photo: Path) -> None:
     options = {"keep": 0.5, "max_new_tokens": 1, "temperature": 0.0}
     half = pipeline_of("llava_fp16").generate(QUESTION, [photo], return_visuals=True, **options)

@@ -54,6 +54,7 @@ def in_threads(count: int, work: Callable[[int], Any]) -> list[Any]:
         return list(pool.map(begin, range(count)))
 
 
+@pytest.mark.family
 @pytest.mark.parametrize("backend", ["ort", "openvino"])
 def test_answers_are_those_of_one_thread(
     backend: str, bundle_of: Callable[[str], Path], photo: Path, cat: Path, clip: Path

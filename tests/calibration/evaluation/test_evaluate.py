@@ -17,6 +17,8 @@ from rediprune.export.validate.eager_reference import Reference, Request
 from rediprune.runtime import Pipeline, RedipruneError
 from rediprune.runtime.backends.eager_torch import eager_model
 
+pytestmark = pytest.mark.calibration
+
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:

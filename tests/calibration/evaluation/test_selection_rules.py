@@ -8,6 +8,8 @@ import pytest
 from rediprune.calibration.evaluation.selection_rules import random_tokens, uniform_tokens, using_rule
 from rediprune.runtime import Pipeline, RedipruneError
 
+pytestmark = pytest.mark.calibration
+
 CHOOSING = ("rediprune", "diversity", "relevance", "random", "uniform", "divprune", "cdpruner")
 
 

@@ -11,6 +11,8 @@ from rediprune.calibration.evaluation.tower_rules import class_attention
 from rediprune.runtime import Pipeline, RedipruneError
 from rediprune.runtime.backends.eager_torch import eager_model
 
+pytestmark = pytest.mark.calibration
+
 QUESTION = "What is red?"
 
 

@@ -14,6 +14,8 @@ from rediprune.calibration.quantize.float16 import HalfPrecisionPass
 from rediprune.runtime.bundle import Bundle
 from rediprune.runtime.errors import RedipruneError
 
+pytestmark = pytest.mark.calibration
+
 SIZES = {"batch": 1, "tokens": 5, "cache": 16, "frames": 2, "kept": 4}
 
 

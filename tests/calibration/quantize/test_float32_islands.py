@@ -11,6 +11,8 @@ from rediprune.calibration.quantize.float16 import HalfPrecisionPass
 from rediprune.calibration.quantize.linear_layer_pass import UnsuitableGraphError
 from rediprune.runtime.bundle import Bundle
 
+pytestmark = pytest.mark.calibration
+
 LAYERS = 2  # of the tiny decoders and of the CLIP towers
 NORMS = {
     "llava": 2 * LAYERS + 1,

@@ -105,6 +105,7 @@ def test_where_no_bundle_runs_it_is_an_error(bundle_of: Callable[[str], Path]) -
         bench([bundle_of("llava")], BenchSettings(keeps=(0.5,), runs=1, threads=1, backends=("kernel",)))
 
 
+@pytest.mark.family
 def test_bad_requests_are_refused(bundle_of: Callable[[str], Path], clip: Path) -> None:
     with pytest.raises(RedipruneError, match="peer 'abacus' is not known"):
         bench([bundle_of("llava")], BenchSettings(peers=("abacus",)))

@@ -60,6 +60,7 @@ def test_a_bundle_is_timed_and_its_page_written(bundle_of: Callable[[str], Path]
     assert "rediprune bench x" in page and "| 0.15 |" in page and page.count("\n| ") > 10
 
 
+@pytest.mark.family
 def test_other_families_are_refused(bundle_of: Callable[[str], Path]) -> None:
     with pytest.raises(RedipruneError, match="not Qwen3-VL"):
         geometry_of(Bundle.open(bundle_of("qwen3_vl")))

@@ -95,6 +95,7 @@ def test_scaled_rotary_embeddings_stay_scaled(
     assert np.abs(ours - theirs).max() <= 2e-5 * np.abs(theirs).max()
 
 
+@pytest.mark.family
 def test_heads_of_another_width_stay_portable(bundle_of: Callable[[str], Path], tmp_path: Path) -> None:
     bundle = Bundle.open(built(bundle_of("llava_siglip"), tmp_path / "bundle"))
     assert bundle.manifest.decoder.head_width % 16

@@ -62,6 +62,7 @@ def test_a_quantised_tower_is_fused_too(bundle_of: Callable[[str], Path]) -> Non
     assert own == pytest.approx(error, rel=0.1)
 
 
+@pytest.mark.family
 def test_a_tower_in_half_precision_stays_as_it_is(bundle_of: Callable[[str], Path]) -> None:
     model = ir.load(bundle_of("llava_fp16") / "onnx/vision.onnx")
     assert fuse_tower(model) == 0

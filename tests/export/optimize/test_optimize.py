@@ -90,6 +90,7 @@ def test_a_bundle_cannot_be_its_own_source(bundle_of: Callable[[str], Path]) -> 
         optimize(folder, folder)
 
 
+@pytest.mark.family
 def test_half_precision_is_refused(bundle_of: Callable[[str], Path], tmp_path: Path) -> None:
     with pytest.raises(RedipruneError, match="is in fp16, which no form can be made of; export it in fp32"):
         optimize(bundle_of("llava_fp16"), tmp_path / "fast")

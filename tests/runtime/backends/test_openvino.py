@@ -16,6 +16,8 @@ from rediprune.runtime.backends.eager_torch import eager_model
 from rediprune.runtime.backends.session import open_language, open_stage
 from rediprune.runtime.bundle import Bundle
 
+pytestmark = pytest.mark.openvino
+
 QUESTION = "What is in this picture?"
 
 
@@ -28,7 +30,7 @@ def library():
 @pytest.mark.parametrize(
     "name",
     [
-        "llava",
+        pytest.param("llava", marks=pytest.mark.smoke),
         *(
             pytest.param(name, marks=pytest.mark.slow)
             for name in (

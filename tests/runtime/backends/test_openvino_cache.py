@@ -13,6 +13,8 @@ from rediprune.runtime.backends.session import open_language, open_stage
 from rediprune.runtime.bundle import Bundle
 from rediprune.runtime.errors import RedipruneError
 
+pytestmark = pytest.mark.openvino
+
 pytest.importorskip("openvino")
 
 

@@ -43,6 +43,7 @@ def test_run_prints_the_answer_and_what_it_took(
     assert document["seconds"]["time_to_first_token"] > document["seconds"]["select"] > 0
 
 
+@pytest.mark.family
 def test_two_turns_video_and_count(bundle_of: Callable[[str], Path], clip: Path, rediprune: CommandLine) -> None:
     turns = ("--prompt", "What happens?", "--prompt", "And then?")
     done = rediprune(
@@ -65,6 +66,7 @@ def test_two_turns_video_and_count(bundle_of: Callable[[str], Path], clip: Path,
     assert second["seconds"]["vision"] == 0
 
 
+@pytest.mark.family
 def test_inspect_of_pictures_of_any_size(rediprune: CommandLine, bundle_of: Callable[[str], Path]) -> None:
     shown = rediprune("inspect", bundle_of("qwen3_vl")).stdout
     assert "pictures of any size" in shown and "image: as many tokens as its size takes" in shown

@@ -19,6 +19,8 @@ from rediprune.runtime.memory import peak_memory
 
 from .conftest import Running
 
+pytestmark = pytest.mark.server
+
 LIMITS = MediaLimits(video_packets=2000, video_seconds=600)
 
 

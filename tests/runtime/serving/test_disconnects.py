@@ -16,6 +16,8 @@ from rediprune.runtime.serving.serve_settings import ServeSettings
 
 from .conftest import Running
 
+pytestmark = pytest.mark.server
+
 LONG = {"model": "tiny", "messages": [{"role": "user", "content": "Go on."}], "max_tokens": 60}
 
 

@@ -19,6 +19,8 @@ from rediprune.runtime.serving.serve_settings import ServeSettings
 from ...support.command_line import CommandLine
 from .conftest import Running
 
+pytestmark = pytest.mark.server
+
 
 def run(url: str, plan: LoadPlan, key: str | None = None) -> list[Step]:
     return asyncio.run(run_plan(url, plan, key, lambda line: None))

@@ -16,6 +16,8 @@ from schemathesis.specs.openapi.checks import (
 
 from .conftest import Running
 
+pytestmark = pytest.mark.server
+
 CHAT = "/v1/chat/completions"
 CHECKS = [not_a_server_error, content_type_conformance, response_schema_conformance, status_code_conformance]
 

@@ -17,6 +17,8 @@ from rediprune.runtime.serving.serve_settings import ServeSettings
 
 from ...support.vllm_stand_in import Reply, embeds_of, replayed, stand_in
 
+pytestmark = pytest.mark.server
+
 RECORDED = Path(__file__).parent / "recorded" / "vllm-0.32.json"
 QUESTION = "What is above the orange triangle?"
 

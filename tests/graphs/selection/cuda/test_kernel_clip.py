@@ -12,6 +12,8 @@ from rediprune.graphs.selection.query_vector import match_width
 
 from ..clip_cases import CHANNELS, KINDS, ClipCase, clip_cases
 
+pytestmark = pytest.mark.cuda
+
 HostLibrary = Callable[[str], ctypes.CDLL]
 
 
@@ -42,6 +44,7 @@ def check(library: ctypes.CDLL, kind: str, number: int, largest: int) -> None:
         assert np.array_equal(chosen(library, case), expected.numpy()), case
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("kind", KINDS)
 def test_kernels_equal_eager(host_library: HostLibrary, kind: str) -> None:
     check(host_library("host_clip"), kind, number=6, largest=7)

@@ -11,6 +11,8 @@ import torch
 from rediprune.graphs.selection.cuda import launcher
 from rediprune.graphs.selection.cuda.tensors import max_min_select_cuda, select_tokens_cuda
 
+pytestmark = pytest.mark.cuda
+
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
+pytestmark = pytest.mark.cuda
+
 HostLibrary = Callable[[str], ctypes.CDLL]
 
 

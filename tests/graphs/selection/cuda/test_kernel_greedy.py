@@ -12,6 +12,8 @@ from rediprune.graphs.selection.cuda import launcher
 from rediprune.graphs.selection.reference import candidate_counts, drop_below, max_min_select, score_tokens
 from torch import Tensor
 
+pytestmark = pytest.mark.cuda
+
 HostSelect = Callable[..., Tensor]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
