@@ -71,6 +71,7 @@ def test_a_decoder_of_an_earlier_version_has_its_rotary_embedding_inside(
         assert np.abs(own - portable).max() <= tolerance * np.abs(portable).max()
 
 
+@pytest.mark.trace
 @pytest.mark.parametrize("earlier", [False, True])
 def test_scaled_rotary_embeddings_stay_scaled(
     earlier: bool, checkpoint_of: Callable[[str], Path], export_of: Callable[..., Path], tmp_path: Path

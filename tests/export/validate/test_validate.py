@@ -48,6 +48,7 @@ def test_a_drifting_stage_is_found_by_running_it_eagerly(
     assert all(row.passed for row in validate(bad, eager={"vision"}).end_to_end)
 
 
+@pytest.mark.family
 def test_in_fp16_a_drifting_answer_fails_end_to_end(
     checkpoint_of: Callable[[str], Path], corrupt: Callable[..., Path], tmp_path: Path
 ) -> None:
