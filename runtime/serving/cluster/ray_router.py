@@ -1,20 +1,68 @@
 """The only module that uses Ray Serve's request-router API, which Ray 2.60 marks alpha.
 
-A request goes where its key's hash points, and next to it where that is full or gone.
+A request goes where its key's hash points, and next to it where that is busy, full or gone.
 """
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cachetools import LRUCache
 from ray.serve.config import RequestRouterConfig
+from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 from ray.serve.handle import DeploymentHandle
 
-_ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+_ROUTER = f"{__name__}.BoundedHashRouter"
+_SHARE, _CROWD = 1.0, 2.0  # times the mean of the requests under way at a replica
+_REMEMBERED = 100_000  # keys
 _MEDIA = ("image_url", "video_url", "file")
+
+
+class BoundedHashRouter(ConsistentHashRouter):
+    """Consistent hashing with bounded loads (Mirrokni, Thorup and Zadimoghaddam, arXiv 1608.01350).
+
+    Pictures are asked about unequally often, so that hashing alone leaves one replica idle while another has a queue. What
+    comes for the first time passes by a replica that has its share under way; from then on it stays where it went, where
+    its features are, unless there is a crowd.
+    """
+
+    def initialize_state(self, **kwargs: Any) -> None:
+        """See Ray's `RequestRouter`."""
+        super().initialize_state(**kwargs)
+        self._placed: LRUCache[str, Any] = LRUCache(_REMEMBERED)  # where a key went, by key
+
+    async def choose_replicas(self, candidate_replicas: list[Any], pending_request: Any = None) -> list[list[Any]]:
+        """The replicas to try, best first, each in a list of its own."""
+        ranks = await super().choose_replicas(candidate_replicas, pending_request)
+        key = pending_request.metadata.session_id if pending_request is not None else None
+        if not key or not ranks:
+            return ranks
+        under_way = {
+            each.replica_id: self.replica_queue_len_cache.get(each.replica_id) or 0 for each in candidate_replicas
+        }
+        place = self._placed.get(key)
+        ranks.sort(key=lambda rank: rank[0].replica_id != place)  # the ring's order behind it
+        loads = [under_way.get(rank[0].replica_id, 0) for rank in ranks]
+        mean = (sum(under_way.values()) + 1) / max(len(under_way), 1)
+        ranks = within_bound(ranks, loads, mean * (_SHARE if place is None else _CROWD))
+        if place is None:
+            self._placed[key] = ranks[0][0].replica_id
+        return ranks
+
+
+def within_bound(ranks: list[Any], loads: list[int], bound: float) -> list[Any]:
+    """Those with fewer requests under way than the bound first, else in the order given.
+
+    Args:
+        ranks: in the order of the ring.
+        loads: requests under way at each.
+        bound: how many are too many.
+    """
+    return [rank for _, rank in sorted(zip(loads, ranks, strict=True), key=lambda pair: pair[0] >= math.ceil(bound))]
 
 
 def consistent_hashing() -> RequestRouterConfig:

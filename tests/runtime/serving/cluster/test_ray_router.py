@@ -5,7 +5,7 @@ from contextlib import ExitStack
 import pytest
 
 pytest.importorskip("ray")
-from rediprune.runtime.serving.cluster.ray_router import HotKeys, picture_key
+from rediprune.runtime.serving.cluster.ray_router import HotKeys, picture_key, within_bound
 
 
 def body(*parts: object) -> dict[str, object]:
@@ -75,3 +75,19 @@ def test_a_key_that_many_ask_for_is_spread_while_they_do() -> None:
         _ = 1 / 0
     with hot.spread("a") as key:  # what failed counts no longer
         assert key == "a"
+
+
+@pytest.mark.parametrize(
+    ("loads", "bound", "order"),
+    [
+        ([0, 0], 0.5, [0, 1]),  # nothing under way: where the hash points
+        ([3, 3], 3.5, [0, 1]),
+        ([5, 2], 4.0, [1, 0]),
+        ([4, 3], 4.0, [1, 0]),
+        ([4, 3], 4.1, [0, 1]),
+        ([8, 1, 7], 7.0, [1, 0, 2]),
+        ([9, 8, 9], 2.0, [0, 1, 2]),  # all have too many
+    ],
+)
+def test_who_has_too_many_under_way_is_passed_by(loads: list[int], bound: float, order: list[int]) -> None:
+    assert within_bound(list(range(len(loads))), loads, bound) == order
