@@ -19,7 +19,7 @@ from rediprune.export.validate.sample_media import sample_clip
 from rediprune.runtime import Pipeline
 from rediprune.runtime.backends.eager_torch import eager_model
 
-SEEDS = int(os.environ.get("REDIPRUNE_SEEDS", "3"))  # 20 for docs/status.md: half an hour on two cores
+SEEDS = int(os.environ.get("REDIPRUNE_SEEDS", "3"))  # 20 for docs/status.md: some minutes on two cores
 KINDS = [
     ("llava", "clip", "mistral"),
     ("llava", "siglip", "qwen3"),
