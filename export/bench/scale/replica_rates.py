@@ -44,19 +44,20 @@ def main() -> None:
     parser.add_argument(
         "--split", action="store_true", help="measure one replica that encodes and one that decodes too"
     )
-    parser.add_argument("--confined", action="store_true", help="measure replicas with one core each too")
-    parser.add_argument("--only-confined", action="store_true", help="measure those alone")
+    confined = parser.add_mutually_exclusive_group()
+    confined.add_argument("--confined", action="store_true", help="measure replicas with one core each too")
+    confined.add_argument("--only-confined", action="store_true", help="measure those in place of the first three")
     given = parser.parse_args()
     asked = bodies("m", given.requests, given.pictures, given.tokens, given.keep)
-    ways = {
-        "single process": ["--threads", "1"],
-        "one replica": ["--ray", "--replicas", "1", "--threads", "1", "--port", "8941"],
-        "two replicas": ["--ray", "--replicas", "2", "--threads", "1", "--port", "8942"],
-    }
+    ways: dict[str, list[str]] = {}
+    if not given.only_confined:
+        ways = {
+            "single process": ["--threads", "1"],
+            "one replica": ["--ray", "--replicas", "1", "--threads", "1", "--port", "8941"],
+            "two replicas": ["--ray", "--replicas", "2", "--threads", "1", "--port", "8942"],
+        }
     if given.split:
         ways["split"] = ["--ray", "--replicas", "1", "--split", "1", "--threads", "1", "--port", "8943"]
-    if given.only_confined:
-        ways.clear()
     if given.confined or given.only_confined:
         ways["one confined"] = ["--ray", "--replicas", "1", "--threads", "1", "--port", "8944"]
         ways["two confined"] = ["--ray", "--replicas", "2", "--threads", "1", "--port", "8945"]
