@@ -45,6 +45,8 @@ class BoundedHashRouter(ConsistentHashRouter):
             each.replica_id: self.replica_queue_len_cache.get(each.replica_id) or 0 for each in candidate_replicas
         }
         place = self._placed.get(key)
+        if place not in under_way:  # its replica is gone: placed anew
+            place = None
         ranks.sort(key=lambda rank: rank[0].replica_id != place)  # the ring's order behind it
         loads = [under_way.get(rank[0].replica_id, 0) for rank in ranks]
         mean = (sum(under_way.values()) + 1) / max(len(under_way), 1)
