@@ -49,65 +49,85 @@ class DynamicInt8Pass(LinearLayerPass):
         Raises:
             RedipruneError: a weight is not finite; the graph is then half rewritten.
         """
-        constants = _Constants(model)
         model.opset_imports["com.microsoft"] = 1
-        rows: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}  # input → its integers, its scales
+        products = _Products(model)
         for layer in layers:
-            if layer.input not in rows:
-                rows[layer.input] = _quantise_rows(model, layer, constants)
-            _replace_product(model, layer, *rows[layer.input], constants)
+            products.replace(layer)
 
 
-class _Constants:
-    """Initialisers that all layers share."""
+class _Products:
+    """Puts `(rows · weights) · magnitudes` in place of products, one after another in the order of the graph."""
 
     def __init__(self, model: ir.Model):
         def constant(name: str, value: np.ndarray | np.generic) -> ir.Value:
             return add_constant(model, ir.tensor(np.asarray(value), name=f"int8.{name}"))
 
-        self.last_axis = constant("last_axis", np.array([-1]))
-        self.least = constant("least", np.float32(1e-30))  # a row of zeros has a scale too
-        self.step = constant("step", np.float32(1 / 127))
-        self.one = constant("one", np.float32(1))
-        self.row_zero = constant("row_zero", np.uint8(_ZERO))
+        self._model = model
+        self._last_axis = constant("last_axis", np.array([-1]))
+        self._least = constant("least", np.float32(1e-30))  # a row of zeros has a magnitude too
+        self._step = constant("step", np.float32(1 / 127))
+        self._row_zero = constant("row_zero", np.uint8(_ZERO))
+        self._rows: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}  # input → its integers, its rows' magnitudes
+        self._results: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}  # result → the product, its rows' magnitudes
 
+    def replace(self, layer: LinearLayer) -> None:
+        """Replace the layer's MatMul."""
+        if layer.input not in self._rows:
+            self._rows[layer.input] = self._quantise_rows(layer)
+        rows, magnitudes = self._rows[layer.input]
+        model, scales = self._model, channel_scales(layer.finite_weight(), _LARGEST)
 
-def _quantise_rows(model: ir.Model, layer: LinearLayer, constants: _Constants) -> tuple[ir.Value, ir.Value]:
-    """x [..., in] → uint8 [..., in], and its scales [..., 1]."""
-    x = layer.input
-    magnitude = ir.node("Abs", [x])
-    largest = ir.node("ReduceMax", [magnitude.outputs[0], constants.last_axis], {"keepdims": 1})
-    bounded = ir.node("Max", [largest.outputs[0], constants.least])
-    scale = ir.node("Mul", [bounded.outputs[0], constants.step])
-    scaled = ir.node("Div", [x, scale.outputs[0]])
-    # QuantizeLinear has no scale per row for any number of axes; dividing first works, and is faster.
-    quantised = ir.node("QuantizeLinear", [scaled.outputs[0], constants.one, constants.row_zero])
-    model.graph.insert_before(layer.node, [magnitude, largest, bounded, scale, scaled, quantised])
-    return quantised.outputs[0], scale.outputs[0]
+        def stored_numbers() -> ir.TensorProtocol:
+            return ir.tensor(round_to_channels(layer.weight(), scales), name=weight.name)
 
+        weight = lazy_constant(model, f"{layer.name}.weight.int8", ir.DataType.INT8, layer.shape, stored_numbers)
+        scale = add_constant(model, ir.tensor(scales, name=f"{layer.name}.weight.scale"))
+        product = ir.node(
+            "MatMulIntegerToFloat", [rows, weight, self._step, scale, self._row_zero], domain="com.microsoft"
+        )
+        result = ir.node("Mul", [product.outputs[0], magnitudes])
+        old, (new,) = layer.node.outputs[0], result.outputs
+        new.name, new.type, new.shape = old.name, old.type, old.shape
+        model.graph.insert_before(layer.node, [product, result])
+        old.replace_all_uses_with(new, replace_graph_outputs=True)
+        model.graph.remove(layer.node, safe=True)
+        self._results[new] = product.outputs[0], magnitudes
 
-def _replace_product(
-    model: ir.Model, layer: LinearLayer, rows: ir.Value, row_scales: ir.Value, constants: _Constants
-) -> None:
-    """Put `(rows · weights) · row_scales` in place of the layer's MatMul."""
-    scales = channel_scales(layer.finite_weight(), _LARGEST)
+    def _quantise_rows(self, layer: LinearLayer) -> tuple[ir.Value, ir.Value]:
+        """x [..., in] → uint8 [..., in] of steps of 1 / 127 of its rows' largest magnitudes, and these [..., 1]."""
+        x, postponed = layer.input, self._without_magnitudes(layer)
+        absolute = ir.node("Abs", [x])
+        largest = ir.node("ReduceMax", [absolute.outputs[0], self._last_axis], {"keepdims": 1})
+        bounded = ir.node("Max", [largest.outputs[0], self._least])
+        inverse = ir.node("Reciprocal", [bounded.outputs[0]])
+        normed = ir.node("Mul", [x, inverse.outputs[0]])  # −1 … 1
+        # QuantizeLinear has no scale per row for any number of axes; multiplying first works, and is faster.
+        quantised = ir.node("QuantizeLinear", [normed.outputs[0], self._step, self._row_zero])
+        nodes = [absolute, largest, bounded, inverse, normed, quantised]
+        if postponed is not None:
+            nodes.append(ir.node("Mul", [bounded.outputs[0], postponed]))
+        magnitudes = nodes[-1].outputs[0] if postponed is not None else bounded.outputs[0]
+        self._model.graph.insert_before(layer.node, nodes)
+        return quantised.outputs[0], magnitudes
 
-    def stored_numbers() -> ir.TensorProtocol:
-        return ir.tensor(round_to_channels(layer.weight(), scales), name=weight.name)
+    def _without_magnitudes(self, layer: LinearLayer) -> ir.Value | None:
+        """Take the rows' magnitudes out of a layer's input that is `a · result`, as behind a gated activation.
 
-    weight = lazy_constant(model, f"{layer.name}.weight.int8", ir.DataType.INT8, layer.shape, stored_numbers)
-    scale = add_constant(model, ir.tensor(scales, name=f"{layer.name}.weight.scale"))
-    product = ir.node(
-        "MatMulIntegerToFloat",
-        [rows, weight, constants.one, scale, constants.row_zero],
-        domain="com.microsoft",
-    )
-    result = ir.node("Mul", [product.outputs[0], row_scales])
-    old, (new,) = layer.node.outputs[0], result.outputs
-    new.name, new.type, new.shape = old.name, old.type, old.shape
-    model.graph.insert_before(layer.node, [product, result])
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    model.graph.remove(layer.node, safe=True)
+        A row's scale changes nothing of its integers: it may as well be multiplied by where it is one number a row.
+
+        Returns:
+            The magnitudes [..., 1] that are to be multiplied by later; None where the input is none of that kind.
+        """
+        node = layer.input.producer()
+        if node is None or node.op_type != "Mul" or len(layer.input.uses()) > 1 or layer.input.is_graph_output():
+            return None
+        for at, factor in enumerate(node.inputs):
+            if factor in self._results and len(factor.uses()) == 1 and not factor.is_graph_output():
+                product, magnitudes = self._results.pop(factor)
+                node.replace_input_with(at, product)
+                self._model.graph.remove(factor.producer(), safe=True)
+                return magnitudes
+        return None
 
 
 def channel_scales(weight: np.ndarray, largest: int) -> np.ndarray:

@@ -15,7 +15,9 @@ from ...runtime.bundle.lock import changing
 from ...runtime.errors import RedipruneError
 from ..exporter import Progress
 from .fuse_decoder import fuse_decoder
+from .fuse_norms import fuse_norms
 from .fuse_tower import fuse_tower
+from .last_token import only_last_token
 from .libraries import library_of
 from .nbits_layout import to_nbits
 
@@ -76,8 +78,10 @@ def _rewrite(bundle: Bundle, stage: str) -> dict[str, str]:
     spec, name = bundle.manifest.stages[stage], EngineSpec.own_graph("ort", stage)
     model = ir.load(bundle.path(spec.file))
     fused = fuse_tower(model) if stage in towers else fuse_decoder(model, bundle.manifest.decoder)
+    norms = fuse_norms(model)
+    shortened = 0 if stage in towers else only_last_token(model)
     repacked = to_nbits(model)
-    if not fused and not repacked:
+    if not (fused or norms or shortened or repacked):
         return {}
     place = bundle.path(name).parent
     with TemporaryDirectory(prefix=".", dir=place) as scratch:

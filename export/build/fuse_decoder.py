@@ -115,19 +115,27 @@ def _at_positions(
     flat = add_constant(model, ir.tensor(np.array([0, 0, -1], np.int64), name="rotary.flat"))
     own = positions is not None
 
+    def joined(op: Any, heads: Any) -> Any:
+        """[B, S, heads, width] → [B, S, heads · width], which they mostly were before."""
+        split = heads.producer()
+        whole = split.inputs[0] if split is not None and split.op_type == "Reshape" else None
+        return (
+            whole
+            if whole is not None and whole.shape is not None and len(whole.shape) == 3
+            else op.Reshape(heads, flat)
+        )
+
     def fused(op: Any, q: Any, k: Any, v: Any, past_key: Any, past_value: Any, attention: Any, **_: Any) -> Any:
         node = attention.producer()
         heads = int(node.inputs[0].shape[1])
         if own:  # [B, S, heads, width]
-            q, k = (
-                op.RotaryEmbedding(op.Reshape(x, flat), positions, *tables, _domain="com.microsoft") for x in (q, k)
-            )
+            q, k = (op.RotaryEmbedding(joined(op, x), positions, *tables, _domain="com.microsoft") for x in (q, k))
         else:  # [B, heads, S, width], rotated
             q, k = (op.Reshape(op.Transpose(x, perm=[0, 2, 1, 3]), flat) for x in (q, k))
         return op.GroupQueryAttention(
             q,
             k,
-            op.Reshape(v, flat),
+            joined(op, v),
             past_key,
             past_value,
             *lengths,
