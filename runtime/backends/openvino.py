@@ -16,6 +16,8 @@ from .language_inputs import LanguageInputs
 from .openvino_cache import compiled_model
 from .session import cast_inputs
 
+_BLOCKWISE = ("int8-weights", "int4")
+
 
 class OpenvinoStage:
     """A stage in OpenVINO. Called by itself a compiled model has one infer request for all threads: each run takes its own."""
@@ -46,7 +48,7 @@ class OpenvinoLanguage:
 
     def __init__(self, bundle: Bundle, threads: int, precision: str):
         _library()
-        from .openvino_decoder import conversions, keep_state  # imports the library
+        from .openvino_decoder import conversions, keep_state, round_in_blocks  # imports the library
 
         spec = bundle.manifest.stages["language"]
         self.dtype = np.dtype(spec.inputs[0].dtype)
@@ -55,6 +57,8 @@ class OpenvinoLanguage:
         def read_model() -> Any:
             model = _read(bundle, "language", conversions())
             keep_state(model)
+            if spec.precision in _BLOCKWISE:
+                round_in_blocks(model)
             return model
 
         self.session = _compile(bundle, "language", read_model, threads, precision)

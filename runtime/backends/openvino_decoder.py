@@ -14,10 +14,29 @@ import openvino.opset15 as ops
 from openvino.frontend.onnx import ConversionExtension
 from openvino.op.util import Variable, VariableInfo
 
+_BLOCKS = (128, 64)  # of `calibration.quantize.block_weights`, those above OpenVINO's own group
+
 
 def conversions() -> list[ConversionExtension]:
     """How OpenVINO's ONNX reader is to read the operators it does not know, or not as grouped-query attention."""
     return [ConversionExtension("TensorScatter", "", _append), ConversionExtension("Attention", "", _attention)]
+
+
+def round_in_blocks(model: Any) -> None:
+    """Have activations rounded to INT8 in groups as large as the blocks of compressed weights.
+
+    OpenVINO takes groups of 32 unless told otherwise, and rounds nothing where a group is larger than a block: it computes
+    in floats then, at half the rate.
+    """
+    weights = [node for node in model.get_ops() if node.get_type_name() == "Constant" and _is_compressed(node)]
+    widths = [node.get_output_shape(0)[0] for node in weights]  # [in, out]
+    group = next((size for size in _BLOCKS if widths and all(width % size == 0 for width in widths)), None)
+    if group is not None:
+        model.set_rt_info(group, ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"])
+
+
+def _is_compressed(constant: Any) -> bool:
+    return constant.get_element_type().get_type_name() in ("i8", "i4") and len(constant.get_output_shape(0)) == 2
 
 
 def keep_state(model: Any) -> None:
