@@ -97,13 +97,19 @@ bench: $(READY) | checkpoints/$(BENCH)
 	$(BIN)/rediprune export checkpoints/$(BENCH) -o engines/$(BENCH)-$(PRECISION) --precision $(PRECISION)
 	$(BIN)/rediprune bench engines/$(BENCH)-$(PRECISION) --image $(IMAGE) --backends ort,openvino --page engines/bench.md
 
-# The fastest bundle for this machine beside its peers at equal bits (docs/measurements/cpu-forms.md); the peers take
-# `make bench-peers` first.
+# The fastest bundle for this machine, and those that decode fastest at 8 and 4 bits, beside their peers at equal bits
+# (docs/measurements/cpu-forms.md); the peers take `make bench-peers` first.
+DECODING := int8-weights int4
 bench-fast: $(READY) | checkpoints/$(BENCH)
 	test -x $(PEERS) || $(MAKE) bench-peers
 	$(BIN)/rediprune export checkpoints/$(BENCH) -o engines/$(BENCH)-fp32
 	$(BIN)/rediprune optimize engines/$(BENCH)-fp32 -o engines/$(BENCH)-fast --page engines/$(BENCH)-fast.md
-	$(BIN)/rediprune bench engines/$(BENCH)-fast --image $(IMAGE) --keeps 1,0.15 \
+	$(foreach form,$(DECODING),$(BIN)/rediprune calibrate engines/$(BENCH)-fp32 -o engines/$(BENCH)-$(form) \
+		--recipe vision=int8,language=$(form) --samples 8 && \
+		$(BIN)/rediprune build engines/$(BENCH)-$(form) --backend ort && \
+		$(BIN)/rediprune build engines/$(BENCH)-$(form) --backend openvino &&) true
+	$(BIN)/rediprune bench $(addprefix engines/$(BENCH)-,fast $(DECODING)) --image $(IMAGE) \
+		--backends auto,openvino-bf16 --keeps 1,0.15 --runs 3 \
 		--peers eager,eager-bf16,openvino-genai-int8,openvino-genai-int4 --peers-python $(PEERS) \
 		--page engines/$(BENCH)-bench-fast.md
 
