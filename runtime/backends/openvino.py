@@ -22,10 +22,11 @@ _BLOCKWISE = ("int8-weights", "int4")
 class OpenvinoStage:
     """A stage in OpenVINO. Called by itself a compiled model has one infer request for all threads: each run takes its own."""
 
-    batch = 1  # as in ONNX Runtime: the activations of one frame stay in the cache
-
     def __init__(self, bundle: Bundle, stage: str, threads: int, precision: str):
         self.spec = bundle.manifest.stages[stage]
+        # Of four frames at once an INT8 tower takes 9 % less time in bfloat16 (docs/measurements/cpu-forms.md); in float32
+        # the activations of one frame stay in the cache, as in ONNX Runtime.
+        self.batch = 4 if precision == "bf16" else 1
         self.session = _compile(bundle, stage, lambda: _read(bundle, stage, []), threads, precision)
         self.outputs = [port.name for port in self.spec.outputs]
         self.idle: deque[Any] = deque()  # infer requests that no thread uses; an append or pop is atomic

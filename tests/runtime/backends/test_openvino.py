@@ -156,3 +156,21 @@ def test_the_command_line(
     ask = ("run", bundle, "--image", photo, "--prompt", QUESTION, "--max-new-tokens", 6, "--temperature", 0, "--json")
     ours, theirs = (json.loads(rediprune(*ask, "--backend", name).stdout) for name in ("openvino", "ort"))
     assert (ours["token_ids"], ours["kept"]) == (theirs["token_ids"], theirs["kept"])
+
+
+def test_frames_in_one_batch_have_the_features_of_frames_alone(library, bundle_of: Callable[[str], Path]) -> None:
+    """In bfloat16 four are encoded at once; the last batch may be smaller."""
+    if "BF16" not in library.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this CPU has no bfloat16 arithmetic")
+    bundle = Bundle.open(bundle_of("llava_next_video"))
+    stage = open_stage("openvino-bf16", bundle, "vision", 0)
+    size = bundle.manifest.image_size
+    pixels = np.random.default_rng(0).standard_normal((4, 3, size, size), np.float32)
+    alone = [stage.run({"pixel_values": pixels[at : at + 1]}) for at in range(4)]
+    for frames in (stage.batch, 3):
+        together = stage.run({"pixel_values": pixels[:frames]})
+        for name, values in together.items():
+            expected = np.concatenate([each[name] for each in alone[:frames]])
+            assert values.shape == expected.shape
+            assert np.abs(values - expected).max() <= 0.02 * np.abs(expected).max()
+    assert stage.batch == 4
