@@ -122,10 +122,11 @@ class _Products:
         if node is None or node.op_type != "Mul" or len(layer.input.uses()) > 1 or layer.input.is_graph_output():
             return None
         for at, factor in enumerate(node.inputs):
-            if factor in self._results and len(factor.uses()) == 1 and not factor.is_graph_output():
+            scaling = None if factor is None else factor.producer()
+            if factor in self._results and scaling and len(factor.uses()) == 1 and not factor.is_graph_output():
                 product, magnitudes = self._results.pop(factor)
                 node.replace_input_with(at, product)
-                self._model.graph.remove(factor.producer(), safe=True)
+                self._model.graph.remove(scaling, safe=True)
                 return magnitudes
         return None
 
