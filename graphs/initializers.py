@@ -1,4 +1,4 @@
-"""Initialisers that a rewrite adds to a graph."""
+"""Constants of a graph: those that a rewrite adds, and which values are computed from constants alone."""
 
 from collections.abc import Callable
 
@@ -36,3 +36,11 @@ def lazy_constant(
         The value to use as a node's input.
     """
     return add_constant(model, ir.LazyTensor(compute, dtype=dtype, shape=ir.Shape(shape), name=name))
+
+
+def is_constant(value: ir.Value) -> bool:
+    """Whether a value is an initialiser or computed from initialisers alone, as a weight that is stored in another type."""
+    node = value.producer()
+    if node is None:
+        return value.const_value is not None
+    return all(source is None or is_constant(source) for source in node.inputs)

@@ -10,6 +10,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript.rewriter import pattern
 
+from ...graphs.initializers import is_constant
+
 
 def fuse_norms(model: ir.Model) -> int:
     """Rewrite a graph in place; inputs, outputs and weights stay the same.
@@ -46,7 +48,9 @@ def _is_last_axis_in_float(context: Any, x: Any, two: Any, axes: Any, epsilon: A
         return float(constant.numpy().item()) if constant is not None and constant.size == 1 else None
 
     plain = number(two) == 2 and number(axes) == -1 and number(epsilon) is not None
-    whole = weight.const_value is not None and len(weight.const_value.shape) == 1
+    whole = (
+        is_constant(weight) and weight.shape is not None and len(weight.shape) == 1
+    )  # also one stored in half precision
     return plain and whole and x.dtype == ir.DataType.FLOAT and weight.dtype == ir.DataType.FLOAT
 
 

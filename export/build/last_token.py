@@ -1,13 +1,16 @@
 """What only the last token's logits need is computed for the last token alone.
 
 torch.onnx takes the last token where the last layer ends. Taken behind that layer's attention instead, its feed-forward
-network and output projection see one token of the prompt in place of all: a prefill is shorter by nearly one layer.
+network and output projection see one token of the prompt in place of all: a short prompt's prefill takes nearly one
+layer less. Decoders in static INT8, whose values are quantised and dequantised on their way, stay as they are.
 """
 
 from collections.abc import Collection
 
 import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
+
+from ...graphs.initializers import is_constant
 
 # Operators that take each token for itself, where constants have no axis of tokens.
 _BY_TOKEN = {
@@ -29,7 +32,7 @@ def only_last_token(model: ir.Model) -> int:
     if last is None or last.inputs[0] is None or not _is_all_tokens(last.inputs[0], last.inputs[0]):
         return 0
     nodes = _of_one_token(model, last)
-    values = [value for node in nodes for value in node.inputs if value is not None and not _is_constant(value)]
+    values = [value for node in nodes for value in node.inputs if value is not None and not is_constant(value)]
     entering = dict.fromkeys(value for value in values if value.producer() not in nodes)
     if not nodes or not all(_is_all_tokens(value, last.inputs[0]) for value in entering):
         return 0
@@ -51,9 +54,13 @@ def _before_logits(model: ir.Model) -> ir.Node | None:
     """The `Slice` that the head reads, its product quantised or not."""
     node = model.graph.outputs[0].producer()
     while node is not None and node.op_type in _BY_TOKEN:
-        source = next((value for value in node.inputs if value is not None and not _is_constant(value)), None)
+        source = next((value for value in node.inputs if value is not None and not is_constant(value)), None)
         node = None if source is None else source.producer()
-    return node if node is not None and node.op_type == "Slice" else None
+    if node is None or node.op_type != "Slice" or len(node.inputs) < 4:
+        return None
+    start, axis = (ir.convenience.get_const_tensor(node.inputs[at]) for at in (1, 3))  # type: ignore[arg-type]
+    last = start is not None and axis is not None and (start.numpy().tolist(), axis.numpy().tolist()) == ([-1], [1])
+    return node if last else None
 
 
 def _of_one_token(model: ir.Model, last: ir.Node) -> Collection[ir.Node]:
@@ -66,22 +73,16 @@ def _of_one_token(model: ir.Model, last: ir.Node) -> Collection[ir.Node]:
             and users
             and all(user in found for user in users)
             and not any(value.is_graph_output() for value in node.outputs)
-            and not any(_is_constant(value) for value in node.outputs)
+            and not any(is_constant(value) for value in node.outputs)
         ):
             found[node] = None
     del found[last]
     return found
 
 
-def _is_constant(value: ir.Value) -> bool:
-    """Whether a value is computed from constants alone."""
-    node = value.producer()
-    if node is None:
-        return value.const_value is not None
-    return all(source is None or _is_constant(source) for source in node.inputs)
-
-
 def _is_all_tokens(value: ir.Value, like: ir.Value) -> bool:
     """Whether a value is known to be [B, S, …] as another."""
-    shapes = value.shape, like.shape
-    return all(shape is not None and len(shape) == 3 for shape in shapes) and shapes[0][1] == shapes[1][1]  # type: ignore[index]
+    if value.shape is None or like.shape is None or len(value.shape) != 3 or len(like.shape) != 3:
+        return False
+    tokens = value.shape[1]
+    return tokens == like.shape[1] and (isinstance(tokens, int) or tokens.value is not None)

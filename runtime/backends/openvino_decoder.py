@@ -22,12 +22,19 @@ def conversions() -> list[ConversionExtension]:
     return [ConversionExtension("TensorScatter", "", _append), ConversionExtension("Attention", "", _attention)]
 
 
-def round_in_blocks(model: Any) -> None:
-    """Have activations rounded to INT8 in groups as large as the blocks of compressed weights.
+def round_in_blocks(model: Any, precision: str) -> None:
+    """Have activations rounded to INT8 in groups as large as the blocks of INT8 or INT4 weights.
 
     OpenVINO takes groups of 32 unless told otherwise, and rounds nothing where a group is larger than a block: it computes
-    in floats then, at half the rate.
+    in floats then, at half the rate. Large groups make prefills faster, and a token in INT4 slower
+    (docs/measurements/cpu-forms.md).
+
+    Args:
+        model: the decoder.
+        precision: of the stage; one that has no blocks of weights stays as it is.
     """
+    if precision not in ("int8-weights", "int4"):
+        return
     weights = [node for node in model.get_ops() if node.get_type_name() == "Constant" and _is_compressed(node)]
     widths = [node.get_output_shape(0)[0] for node in weights]  # [in, out]
     group = next((size for size in _BLOCKS if widths and all(width % size == 0 for width in widths)), None)

@@ -79,5 +79,24 @@ def test_what_is_no_rms_norm_of_the_channels_stays(changed: dict[str, str]) -> N
     assert [node.op_type for node in model.graph] == before
 
 
+def test_a_weight_that_is_stored_in_half_precision_is_a_weight() -> None:
+    """As in checkpoints in bfloat16, whose own bytes a bundle refers to."""
+    model = norm_graph(8, 1e-6, True)
+    weight = model.graph.initializers["weight"]
+    assert weight.const_value is not None
+    half = ir.tensor(weight.const_value.numpy().astype(np.float16), name="weight.half")
+    stored = ir.Value(name=half.name, type=ir.TensorType(half.dtype), shape=half.shape, const_value=half)
+    cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT})
+    cast.outputs[0].type, cast.outputs[0].shape = weight.type, weight.shape
+    weight.replace_all_uses_with(cast.outputs[0])
+    model.graph.initializers.pop("weight")
+    model.graph.register_initializer(stored)
+    model.graph.insert_before(next(iter(model.graph)), cast)
+    x = np.random.default_rng(0).standard_normal((2, 3, 8)).astype(np.float32)
+    want = answer(model, x)
+    assert fuse_norms(model) == 1
+    np.testing.assert_allclose(answer(model, x), want, rtol=2e-6)
+
+
 def test_a_norm_in_another_precision_stays() -> None:
     assert fuse_norms(norm_graph(8, 1e-5, True, "double")) == 0

@@ -74,6 +74,18 @@ def test_only_what_nothing_else_reads_is_shortened() -> None:
         np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.parametrize(("name", "value"), [("start", 0), ("start", -2), ("axis", 2)])
+def test_another_slice_than_the_last_token_stays(name: str, value: int) -> None:
+    before = {"start": "[-1]", "axis": "[1]"}[name]
+    text = LAYER.replace(
+        f"{name} = Constant <value_ints: ints = {before}>", f"{name} = Constant <value_ints: ints = [{value}]>"
+    )
+    model = ir.from_onnx_text(text.replace("$lines", "h = Add (x, two)").replace("$also", ""))
+    for node in model.graph:
+        node.outputs[0].shape = ir.Shape(["B", "S", 4]) if node.outputs[0].name == "h" else node.outputs[0].shape
+    assert only_last_token(model) == 0
+
+
 @pytest.mark.parametrize(
     "lines",
     [

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rediprune.calibration.calibrate import calibrate
 from rediprune.export.build.cpu_engines import build_cpu
-from rediprune.runtime.backends import openvino_cache
+from rediprune.runtime.backends import openvino_compiled
 from rediprune.runtime.backends.session import open_language, open_stage
 from rediprune.runtime.bundle import Bundle
 from rediprune.runtime.errors import RedipruneError
@@ -53,7 +53,7 @@ def test_models_from_the_cache_give_the_same_to_the_bit(
     again = logits(bundle), features(bundle)
     assert len(set(cached.glob("*.blob"))) == 5  # with one thread they are others
     third = logits(bundle), features(bundle)
-    monkeypatch.setenv(openvino_cache.LIMIT, "0")
+    monkeypatch.setenv(openvino_compiled.LIMIT, "0")
     fresh = logits(bundle), features(bundle)
     for first, second, compiled in zip(again, third, fresh, strict=True):
         assert np.array_equal(first, second) and np.array_equal(first, compiled)
@@ -66,14 +66,14 @@ def test_a_file_that_was_changed_is_not_used(bundle: Bundle, cached: Path, monke
         content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
         path.write_bytes(content)
     imported: list[bool] = []
-    load = openvino_cache._load
+    load = openvino_compiled._load
 
     def watched(*arguments: object) -> object:
         found = load(*arguments)  # type: ignore[arg-type]
         imported.append(found is not None)
         return found
 
-    monkeypatch.setattr(openvino_cache, "_load", watched)
+    monkeypatch.setattr(openvino_compiled, "_load", watched)
     assert np.array_equal(features(bundle), before)
     assert np.array_equal(features(bundle), before)
     assert imported == [False, True]
@@ -81,7 +81,7 @@ def test_a_file_that_was_changed_is_not_used(bundle: Bundle, cached: Path, monke
 
 def test_the_files_used_longest_ago_leave(bundle: Bundle, cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     largest = max(path.stat().st_size for path in cached.glob("*.blob"))
-    monkeypatch.setenv(openvino_cache.LIMIT, str(largest))
+    monkeypatch.setenv(openvino_compiled.LIMIT, str(largest))
     logits(bundle)
     assert sum(path.stat().st_size for path in cached.glob("*.blob")) <= largest
     assert {path.stem for path in cached.glob("*.json")} == {path.stem for path in cached.glob("*.blob")}
@@ -94,7 +94,7 @@ def test_what_was_not_built_is_not_kept(bundle_of: Callable[[str], Path], tmp_pa
 
 def test_a_bound_that_is_none_is_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     for text in ("4GB", "-1"):
-        monkeypatch.setenv(openvino_cache.LIMIT, text)
+        monkeypatch.setenv(openvino_compiled.LIMIT, text)
         with pytest.raises(RedipruneError, match="REDIPRUNE_CACHE_LIMIT takes a number of bytes"):
             features(bundle)
 
@@ -102,10 +102,10 @@ def test_a_bound_that_is_none_is_refused(bundle: Bundle, monkeypatch: pytest.Mon
 def test_activations_are_rounded_in_blocks_of_the_weights_from_the_cache_too(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """OpenVINO's own groups of 32 take a quarter longer to prefill."""
+    """OpenVINO's own groups of 32 make prefills slower."""
     opened = [open_language("openvino", bundle, 1).session]  # type: ignore[attr-defined]
     opened.append(open_language("openvino", bundle, 1).session)  # type: ignore[attr-defined]
-    monkeypatch.setenv(openvino_cache.LIMIT, "0")
+    monkeypatch.setenv(openvino_compiled.LIMIT, "0")
     opened.append(open_language("openvino", bundle, 1).session)  # type: ignore[attr-defined]
     assert [session.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE") for session in opened] == [64] * 3
 
@@ -122,7 +122,7 @@ def test_the_largest_block_that_divides_all_widths_is_taken(widths: tuple[int, .
         weight = ops.constant(np.ones((width, 4), np.int8 if widths else np.float32))
         outputs.append(ops.matmul(inputs[-1], ops.convert(weight, np.float32), False, False))
     model = Model(outputs, inputs, "products")
-    round_in_blocks(model)
+    round_in_blocks(model, "int8-weights")
     place = ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"]
     assert model.has_rt_info(place) == (group is not None)
     if group is not None:
