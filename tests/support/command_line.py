@@ -1,5 +1,6 @@
 """The command line, as a process and in this one."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -39,6 +40,10 @@ def runs_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         capsys.readouterr()
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", words)
+            for name in ("rediprune", "uvicorn", "uvicorn.error"):
+                # A server in an earlier test of this process logs to a stderr that is closed by now.
+                patch.setattr(logging.getLogger(name), "handlers", [])
+                patch.setattr(logging.getLogger(name), "propagate", True)
             with pytest.raises(SystemExit) as leaving:
                 main()
         output = capsys.readouterr()
