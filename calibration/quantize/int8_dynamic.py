@@ -68,7 +68,7 @@ class _Products:
         self._step = constant("step", np.float32(1 / 127))
         self._row_zero = constant("row_zero", np.uint8(_ZERO))
         self._rows: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}  # input → its integers, its rows' magnitudes
-        self._results: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}  # result → the product, its rows' magnitudes
+        self._results: set[ir.Value] = set()  # each a product · its rows' magnitudes
 
     def replace(self, layer: LinearLayer) -> None:
         """Replace the layer's MatMul."""
@@ -91,11 +91,11 @@ class _Products:
         model.graph.insert_before(layer.node, [product, result])
         old.replace_all_uses_with(new, replace_graph_outputs=True)
         model.graph.remove(layer.node, safe=True)
-        self._results[new] = product.outputs[0], magnitudes
+        self._results.add(new)
 
     def _quantise_rows(self, layer: LinearLayer) -> tuple[ir.Value, ir.Value]:
         """x [..., in] → uint8 [..., in] of steps of 1 / 127 of its rows' largest magnitudes, and these [..., 1]."""
-        x, postponed = layer.input, self._without_magnitudes(layer)
+        postponed, x = self._without_magnitudes(layer), layer.input
         absolute = ir.node("Abs", [x])
         largest = ir.node("ReduceMax", [absolute.outputs[0], self._last_axis], {"keepdims": 1})
         bounded = ir.node("Max", [largest.outputs[0], self._least])
@@ -103,12 +103,12 @@ class _Products:
         normed = ir.node("Mul", [x, inverse.outputs[0]])  # −1 … 1
         # QuantizeLinear has no scale per row for any number of axes; multiplying first works, and is faster.
         quantised = ir.node("QuantizeLinear", [normed.outputs[0], self._step, self._row_zero])
-        nodes = [absolute, largest, bounded, inverse, normed, quantised]
-        if postponed is not None:
-            nodes.append(ir.node("Mul", [bounded.outputs[0], postponed]))
-        magnitudes = nodes[-1].outputs[0] if postponed is not None else bounded.outputs[0]
-        self._model.graph.insert_before(layer.node, nodes)
-        return quantised.outputs[0], magnitudes
+        self._model.graph.insert_before(layer.node, [absolute, largest, bounded, inverse, normed, quantised])
+        if postponed is None:
+            return quantised.outputs[0], bounded.outputs[0]
+        magnitudes = ir.node("Mul", [bounded.outputs[0], postponed])
+        self._model.graph.insert_before(layer.node, magnitudes)
+        return quantised.outputs[0], magnitudes.outputs[0]
 
     def _without_magnitudes(self, layer: LinearLayer) -> ir.Value | None:
         """Take the rows' magnitudes out of a layer's input that is `a · result`, as behind a gated activation.
@@ -124,7 +124,7 @@ class _Products:
         for at, factor in enumerate(node.inputs):
             scaling = None if factor is None else factor.producer()
             if factor in self._results and scaling and len(factor.uses()) == 1 and not factor.is_graph_output():
-                product, magnitudes = self._results.pop(factor)
+                product, magnitudes = scaling.inputs
                 node.replace_input_with(at, product)
                 self._model.graph.remove(scaling, safe=True)
                 return magnitudes

@@ -119,11 +119,9 @@ def _at_positions(
         """[B, S, heads, width] → [B, S, heads · width], which they mostly were before."""
         split = heads.producer()
         whole = split.inputs[0] if split is not None and split.op_type == "Reshape" else None
-        return (
-            whole
-            if whole is not None and whole.shape is not None and len(whole.shape) == 3
-            else op.Reshape(heads, flat)
-        )
+        if whole is not None and whole.shape is not None and len(whole.shape) == 3:
+            return whole
+        return op.Reshape(heads, flat)
 
     def fused(op: Any, q: Any, k: Any, v: Any, past_key: Any, past_value: Any, attention: Any, **_: Any) -> Any:
         node = attention.producer()

@@ -1,7 +1,6 @@
 """RMS normalisation as one operator of ONNX Runtime in place of the seven that torch.onnx writes.
 
-ONNX Runtime looks for `Div(x, Sqrt(…))` only, torch.onnx writes `Mul(x, Reciprocal(Sqrt(…)))`. Where a residual is added
-before, it joins the addition to the operator itself as it loads the graph.
+ONNX Runtime 1.32 looks for `Div(x, Sqrt(…))` only, torch.onnx writes `Mul(x, Reciprocal(Sqrt(…)))`.
 """
 
 from typing import Any

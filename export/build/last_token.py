@@ -12,10 +12,10 @@ from onnx_ir.passes.common import TopologicalSortPass
 
 from ...graphs.initializers import is_constant
 
-# Operators that take each token for itself, where constants have no axis of tokens.
+# Operators that take each token for itself, where constants have no axis of tokens; see `_takes_each_token` for others.
 _BY_TOKEN = {
-    *("Abs", "Add", "Cast", "Div", "Max", "Mul", "Pow", "QuantizeLinear", "Reciprocal", "ReduceMax", "ReduceMean"),
-    *("Sigmoid", "Sqrt", "MatMul", "MatMulIntegerToFloat", "MatMulNBits", "QuickGelu", "SimplifiedLayerNormalization"),
+    *("Abs", "Add", "Cast", "Div", "Max", "Mul", "Pow", "QuantizeLinear", "Reciprocal", "Sigmoid", "Sqrt"),
+    *("MatMulIntegerToFloat", "MatMulNBits", "QuickGelu", "SimplifiedLayerNormalization"),
 }
 
 
@@ -53,7 +53,7 @@ def only_last_token(model: ir.Model) -> int:
 def _before_logits(model: ir.Model) -> ir.Node | None:
     """The `Slice` that the head reads, its product quantised or not."""
     node = model.graph.outputs[0].producer()
-    while node is not None and node.op_type in _BY_TOKEN:
+    while node is not None and _takes_each_token(node):
         source = next((value for value in node.inputs if value is not None and not is_constant(value)), None)
         node = None if source is None else source.producer()
     if node is None or node.op_type != "Slice" or len(node.inputs) < 4:
@@ -69,7 +69,7 @@ def _of_one_token(model: ir.Model, last: ir.Node) -> Collection[ir.Node]:
     for node in reversed(list(model.graph)):
         users = [user for value in node.outputs for user, _ in value.uses()]
         if (
-            node.op_type in _BY_TOKEN
+            _takes_each_token(node)
             and users
             and all(user in found for user in users)
             and not any(value.is_graph_output() for value in node.outputs)
@@ -78,6 +78,16 @@ def _of_one_token(model: ir.Model, last: ir.Node) -> Collection[ir.Node]:
             found[node] = None
     del found[last]
     return found
+
+
+def _takes_each_token(node: ir.Node) -> bool:
+    """Whether an operator gives of each token what it would give of it alone."""
+    if node.op_type in ("ReduceMax", "ReduceMean"):  # over the channels, not over the tokens
+        axes = ir.convenience.get_const_tensor(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] else None
+        return axes is not None and axes.numpy().tolist() == [-1]
+    if node.op_type == "MatMul":
+        return node.inputs[1] is not None and is_constant(node.inputs[1])
+    return node.op_type in _BY_TOKEN
 
 
 def _is_all_tokens(value: ir.Value, like: ir.Value) -> bool:
