@@ -9,14 +9,13 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from .onnx_lines import model_of_text
 
-CANDIDATES = 256  # of 64 to 1,024 the fastest at 8 × 576
+CANDIDATES = 128  # 64 to 192 take the same time at 8 × 576, more take longer
 
 # near [N]: each token's distance to its nearest pick, −inf once picked. Identical tokens get the numbers of the first.
 _ADD_PICKS = """
 <domain: "rediprune", opset_import: ["" : 20]>
 AddPicks (unit, first, near, picks) => (next_near)
 {
-    axis0 = Constant <value_ints: ints = [0]> ()
     axis1 = Constant <value_ints: ints = [1]> ()
     whole = Constant <value_float: float = 1.0> ()
     low = Constant <value = float {-inf}> ()
@@ -24,16 +23,14 @@ AddPicks (unit, first, near, picks) => (next_near)
     pick_unit = Gather (unit, pick_first)
     pick_unit_t = Transpose <perm = [1, 0]> (pick_unit)
     product = MatMul (unit, pick_unit_t)
-    first_column = Unsqueeze (first, axis1)
-    first_row = Unsqueeze (pick_first, axis0)
-    is_same = Equal (first_column, first_row)
-    at_most_one = Min (product, whole)
-    similarity = Where (is_same, whole, at_most_one)
-    nearest = ReduceMax <keepdims = 0> (similarity, axis1)
+    highest = ReduceMax <keepdims = 0> (product, axis1)
+    at_most_one = Min (highest, whole)
+    shape = Shape (picks)
+    wholes = Expand (whole, shape)
+    nearest = ScatterElements <axis = 0> (at_most_one, pick_first, wholes)
     of_first = Gather (nearest, first)
     distance = Sub (whole, of_first)
     nearer = Min (near, distance)
-    shape = Shape (picks)
     lows = Expand (low, shape)
     next_near = ScatterElements <axis = 0> (nearer, picks, lows)
 }
@@ -54,6 +51,19 @@ IsSpent (near, pull, threshold, owed) => (ends, spent)
 }
 """
 
+# ceiling [M, M]: the score that a pick (row) leaves the others at most; −inf itself. Several in one step of a Loop: a step
+# costs ONNX Runtime more than its operators.
+_PICK_ONE = """
+<domain: "rediprune", opset_import: ["" : 20]>
+PickOne (ceiling, score) => (next_score, place, best)
+{
+    place = ArgMax <axis = 0, keepdims = 1> (score)
+    best = Gather (score, place)
+    left_at_most = GatherND (ceiling, place)
+    next_score = Min (score, left_at_most)
+}
+"""
+
 # owed [F]: how many tokens each frame is still short of its least.
 _SELECT_CLIP = Template("""
 <ir_version: 10, opset_import: ["" : 20, "rediprune" : 1]>
@@ -67,6 +77,9 @@ select_clip ($dtype[F, P, $channels] features, $dtype[L, $depth] text_embeds, in
 
     # All frames as one row of tokens.
     yes = Constant <value = bool {1}> ()
+    no = Constant <value = bool {0}> ()
+    four = Constant <value_int: int = 4> ()
+    minus_one = Constant <value_int: int = -1> ()
     low_1 = Unsqueeze (low, axis0)
     row_shape = Constant <value_ints: ints = [-1]> ()
     grid = Shape (relevance)
@@ -95,17 +108,24 @@ select_clip ($dtype[F, P, $channels] features, $dtype[L, $depth] text_embeds, in
     print_before = Gather (sorted_prints, before_rank)
     relevance_here = Gather (relevances, order)
     relevance_before = Gather (relevances, order_before)
-    unit_here = Gather (unit, order)
-    unit_before = Gather (unit, order_before)
-    neighbours = Mul (unit_here, unit_before)
-    neighbour_cosine = ReduceSum <keepdims = 0> (neighbours, last_axis)
-    bound = Constant <value_float: float = $bound> ()
     has_before = Greater (tokens_index, zero)
-    same_direction = Greater (neighbour_cosine, bound)
+    is_zeroth = Not (has_before)
     same_print = Equal (sorted_prints, print_before)
     same_relevance = Equal (relevance_here, relevance_before)
     same_sums = And (same_print, same_relevance)
-    same_as = And (same_sums, same_direction)
+    compared = Or (same_sums, is_zeroth)
+    compared_at = NonZero (compared)
+    compared_1 = Reshape (compared_at, row_shape)
+    compared_here = Gather (order, compared_1)
+    compared_before = Gather (order_before, compared_1)
+    unit_here = Gather (unit, compared_here)
+    unit_before = Gather (unit, compared_before)
+    neighbours = Mul (unit_here, unit_before)
+    neighbour_cosine = ReduceSum <keepdims = 0> (neighbours, last_axis)
+    bound = Constant <value_float: float = $bound> ()
+    same_direction = Greater (neighbour_cosine, bound)
+    none_same = Expand (no, all_tokens)
+    same_as = ScatterElements <axis = 0> (none_same, compared_1, same_direction)
     repeats = And (same_as, has_before)
     begins = Not (repeats)
     begins_i = Cast <to = 7> (begins)
@@ -139,7 +159,8 @@ select_clip ($dtype[F, P, $channels] features, $dtype[L, $depth] text_embeds, in
     # Blocks of picks. Of the best tokens, the candidates, similarities to one another are known; as long as the best of them
     # is above all that the others can have, whose scores only fall, it is the best of all. Then the block's picks are added
     # to every token at once: one product of matrices in place of one with a vector for each pick. Candidates are in
-    # ascending order, so that ties go to the lowest index.
+    # ascending order, so that ties go to the lowest index. While more is left than owed (`opens`) all frames may have tokens,
+    # and a block ends before that could change; later only those that are owed some.
     most = Constant <value_int: int = $candidates> ()
     next_most = Add (most, one)
     looked_at = Min (next_most, number)
@@ -153,9 +174,12 @@ select_clip ($dtype[F, P, $channels] features, $dtype[L, $depth] text_embeds, in
             score = Add (near, pull)
             debt = ReduceSum <keepdims = 0> (owed)
             left = Sub (total, made)
-            tight = LessOrEqual (left, debt)
-            restricts = Or (spent, tight)
-            opens = Not (restricts)
+            spare = Sub (left, debt)
+            has_spare = Greater (spare, zero)
+            gained = Not (spent)
+            opens = And (gained, has_spare)
+            forced = Min (left, debt)
+            steps_left = Where (opens, spare, forced)
             is_owed = Greater (owed, zero)
             may_frame = Or (is_owed, opens)
             may = Gather (may_frame, frame_of)
@@ -166,7 +190,6 @@ select_clip ($dtype[F, P, $channels] features, $dtype[L, $depth] text_embeds, in
             best_tokens = Slice (top, axis0, candidates_1, axis0)
             candidates, candidates_order = TopK <axis = 0, largest = 0, sorted = 1> (best_tokens, candidates_1)
             candidate_eligible = Gather (eligible, candidates)
-            first_place = ArgMax <axis = 0, keepdims = 1> (candidate_eligible)
             candidate_first = Gather (first, candidates)
             candidate_unit = Gather (unit, candidate_first)
             candidate_unit_t = Transpose <perm = [1, 0]> (candidate_unit)
@@ -180,44 +203,62 @@ select_clip ($dtype[F, P, $channels] features, $dtype[L, $depth] text_embeds, in
             of_rows = Gather <axis = 0> (at_most_one, same_place)
             of_first = Gather <axis = 1> (of_rows, same_place)
             similarity = Where (is_same, whole, of_first)
-            candidate_near = Gather (near, candidates)
+            distance = Sub (whole, similarity)
             candidate_pull = Gather (pull, candidates)
+            pulled = Add (distance, candidate_pull)
+            own_column = Unsqueeze (candidates, axis1)
+            own_row = Unsqueeze (candidates, axis0)
+            is_itself = Equal (own_column, own_row)
+            ceiling = Where (is_itself, low, pulled)
             candidate_frame = Gather (frame_of, candidates)
-            last_place, last_near, owed_next, places = Loop (left, yes, first_place, candidate_near, owed) <body = pick_one
-                (int64 step, bool picking, int64[1] place, float[M] c_near, int64[F] c_owed)
-                => (bool pick_on, int64[1] next_place, float[M] next_near, int64[F] next_owed, int64[1] picked)
+            steps_padded = Add (steps_left, three)
+            rounds = Div (steps_padded, four)
+            last_score, place_rows, score_rows = Loop (rounds, yes, candidate_eligible) <body = pick_four
+                (int64 step, bool picking, float[M] c_score)
+                => (bool pick_on, float[M] next_score, int64[4] four_places, float[4] four_scores)
                 {
-                    row = Gather <axis = 0> (similarity, place)
-                    row_1 = Reshape (row, row_shape)
-                    distance = Sub (whole, row_1)
-                    nearer = Min (c_near, distance)
-                    next_near = ScatterElements <axis = 0> (nearer, place, low_1)
-                    c_score = Add (next_near, candidate_pull)
-                    pick_frame = Gather (candidate_frame, place)
-                    owed_before = Gather (c_owed, pick_frame)
-                    owed_less = Sub (owed_before, one)
-                    owed_after = Max (owed_less, zero)
-                    next_owed = ScatterElements <axis = 0> (c_owed, pick_frame, owed_after)
-                    c_debt = ReduceSum <keepdims = 0> (next_owed)
-                    step_next = Add (step, one)
-                    c_left = Sub (left, step_next)
-                    has_room = Greater (c_left, c_debt)
-                    c_is_owed = Greater (next_owed, zero)
-                    c_may_frame = Or (c_is_owed, opens)
-                    c_may = Gather (c_may_frame, candidate_frame)
-                    c_eligible = Where (c_may, c_score, low)
-                    best = ReduceMax <keepdims = 0> (c_eligible)
-                    next_place = ArgMax <axis = 0, keepdims = 1> (c_eligible)
-                    is_best_of_all = Greater (best, rest)
-                    gains = GreaterOrEqual (best, threshold)
-                    stays_open = And (gains, has_room)
-                    same_rule = Or (restricts, stays_open)
-                    pick_on = And (is_best_of_all, same_rule)
-                    picked = Identity (place)
+                    score_1, place_0, best_0 = rediprune.PickOne (ceiling, c_score)
+                    score_2, place_1, best_1 = rediprune.PickOne (ceiling, score_1)
+                    score_3, place_2, best_2 = rediprune.PickOne (ceiling, score_2)
+                    next_score, place_3, best_3 = rediprune.PickOne (ceiling, score_3)
+                    four_places = Concat <axis = 0> (place_0, place_1, place_2, place_3)
+                    four_scores = Concat <axis = 0> (best_0, best_1, best_2, best_3)
+                    lowest = ReduceMin <keepdims = 0> (four_scores)
+                    pick_on = Greater (lowest, rest)
                 }>
-            owed_out = Identity (owed_next)
-            places_1 = Reshape (places, row_shape)
-            picks = Gather (candidates, places_1)
+            places_all = Reshape (place_rows, row_shape)
+            scores_all = Reshape (score_rows, row_shape)
+            steps_left_1 = Unsqueeze (steps_left, axis0)
+            places = Slice (places_all, axis0, steps_left_1, axis0)
+            scores = Slice (scores_all, axis0, steps_left_1, axis0)
+            # Picks after the first end where the others can have as much, where a gain is too small, or where a frame that
+            # is owed some has all of them: the first such pick and what follows it is for the next block.
+            places_frame = Gather (candidate_frame, places)
+            frame_column = Unsqueeze (places_frame, axis1)
+            frame_row = Unsqueeze (places_frame, axis0)
+            in_frame = Equal (frame_column, frame_row)
+            in_frame_i = Cast <to = 7> (in_frame)
+            so_far = Trilu <upper = 0> (in_frame_i)
+            nth_of_frame = ReduceSum <keepdims = 0> (so_far, axis1)
+            frame_owed = Gather (owed, places_frame)
+            room = Where (opens, left, frame_owed)
+            fits = LessOrEqual (nth_of_frame, room)
+            least_gain = Where (opens, threshold, low)
+            gains = GreaterOrEqual (scores, least_gain)
+            is_best_of_all = Greater (scores, rest)
+            fits_and_gains = And (fits, gains)
+            stands = And (fits_and_gains, is_best_of_all)
+            stands_i = Cast <to = 7> (stands)
+            stands_ended = Concat <axis = 0> (stands_i, axis0)
+            standing = ArgMin <axis = 0, keepdims = 1> (stands_ended)
+            pick_count = Max (standing, axis1)
+            standing_places = Slice (places, axis0, pick_count, axis0)
+            picks = Gather (candidates, standing_places)
+            pick_frames = Gather (frame_of, picks)
+            picks_shape = Shape (picks)
+            minus_each = Expand (minus_one, picks_shape)
+            owed_less = ScatterElements <axis = 0, reduction = "add"> (owed, pick_frames, minus_each)
+            owed_out = Max (owed_less, zero)
             near_out = rediprune.AddPicks (unit, first, near, picks)
             picks_made = Size (picks)
             made_out = Add (made, picks_made)
@@ -255,7 +296,7 @@ def select_clip_model(
         candidates: how many of the best tokens are compared with one another at once; the choice is the same for any.
     """
     model = model_of_text(_SELECT_CLIP, channels, depth, dtype, candidates=candidates)
-    for text in (_ADD_PICKS, _IS_SPENT):
+    for text in (_ADD_PICKS, _IS_SPENT, _PICK_ONE):
         function = ir.from_proto(onnx.parser.parse_function(text))
         model.functions[function.identifier()] = function
     RemoveUnusedNodesPass()(model)  # constants of the shared lines that are not used here
