@@ -10,7 +10,7 @@ from ..runtime.bundle.staging import Staging
 from ..runtime.errors import RedipruneError
 from .budget import Budget, by_benefit_per_weight, fewest_excluded
 from .bundle_graphs import load_graph
-from .evaluation.similarity import compare_stage
+from .evaluation.similarity import stage_fidelity
 from .plan import CalibrationPlan
 from .progress_types import StageProgress
 from .quantize.linear_layers import linear_layers
@@ -189,7 +189,7 @@ def _fidelity(
     if not held_out or "ort" in SCHEMES[spec.precision].refused:
         return None
     manifest = baseline.manifest.model_copy(update={"stages": {**baseline.manifest.stages, stage: spec}, "engines": {}})
-    compared = compare_stage(Bundle(folder, manifest), stage, held_out)
+    compared = stage_fidelity(Bundle(folder, manifest), stage, held_out)
     return Fidelity(
         cosine=min(near.cosine for near in compared),
         relative_error=max(near.relative_error for near in compared),

@@ -37,7 +37,7 @@ from ..runtime.bundle import (
 from ..runtime.bundle.lock import making
 from ..runtime.bundle.staging import Staging, check_room, check_target
 from ..runtime.errors import RedipruneError
-from ..runtime.media.preprocess import Processor
+from ..runtime.media.processor import Processor
 from ..runtime.prompt import check_placeholder_ids
 from .checkpoint.linked_files import Hashing, can_link, link
 from .checkpoint.reader import Checkpoint, Skeleton

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Collection
 from functools import partial
 
-from .media.preprocess import Processor
+from .media.processor import Processor
 from .stop_strings import StopMatch, StopStrings
 
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a token that stands for one byte (SentencePiece's byte fallback)

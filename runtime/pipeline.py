@@ -24,7 +24,7 @@ from .detokenize import Detokenizer
 from .errors import RedipruneError
 from .feature_cache import FeatureCache
 from .media.limits import MediaLimits
-from .media.preprocess import Processor
+from .media.processor import Processor
 from .memory import check_memory
 from .options import AnswerKeywords, GenerateOptions, SelectKeywords, SelectOptions, merge_keywords
 from .prefill_time import PrefillTime, any_prefill

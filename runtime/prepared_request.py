@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from .answer import Answer
 from .detokenize import AnswerText, Detokenizer
-from .media.preprocess import Processor
+from .media.processor import Processor
 from .options import GenerateOptions
 from .prompt_encoder import PromptEmbeds
 from .sampling import Sampling, Stopping

@@ -8,7 +8,7 @@ from PIL import Image
 
 from .chat_template import Message, check_messages
 from .errors import RedipruneError
-from .media.preprocess import LITERAL, Processor
+from .media.processor import LITERAL, Processor
 
 Prompt = str | Sequence[Message]
 

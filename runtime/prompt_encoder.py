@@ -19,7 +19,7 @@ from .cells import KeptCells
 from .errors import RedipruneError
 from .feature_cache import Encoded
 from .media.limits import MediaLimits
-from .media.preprocess import Processor, image_key, load_image, load_video
+from .media.processor import Processor, image_key, load_image, load_video
 from .media.video import stand_ins
 from .options import Selection
 from .positions import Positions

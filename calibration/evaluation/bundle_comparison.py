@@ -21,7 +21,7 @@ from ..stage_statistics import StageStatistics
 from ..stage_writer import save_stage
 from .evaluate import EvaluationOptions
 from .question_dataset import Question, media_of
-from .similarity import compare_stage, jaccard
+from .similarity import jaccard, stage_fidelity
 
 Document = dict[str, Any]
 KeptSets = dict[float, list[Kept]]  # keep ratio → indices for each image of each question
@@ -85,7 +85,7 @@ def compare_bundles(
     stages, overlaps = {}, {}
     for bundle in calibrated:
         name = bundle.folder.name
-        stages[name] = _compare_stages(bundle, cases, options, progress)
+        stages[name] = _stage_fidelities(bundle, cases, options, progress)
         overlaps[name] = _overlaps(kept_sets(_pipeline(bundle, options.backend, options), name), theirs)
     noise: Document = {}
     if baseline.manifest.precision == "fp32":
@@ -106,14 +106,14 @@ def _recipe(bundle: Bundle) -> dict[str, str]:
     return {} if record is None else record.recipe
 
 
-def _compare_stages(
+def _stage_fidelities(
     bundle: Bundle, cases: Mapping[str, StageStatistics], options: EvaluationOptions, progress: CountProgress
 ) -> Document:
     """Stage that was quantised → how near it comes; stages that no question reaches are left out."""
     stages: Document = {}
     for at, stage in enumerate(_recipe(bundle)):
         progress(f"{bundle.folder.name}: comparing {stage}", at, len(cases))
-        compared = compare_stage(bundle, stage, cases[stage].held_out, options.backend, options.threads)
+        compared = stage_fidelity(bundle, stage, cases[stage].held_out, options.backend, options.threads)
         if compared:
             stages[stage] = {
                 "cosine": fmean(near.cosine for near in compared),

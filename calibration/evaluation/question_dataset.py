@@ -9,7 +9,7 @@ from typing import Any
 
 from ...runtime.bundle import Bundle, file_sha256
 from ...runtime.errors import RedipruneError
-from ...runtime.media.preprocess import load_image, load_video
+from ...runtime.media.processor import load_image, load_video
 from ...runtime.media.video import stand_ins
 from .answer_matching import MATCH_RULES
 

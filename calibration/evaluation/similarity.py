@@ -10,7 +10,7 @@ from ...runtime.bundle import Bundle, Fidelity
 from ..stage_statistics import HeldOutCase
 
 
-def compare_stage(
+def stage_fidelity(
     bundle: Bundle, stage: str, cases: Sequence[HeldOutCase], backend: str = "ort", threads: int = 0
 ) -> list[Fidelity]:
     """Run a stage on inputs of which the outputs of another bundle's are known; one comparison for each output."""

@@ -4,7 +4,7 @@ from typing import Any
 
 from ...graphs.selection.counts import num_kept
 from ...runtime.bundle import Bundle
-from ...runtime.media.preprocess import Processor
+from ...runtime.media.processor import Processor
 from .bench_settings import BenchSettings
 from .contenders import Contender, take_turn
 

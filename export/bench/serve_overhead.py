@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from ...runtime import Pipeline
-from ...runtime.serving.load_plan import picture_png, picture_uri
+from ...runtime.serving.loadtest.load_requests import picture_png, picture_uri
 from .soak_server import served
 
 TOKENS = 4  # of an answer; the first is what is timed

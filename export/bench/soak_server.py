@@ -25,7 +25,7 @@ from typing import Any
 import httpx
 
 from ...runtime import Pipeline
-from ...runtime.serving.load_plan import picture_uri
+from ...runtime.serving.loadtest.load_requests import picture_uri
 from ...runtime.serving.media_fetch import MediaPolicy
 from ...runtime.serving.protocol import ChatRequest
 from ...runtime.serving.serve_settings import RequestLimits

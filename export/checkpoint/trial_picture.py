@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from ...runtime.errors import RedipruneError
-from ...runtime.media.preprocess import Processor
+from ...runtime.media.processor import Processor
 
 
 def try_picture(processor: Processor, vision_config: Any, video: bool) -> None:

@@ -8,7 +8,7 @@ from statistics import median
 
 import numpy as np
 
-from ...calibration.evaluation.similarity import compare_stage
+from ...calibration.evaluation.similarity import stage_fidelity
 from ...calibration.stage_statistics import Arrays, HeldOutCase
 from ...graphs.selection.counts import num_kept
 from ...runtime.backends.session import open_session
@@ -71,7 +71,7 @@ def time_candidates(
             try:
                 runs[at] += _turn(made, cases[made.stage], keep, threads)
                 if turn == 0 and cases[made.stage]:
-                    near = compare_stage(made.bundle, made.stage, cases[made.stage][:_COMPARED], made.backend, threads)
+                    near = stage_fidelity(made.bundle, made.stage, cases[made.stage][:_COMPARED], made.backend, threads)
                     one.error = max(each.relative_error for each in near)
             except RedipruneError as error:
                 one.fault = str(error)

@@ -9,7 +9,7 @@ import torch
 from ...graphs.stages import Stage
 from ...runtime.backends.eager_torch import eager_model, eager_stages
 from ...runtime.bundle import Bundle
-from ...runtime.media.preprocess import Processor, load_image
+from ...runtime.media.processor import Processor, load_image
 from ...runtime.positions import POSITIONS
 from .cases import QUESTION, Arrays, Cases, EndToEndCase, StageCase, StageInput
 from .eager_reference import Reference, Request

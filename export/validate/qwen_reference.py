@@ -14,7 +14,7 @@ from transformers.vision_utils import get_vision_window_index
 
 from ...graphs.selection.counts import query_ids
 from ...graphs.selection.query_vector import pool_query
-from ...runtime.media.preprocess import Processor
+from ...runtime.media.processor import Processor
 from .eager_reference import Medium, Reference, ReferenceAnswer, Request
 from .reference_selection import kept_indices, kept_masks
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ...runtime.media.preprocess import Processor
+from ...runtime.media.processor import Processor
 from .eager_reference import Reference
 from .qwen_reference import QwenReference
 

@@ -9,7 +9,7 @@ from PIL import Image
 from ...graphs.selection.counts import query_ids
 from ...runtime.backends.language_inputs import LanguageInputs
 from ...runtime.bundle import Manifest
-from ...runtime.media.preprocess import Processor, load_image
+from ...runtime.media.processor import Processor, load_image
 from ...runtime.prompt import prompt_ids
 from .cases import QUESTION, Arrays, StageInput
 from .eager_reference import Reference

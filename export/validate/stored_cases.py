@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from ...runtime.bundle import Bundle
-from ...runtime.media.preprocess import load_image
+from ...runtime.media.processor import load_image
 from .cases import QUESTION, Arrays, Cases, EndToEndCase, StageCase, StageInput
 from .eager_cases import CLIP_KEEP, FRAMES, KEEPS, NEW_TOKENS, make_cases
 

@@ -57,23 +57,23 @@ def loadtest(
     code 1: requests failed.
     """
     try:
-        from ..serving.load_plan import LoadPlan
-        from ..serving.load_report import load_document, load_table
-        from ..serving.load_run import first_model, run_plan
+        from ..serving.loadtest.load_report import load_document, load_table
+        from ..serving.loadtest.load_requests import LoadTest
+        from ..serving.loadtest.load_run import first_model, run_load_test
     except ImportError as error:
         raise RedipruneError(f"loadtest needs {error.name}: pip install 'rediprune[serve]'") from error
     if out is not None:
         check_output_file(out, "--out")
     asked = {"keeps": keep_ratios(keeps, "--keeps"), "clients": _numbers(clients, "--clients"), "requests": requests}
     asked |= {"text_share": text_share, "pictures": pictures, "fresh": fresh, "max_tokens": max_tokens}
-    plan = LoadPlan(model=model or "", whole=not eos, seed=seed, **asked)
+    test = LoadTest(model=model or "", whole=not eos, seed=seed, **asked)
     if model is None:
-        plan = LoadPlan(model=first_model(url, api_key), whole=not eos, seed=seed, **asked)
-    steps = asyncio.run(run_plan(url, plan, api_key, lambda line: typer.echo(line, err=True)))
-    document = load_document(url, plan, steps)
+        test = LoadTest(model=first_model(url, api_key), whole=not eos, seed=seed, **asked)
+    steps = asyncio.run(run_load_test(url, test, api_key, lambda line: typer.echo(line, err=True)))
+    document = load_document(url, test, steps)
     if out is not None:
         out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    typer.echo(json.dumps(document) if as_json else load_table(plan, steps))
+    typer.echo(json.dumps(document) if as_json else load_table(test, steps))
     if any(step.failures for step in steps):
         raise typer.Exit(1)
 

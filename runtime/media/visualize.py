@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..answer import Answer
 from ..errors import RedipruneError
-from .preprocess import Processor
+from .processor import Processor
 
 _INK = (32, 36, 44)
 _MUTED = (112, 118, 130)

@@ -23,7 +23,7 @@ from rediprune.runtime.__main__ import main
 from rediprune.runtime.bundle import MANIFEST
 from rediprune.runtime.bundle.seal import seal
 from rediprune.runtime.errors import RedipruneError
-from rediprune.runtime.media.preprocess import Processor
+from rediprune.runtime.media.processor import Processor
 from rediprune.runtime.prompt import check_placeholder_ids, prompt_ids
 
 from .mutations import mutate_bytes, mutate_json, mutate_text

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rediprune.runtime.errors import RedipruneError
-from rediprune.runtime.media.preprocess import Processor
+from rediprune.runtime.media.processor import Processor
 from rediprune.runtime.prompt import render_prompt
 from transformers import AutoProcessor
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rediprune.runtime.errors import RedipruneError
 from rediprune.runtime.generation_config import read_generation_config
-from rediprune.runtime.media.preprocess import Processor
+from rediprune.runtime.media.processor import Processor
 from transformers import AutoConfig, GenerationConfig
 
 

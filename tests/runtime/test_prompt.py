@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from rediprune.runtime.errors import RedipruneError
-from rediprune.runtime.media.preprocess import LITERAL, Processor
+from rediprune.runtime.media.processor import LITERAL, Processor
 from rediprune.runtime.pipeline import Pipeline
 from rediprune.runtime.prompt import check_placeholders, render_prompt
 

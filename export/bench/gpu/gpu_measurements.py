@@ -25,7 +25,7 @@ from ....runtime.backends.eager_torch import checkpoint_of
 from ....runtime.backends.session import open_session
 from ....runtime.bundle import Bundle
 from ....runtime.errors import RedipruneError
-from ....runtime.media.preprocess import load_image
+from ....runtime.media.processor import load_image
 from ....runtime.pipeline import Pipeline
 from ....runtime.timing import TIMED_STAGES
 from ...validate.sample_media import sample_picture

@@ -12,7 +12,7 @@ from ....graphs.selection.as_released import release_select
 from ....graphs.selection.counts import num_kept, query_ids
 from ....graphs.selection.query_vector import match_width, pool_query
 from ....runtime.errors import RedipruneError
-from ....runtime.media.preprocess import Processor
+from ....runtime.media.processor import Processor
 from ...validate.eager_reference import Reference, Request
 from .answering import AnswerTimer, splice
 

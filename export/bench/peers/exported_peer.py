@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ....runtime.errors import RedipruneError
-from ....runtime.media.preprocess import Processor, load_image
+from ....runtime.media.processor import Processor, load_image
 from ....runtime.prompt import prompt_ids
 from .answering import AnswerTimer, splice
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from ....runtime.serving.load_plan import picture_uri
+from ....runtime.serving.loadtest.load_requests import picture_uri
 
 
 def bodies(model: str, count: int, pictures: int, tokens: int, keep: float, seed: int = 0) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ def test_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(stage_timing, "open_session", opened)
     monkeypatch.setattr(
-        stage_timing, "compare_stage", lambda *_: [Fidelity(cosine=1, relative_error=e) for e in (0.01, 0.02)]
+        stage_timing, "stage_fidelity", lambda *_: [Fidelity(cosine=1, relative_error=e) for e in (0.01, 0.02)]
     )
     bundle = Bundle(Path(), Manifest.model_construct(image_size=4))
     tried = [Candidate("vision", "int8", backend, bundle) for backend in (*sessions, "ort-cuda")]

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from rediprune.export.checkpoint.maker import make_checkpoint
 from rediprune.runtime.media.expansion import expansion_of
-from rediprune.runtime.media.preprocess import LITERAL, Processor
+from rediprune.runtime.media.processor import LITERAL, Processor
 from rediprune.runtime.prompt import encode_text, media_order, prompt_ids, prompt_text
 from transformers import AutoTokenizer, InternVLProcessor
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from rediprune.export.checkpoint.maker import make_checkpoint
 from rediprune.runtime import RedipruneError
-from rediprune.runtime.media.preprocess import Processor, load_video
+from rediprune.runtime.media.processor import Processor, load_video
 from rediprune.runtime.media.qwen_pictures import QwenForm, fitted_frames, fitted_picture
 from transformers import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from .test_preprocess import photo
+from .test_processor import photo
 
 SIZES = [(90, 60), (61, 97), (32, 32), (400, 31), (31, 400), (1, 1), (3, 3), (640, 427), (2000, 1500)]
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from rediprune.export.checkpoint.maker import make_checkpoint
-from rediprune.runtime.media.preprocess import Processor
+from rediprune.runtime.media.processor import Processor
 from rediprune.runtime.media.split_pictures import SplitPictures
 from transformers import Idefics3ImageProcessorPil, SmolVLMImageProcessorPil
 from transformers.models.idefics3.processing_idefics3 import Idefics3Processor

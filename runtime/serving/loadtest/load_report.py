@@ -5,18 +5,18 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
-from .load_plan import LoadPlan
+from .load_requests import LoadTest
 from .load_run import Step
 
 _HEAD = "| keep | clients | requests/s | tokens/s | first token p50 | p95 | p99 | answer p50 | p95 | failed |"
 
 
-def load_document(url: str, plan: LoadPlan, steps: Sequence[Step]) -> dict[str, Any]:
+def load_document(url: str, asked: LoadTest, steps: Sequence[Step]) -> dict[str, Any]:
     """Everything, for JSON."""
-    return {"rediprune": version("rediprune"), "url": url, "plan": asdict(plan), "steps": [s.figures() for s in steps]}
+    return {"rediprune": version("rediprune"), "url": url, "plan": asdict(asked), "steps": [s.figures() for s in steps]}
 
 
-def load_table(plan: LoadPlan, steps: Sequence[Step]) -> str:
+def load_table(asked: LoadTest, steps: Sequence[Step]) -> str:
     """A Markdown table of the steps, milliseconds but for the rates, and how the keep ratios compare."""
     lines = [_HEAD, "|" + "---|" * (_HEAD.count("|") - 1)]
     for step in steps:
@@ -28,18 +28,18 @@ def load_table(plan: LoadPlan, steps: Sequence[Step]) -> str:
         cells += [_milliseconds(whole[name]) for name in ("p50", "p95")]
         cells.append(str(step.failures.total()))
         lines.append("| " + " | ".join(cells) + " |")
-    compared = _compared(plan, steps)
+    compared = _compared(asked, steps)
     failures = [f"- {count} × {what}" for step in steps for what, count in step.failures.items()]
     return "\n".join([*lines, *([""] if compared else []), *compared, *([""] if failures else []), *failures])
 
 
-def _compared(plan: LoadPlan, steps: Sequence[Step]) -> list[str]:
+def _compared(asked: LoadTest, steps: Sequence[Step]) -> list[str]:
     """The last keep ratio against the first, for every number of clients."""
-    if len(plan.keeps) < 2:
+    if len(asked.keeps) < 2:
         return []
     rates = {(step.keep, step.clients): step.figures()["requests_per_second"] for step in steps}
-    first, last = plan.keeps[0], plan.keeps[-1]
-    ratios = [(n, rates[last, n] / rates[first, n]) for n in plan.clients if rates.get((first, n))]
+    first, last = asked.keeps[0], asked.keeps[-1]
+    ratios = [(n, rates[last, n] / rates[first, n]) for n in asked.clients if rates.get((first, n))]
     told = ", ".join(f"{ratio:.2f} with {n}" for n, ratio in ratios)
     return [f"Requests/s of keep {last:g} over keep {first:g}, by clients: {told}."] if told else []
 

@@ -11,23 +11,23 @@ from typing import Any
 
 import pytest
 from rediprune.runtime.errors import RedipruneError
-from rediprune.runtime.serving.load_plan import LoadPlan
-from rediprune.runtime.serving.load_report import load_document, load_table
-from rediprune.runtime.serving.load_run import Step, first_model, run_plan
+from rediprune.runtime.serving.loadtest.load_report import load_document, load_table
+from rediprune.runtime.serving.loadtest.load_requests import LoadTest
+from rediprune.runtime.serving.loadtest.load_run import Step, first_model, run_load_test
 from rediprune.runtime.serving.serve_settings import ServeSettings
 
-from ...support.command_line import CommandLine
-from .conftest import Running
+from ....support.command_line import CommandLine
+from ..conftest import Running
 
 pytestmark = pytest.mark.server
 
 
-def run(url: str, plan: LoadPlan, key: str | None = None) -> list[Step]:
-    return asyncio.run(run_plan(url, plan, key, lambda line: None))
+def run(url: str, plan: LoadTest, key: str | None = None) -> list[Step]:
+    return asyncio.run(run_load_test(url, plan, key, lambda line: None))
 
 
 def test_what_is_counted_is_what_the_server_counts(serve: Callable[..., Any], bundle_of: Callable[[str], Path]) -> None:
-    plan = LoadPlan("tiny", keeps=(1.0, 0.25), clients=(1, 4), requests=10, max_tokens=6, pictures=2)
+    plan = LoadTest("tiny", keeps=(1.0, 0.25), clients=(1, 4), requests=10, max_tokens=6, pictures=2)
     with serve({"tiny": bundle_of("llava")}) as server:
         steps = run(server.url, plan)
         warm = 2 * (2 + 1)
@@ -47,7 +47,7 @@ def test_what_is_counted_is_what_the_server_counts(serve: Callable[..., Any], bu
 
 def test_what_is_refused_is_told(serve: Callable[..., Any], bundle_of: Callable[[str], Path]) -> None:
     settings = ServeSettings(max_batch=1, max_waiting=1)
-    plan = LoadPlan("tiny", keeps=(1.0,), clients=(8,), requests=16, max_tokens=20, text_share=1.0)
+    plan = LoadTest("tiny", keeps=(1.0,), clients=(8,), requests=16, max_tokens=20, text_share=1.0)
     with serve({"tiny": bundle_of("llava")}, settings) as server:
         (step,) = run(server.url, plan)
     assert len(step.whole) + step.failures.total() == 16
@@ -56,12 +56,12 @@ def test_what_is_refused_is_told(serve: Callable[..., Any], bundle_of: Callable[
 
 def test_the_table_compares_keep_ratios() -> None:
     steps = [Step(1.0, 2, 2.0, [0.1], [0.2, 0.3], 10), Step(0.1, 2, 1.0, [0.05], [0.1, 0.1, 0.2], 15)]
-    plan = LoadPlan("m", keeps=(1.0, 0.1), clients=(2,))
+    plan = LoadTest("m", keeps=(1.0, 0.1), clients=(2,))
     table = load_table(plan, steps)
     assert "| 1 | 2 | 1.00 | 5.0 | 100 | 100 | 100 | 250 | 295 | 0 |" in table
     assert "keep 0.1 over keep 1, by clients: 3.00 with 2." in table
     assert load_document("u", plan, steps)["steps"][0]["tokens_per_second"] == 5
-    nothing = load_table(LoadPlan("m", keeps=(1.0,), clients=(1,)), [Step(1.0, 1, 1.0)])
+    nothing = load_table(LoadTest("m", keeps=(1.0,), clients=(1,)), [Step(1.0, 1, 1.0)])
     assert "| 1 | 1 | 0.00 | 0.0 | – | – | – | – | – | 0 |" in nothing
 
 
@@ -97,14 +97,14 @@ def test_servers_that_cannot_be_measured_are_told(odd: str) -> None:
     with pytest.raises(RedipruneError, match="lists no models"):
         first_model(odd, None)
     with pytest.raises(RedipruneError, match="without usage"):
-        run(odd, LoadPlan("m"))
+        run(odd, LoadTest("m"))
     with socket.create_server(("127.0.0.1", 0)) as silent:
         closed = f"http://127.0.0.1:{silent.getsockname()[1]}"
     for url in (closed, "nonsense", "ftp://x", "http://[", ""):
         with pytest.raises(RedipruneError):
             first_model(url, None)
         with pytest.raises(RedipruneError):
-            run(url, LoadPlan("m"))
+            run(url, LoadTest("m"))
 
 
 def test_the_command(
@@ -125,5 +125,5 @@ def test_the_command(
 
 
 def test_the_full_range_of_clients(tiny: Running) -> None:
-    (step,) = run(tiny.url, LoadPlan("tiny", keeps=(0.15,), clients=(32,), requests=1, max_tokens=2))
+    (step,) = run(tiny.url, LoadTest("tiny", keeps=(0.15,), clients=(32,), requests=1, max_tokens=2))
     assert len(step.whole) == 64 and not step.failures

@@ -1,4 +1,4 @@
-"""Runs a load plan against a server that speaks OpenAI's chat API, and measures what clients see."""
+"""Runs a load test against a server that speaks OpenAI's chat API, and measures what clients see."""
 
 import asyncio
 import json
@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import numpy as np
 
-from ..errors import RedipruneError
-from .load_plan import LoadPlan
+from ...errors import RedipruneError
+from .load_requests import LoadTest
 
 
 @dataclass
@@ -63,14 +63,14 @@ class Step:
         }
 
 
-async def run_plan(
-    url: str, plan: LoadPlan, api_key: str | None, tell: Callable[[str], object], timeout: float = 600
+async def run_load_test(
+    url: str, asked: LoadTest, api_key: str | None, tell: Callable[[str], object], timeout: float = 600
 ) -> list[Step]:
-    """Every step of a plan, one after another.
+    """Every step of a load test, one after another.
 
     Args:
         url: of the server, with or without /v1.
-        plan: what is asked.
+        asked: what is asked.
         api_key: sent as a bearer token.
         tell: is told what goes on, a line a step.
         timeout: seconds that one answer may take.
@@ -80,21 +80,21 @@ async def run_plan(
     """
     base = url.rstrip("/").removesuffix("/v1")
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    most = max(plan.clients)
+    most = max(asked.clients)
     limits = httpx.Limits(max_connections=most, max_keepalive_connections=most)
     steps = []
     try:
         async with httpx.AsyncClient(
             base_url=base, headers=headers, timeout=timeout, limits=limits, trust_env=False
         ) as client:
-            for keep in plan.keeps:
+            for keep in asked.keeps:
                 warm = Step(keep, 1)
-                for body in [*plan.warming(keep), *plan.bodies(keep, 1, 0)]:
+                for body in [*asked.warming(keep), *asked.bodies(keep, 1, 0)]:
                     await _ask(client, body, warm)
                 if warm.failures:
                     raise RedipruneError(f"{base} does not answer as it should: {next(iter(warm.failures))}")
-                for clients in plan.clients:
-                    step = await _step(client, plan, keep, clients, len(steps) + 1)
+                for clients in asked.clients:
+                    step = await _step(client, asked, keep, clients, len(steps) + 1)
                     steps.append(step)
                     rate = len(step.whole) / step.seconds
                     tell(f"keep {keep:g}, {clients} clients: {rate:.2f} requests/s, {step.failures.total()} failures")
@@ -122,9 +122,9 @@ def first_model(url: str, api_key: str | None) -> str:
         raise RedipruneError(f"{base} lists no models; give --model") from None
 
 
-async def _step(client: httpx.AsyncClient, plan: LoadPlan, keep: float, clients: int, number: int) -> Step:
+async def _step(client: httpx.AsyncClient, asked: LoadTest, keep: float, clients: int, number: int) -> Step:
     step = Step(keep, clients)
-    waiting = iter(plan.bodies(keep, plan.count(clients), number))
+    waiting = iter(asked.bodies(keep, asked.count(clients), number))
 
     async def work() -> None:
         for body in waiting:  # shared: whoever is free takes the next

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from rediprune.export.checkpoint.maker import make_checkpoint
 from rediprune.runtime.errors import RedipruneError
-from rediprune.runtime.media.preprocess import Processor, image_key, load_image
+from rediprune.runtime.media.processor import Processor, image_key, load_image
 from transformers import (
     CLIPImageProcessorPil,
     GotOcr2ImageProcessorPil,
@@ -431,7 +431,7 @@ importlib.util.find_spec = lambda name, package=None: (
     None if name.split(".")[0] in ("torch", "torchvision") else found(name, package)
 )
 sys.meta_path.insert(0, Hide())
-from rediprune.runtime.media.preprocess import Processor, image_key, load_image
+from rediprune.runtime.media.processor import Processor, image_key, load_image
 import hashlib
 image = load_image({str(folder / "photo.png")!r})
 processor = Processor.load({str(folder)!r})

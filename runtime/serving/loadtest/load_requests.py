@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from ..errors import RedipruneError
+from ...errors import RedipruneError
 
 _QUESTIONS = (
     "What is in this picture?",
@@ -23,7 +23,7 @@ SIZE = 336  # pixels to a side of the drawn pictures
 
 
 @dataclass(frozen=True)
-class LoadPlan:
+class LoadTest:
     """What is asked, how often and by how many.
 
     Attributes:
