@@ -1,5 +1,6 @@
-"""Progress of long work on stderr: bars, or one line that turns."""
+"""Progress of long work on stderr: bars, or one line that turns; in a log file, a line now and then."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+_LINE_EVERY = 15.0  # seconds between two lines where bars cannot move
+
 
 @contextmanager
 def waiting(what: str, silent: bool) -> Iterator[None]:
@@ -26,20 +29,29 @@ def waiting(what: str, silent: bool) -> Iterator[None]:
 
 @contextmanager
 def stage_progress(silent: bool) -> Iterator[Any]:
-    """A bar per stage, on stderr; yields the callback that moves it: stage, what is being done, share done (0 to 1)."""
+    """A bar per stage, on stderr; yields the callback that moves it: stage, what is being done, share done (0 to 1).
+
+    Where stderr is no terminal the bars are drawn once, at the end; until then a line says now and then what is being done.
+    """
     columns = (
         TextColumn("{task.fields[stage]:<12}"),
         BarColumn(),
         TextColumn("{task.description}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=silent) as progress:
+    console = Console(stderr=True)
+    told = time.monotonic()
+    with Progress(*columns, console=console, disable=silent) as progress:
         tasks: dict[str, Any] = {}
 
         def report(stage: str, what: str, fraction: float) -> None:
+            nonlocal told
             if stage not in tasks:
                 tasks[stage] = progress.add_task(what, total=1.0, stage=stage)
             progress.update(tasks[stage], description=what, completed=fraction)
+            if not (silent or console.is_terminal) and time.monotonic() - told >= _LINE_EVERY:
+                told = time.monotonic()
+                console.print(f"{stage}: {what} ({fraction:.0%})", markup=False, highlight=False)
 
         yield report
 
