@@ -159,8 +159,8 @@ select_clip ($dtype[F, P, $channels] features, $dtype[L, $depth] text_embeds, in
     # Blocks of picks. Of the best tokens, the candidates, similarities to one another are known; as long as the best of them
     # is above all that the others can have, whose scores only fall, it is the best of all. Then the block's picks are added
     # to every token at once: one product of matrices in place of one with a vector for each pick. Candidates are in
-    # ascending order, so that ties go to the lowest index. While more is left than owed (`opens`) all frames may have tokens,
-    # and a block ends before that could change; later only those that are owed some.
+    # ascending order, so that ties go to the lowest index. While more is left than owed and the threshold is not reached (`opens`)
+    # all frames may have tokens, and a block ends before that could change; later only those that are owed some.
     most = Constant <value_int: int = $candidates> ()
     next_most = Add (most, one)
     looked_at = Min (next_most, number)

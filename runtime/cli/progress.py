@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: bars, or one line that turns; in a log file, a line now and then."""
+"""Progress of long work on stderr: bars, or one line that turns; for the bars of stages in a log file a line now and then."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -36,11 +36,11 @@ def stage_progress(silent: bool) -> Iterator[Any]:
     columns = (
         TextColumn("{task.fields[stage]:<12}"),
         BarColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         TimeElapsedColumn(),
     )
     console = Console(stderr=True)
-    told = time.monotonic()
+    moves, told = console.is_terminal and not console.is_dumb_terminal, time.monotonic()
     with Progress(*columns, console=console, disable=silent) as progress:
         tasks: dict[str, Any] = {}
 
@@ -49,9 +49,11 @@ def stage_progress(silent: bool) -> Iterator[Any]:
             if stage not in tasks:
                 tasks[stage] = progress.add_task(what, total=1.0, stage=stage)
             progress.update(tasks[stage], description=what, completed=fraction)
-            if not (silent or console.is_terminal) and time.monotonic() - told >= _LINE_EVERY:
+            if not (silent or moves) and time.monotonic() - told >= _LINE_EVERY:
                 told = time.monotonic()
-                console.print(f"{stage}: {what} ({fraction:.0%})", markup=False, highlight=False)
+                console.print(
+                    f"{stage}: {what} ({fraction:.0%})", markup=False, highlight=False, emoji=False, soft_wrap=True
+                )
 
         yield report
 

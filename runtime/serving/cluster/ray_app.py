@@ -119,7 +119,7 @@ def application(spread: Spread) -> Application:
         name="Engine",
         ray_actor_options=_needs(scale),
         max_queued_requests=settings.max_waiting,
-        request_router_config=consistent_hashing(settings.max_batch),
+        request_router_config=consistent_hashing(),
         **_count(scale),
         **common,
     ).bind(spread, language, board)

@@ -17,6 +17,7 @@ from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 from ray.serve.handle import DeploymentHandle
 
 _ROUTER = f"{__name__}.BoundedHashRouter"
+_SHARE, _CROWD = 1.0, 2.0  # times the mean of the requests under way at a replica
 _REMEMBERED = 100_000  # keys
 _MEDIA = ("image_url", "video_url", "file")
 
@@ -26,31 +27,13 @@ class BoundedHashRouter(ConsistentHashRouter):
 
     Pictures are asked about unequally often, so that hashing alone leaves one replica idle while another has a queue. What
     comes for the first time passes by a replica that has its share under way; from then on it stays where it went, where
-    its features are. Where that has a whole batch more under way than another, the other gets it too, and the picture is
-    at home in both.
+    its features are, unless there is a crowd.
     """
 
     def initialize_state(self, **kwargs: Any) -> None:
-        """See Ray's `RequestRouter`; `batch` is how many requests a replica decodes together."""
+        """See Ray's `RequestRouter`."""
         super().initialize_state(**kwargs)
-        self._batch: int = kwargs["batch"]
-        self._homes: LRUCache[str, list[Any]] = LRUCache(_REMEMBERED)  # of a key, replicas
-        self._sent = Counter[Any]()  # by this router and not yet answered
-
-    def on_send_request(self, replica_id: Any) -> None:
-        """See Ray's `RequestRouter`."""
-        super().on_send_request(replica_id)
-        self._sent[replica_id] += 1
-
-    def on_request_completed(self, replica_id: Any, internal_request_id: str) -> None:
-        """See Ray's `RequestRouter`."""
-        super().on_request_completed(replica_id, internal_request_id)
-        self._sent[replica_id] = max(0, self._sent[replica_id] - 1)
-
-    def update_replicas(self, replicas: list[Any]) -> None:
-        """See Ray's `RequestRouter`."""
-        super().update_replicas(replicas)
-        self._sent = Counter({each.replica_id: self._sent[each.replica_id] for each in replicas})
+        self._placed: LRUCache[str, Any] = LRUCache(_REMEMBERED)  # where a key went, by key
 
     async def choose_replicas(self, candidate_replicas: list[Any], pending_request: Any = None) -> list[list[Any]]:
         """The replicas to try, best first, each in a list of its own."""
@@ -58,36 +41,19 @@ class BoundedHashRouter(ConsistentHashRouter):
         key = pending_request.metadata.session_id if pending_request is not None else None
         if not key or not ranks:
             return ranks
-        loads = [self._under_way(rank[0].replica_id) for rank in ranks]
-        homes = self._homes.setdefault(key, [])
-        mean = (sum(self._under_way(each.replica_id) for each in candidate_replicas) + 1) / len(candidate_replicas)
-        ranks = by_preference(ranks, loads, [rank[0].replica_id in homes for rank in ranks], mean, self._batch)
-        if ranks[0][0].replica_id not in homes:
-            homes.append(ranks[0][0].replica_id)
+        under_way = {
+            each.replica_id: self.replica_queue_len_cache.get(each.replica_id) or 0 for each in candidate_replicas
+        }
+        place = self._placed.get(key)
+        if place not in under_way:  # its replica is gone: placed anew
+            place = None
+        ranks.sort(key=lambda rank: rank[0].replica_id != place)  # the ring's order behind it
+        loads = [under_way.get(rank[0].replica_id, 0) for rank in ranks]
+        mean = (sum(under_way.values()) + 1) / max(len(under_way), 1)
+        ranks = within_bound(ranks, loads, mean * (_SHARE if place is None else _CROWD))
+        if place is None:
+            self._placed[key] = ranks[0][0].replica_id
         return ranks
-
-    def _under_way(self, replica: Any) -> int:
-        # What a replica said last, other fronts' requests included, is forgotten after ten seconds.
-        return max(self._sent[replica], self.replica_queue_len_cache.get(replica) or 0)
-
-
-def by_preference(ring: list[Any], loads: list[int], at_home: list[bool], mean: float, batch: int) -> list[Any]:
-    """Replicas in the order in which a key should try them.
-
-    Args:
-        ring: replicas in the order of the ring.
-        loads: requests under way at each.
-        at_home: whether the key has been there.
-        mean: requests under way at all replicas, this one included, by their number.
-        batch: how many requests a replica decodes together.
-    """
-    found = list(zip(ring, loads, at_home, strict=True))
-    homes = sorted((each for each in found if each[2]), key=lambda each: each[1])
-    if not homes:
-        return within_bound(ring, loads, mean)
-    if homes[0][1] >= min(loads) + batch:
-        return [each[0] for each in sorted(found, key=lambda each: each[1])]
-    return [each[0] for each in homes] + [each[0] for each in found if not each[2]]
 
 
 def within_bound(ranks: list[Any], loads: list[int], bound: float) -> list[Any]:
@@ -101,16 +67,11 @@ def within_bound(ranks: list[Any], loads: list[int], bound: float) -> list[Any]:
     return [rank for _, rank in sorted(zip(loads, ranks, strict=True), key=lambda pair: pair[0] >= math.ceil(bound))]
 
 
-def consistent_hashing(batch: int) -> RequestRouterConfig:
-    """The configuration of a deployment whose requests are routed by key.
-
-    Args:
-        batch: how many requests a replica decodes together.
-    """
+def consistent_hashing() -> RequestRouterConfig:
+    """The configuration of a deployment whose requests are routed by key."""
     router: Any = _ROUTER  # a name is taken too, though its types do not say so
     return RequestRouterConfig(
-        request_router_class=router,
-        request_router_kwargs={"num_virtual_nodes": 100, "num_fallback_replicas": 2, "batch": batch},
+        request_router_class=router, request_router_kwargs={"num_virtual_nodes": 100, "num_fallback_replicas": 2}
     )
 
 

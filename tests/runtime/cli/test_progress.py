@@ -10,6 +10,9 @@ from rediprune.runtime.cli import progress
 def test_where_bars_cannot_move_a_line_says_what_is_done(
     silent: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
     times = iter([0.0, 1.0, 16.0, 16.0, 20.0, 40.0, 40.0])
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(times)))
     with progress.stage_progress(silent) as report:

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 import pytest
 
 pytest.importorskip("ray")
-from rediprune.runtime.serving.cluster.ray_router import HotKeys, by_preference, picture_key, within_bound
+from rediprune.runtime.serving.cluster.ray_router import HotKeys, picture_key, within_bound
 
 
 def body(*parts: object) -> dict[str, object]:
@@ -91,23 +91,3 @@ def test_a_key_that_many_ask_for_is_spread_while_they_do() -> None:
 )
 def test_who_has_too_many_under_way_is_passed_by(loads: list[int], bound: float, order: list[int]) -> None:
     assert within_bound(list(range(len(loads))), loads, bound) == order
-
-
-@pytest.mark.parametrize(
-    ("loads", "at_home", "order"),
-    [
-        ([5, 2, 2], [False, False, False], [1, 2, 0]),  # new: who has its share is passed by
-        ([2, 2, 2], [False, False, False], [0, 1, 2]),
-        ([5, 2, 2], [True, False, False], [0, 1, 2]),  # its features are there
-        ([9, 2, 3], [True, False, False], [0, 1, 2]),
-        ([10, 2, 3], [True, False, False], [1, 2, 0]),  # a whole batch more
-        ([10, 2, 3], [True, False, True], [2, 0, 1]),  # of two homes the one with less
-        ([3, 9, 3], [False, True, True], [2, 1, 0]),
-        ([0, 8, 9], [False, True, True], [0, 1, 2]),  # both have a whole batch more than the third
-    ],
-)
-def test_a_picture_stays_at_home_unless_that_has_a_batch_more(
-    loads: list[int], at_home: list[bool], order: list[int]
-) -> None:
-    mean = (sum(loads) + 1) / 3
-    assert by_preference(list(range(3)), loads, at_home, mean, batch=8) == order

@@ -6,8 +6,8 @@ from rediprune.runtime.serving.loadtest.load_requests import LoadTest, picture_u
 
 
 def test_every_keep_ratio_gets_the_same_requests() -> None:
-    plan = LoadTest("m", requests=40)
-    one, other = plan.bodies(1.0, 40, 3), plan.bodies(0.15, 40, 3)
+    asked = LoadTest("m", requests=40)
+    one, other = asked.bodies(1.0, 40, 3), asked.bodies(0.15, 40, 3)
     assert [body | {"keep": 0} for body in one] == [body | {"keep": 0} for body in other]
     assert {body["keep"] for body in other} == {0.15}
     again = LoadTest("m", requests=40).bodies(1.0, 40, 3)
@@ -15,8 +15,8 @@ def test_every_keep_ratio_gets_the_same_requests() -> None:
 
 
 def test_the_mix() -> None:
-    def pictures(plan: LoadTest) -> list[str]:
-        contents = [body["messages"][0]["content"] for body in plan.bodies(1.0, 200, 1)]
+    def pictures(asked: LoadTest) -> list[str]:
+        contents = [body["messages"][0]["content"] for body in asked.bodies(1.0, 200, 1)]
         return [part["image_url"]["url"] for content in contents for part in content if part["type"] == "image_url"]
 
     assert 130 < len(pictures(LoadTest("m"))) < 170 and len(set(pictures(LoadTest("m")))) == 4
@@ -27,8 +27,8 @@ def test_the_mix() -> None:
 
 
 def test_questions_differ_from_step_to_step() -> None:
-    plan = LoadTest("m")
-    texts = [b["messages"][0]["content"][-1]["text"] for step in (1, 2) for b in plan.bodies(1.0, 64, step)]
+    asked = LoadTest("m")
+    texts = [b["messages"][0]["content"][-1]["text"] for step in (1, 2) for b in asked.bodies(1.0, 64, step)]
     assert len(set(texts)) == len(texts)
 
 
@@ -41,6 +41,6 @@ def test_pictures_are_drawn_from_their_seed() -> None:
 
 
 @pytest.mark.parametrize("setting", [{"clients": [0]}, {"clients": []}, {"text_share": 1.1}, {"requests": 0}])
-def test_what_is_no_plan(setting: dict) -> None:
+def test_what_is_no_load_test(setting: dict) -> None:
     with pytest.raises(RedipruneError):
         LoadTest("m", **setting)

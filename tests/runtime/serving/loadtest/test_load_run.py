@@ -22,14 +22,14 @@ from ..conftest import Running
 pytestmark = pytest.mark.server
 
 
-def run(url: str, plan: LoadTest, key: str | None = None) -> list[Step]:
-    return asyncio.run(run_load_test(url, plan, key, lambda line: None))
+def run(url: str, asked: LoadTest, key: str | None = None) -> list[Step]:
+    return asyncio.run(run_load_test(url, asked, key, lambda line: None))
 
 
 def test_what_is_counted_is_what_the_server_counts(serve: Callable[..., Any], bundle_of: Callable[[str], Path]) -> None:
-    plan = LoadTest("tiny", keeps=(1.0, 0.25), clients=(1, 4), requests=10, max_tokens=6, pictures=2)
+    asked = LoadTest("tiny", keeps=(1.0, 0.25), clients=(1, 4), requests=10, max_tokens=6, pictures=2)
     with serve({"tiny": bundle_of("llava")}) as server:
-        steps = run(server.url, plan)
+        steps = run(server.url, asked)
         warm = 2 * (2 + 1)
         answered = sum(len(step.whole) for step in steps)
         assert answered == 40 and not any(step.failures for step in steps)
@@ -47,20 +47,20 @@ def test_what_is_counted_is_what_the_server_counts(serve: Callable[..., Any], bu
 
 def test_what_is_refused_is_told(serve: Callable[..., Any], bundle_of: Callable[[str], Path]) -> None:
     settings = ServeSettings(max_batch=1, max_waiting=1)
-    plan = LoadTest("tiny", keeps=(1.0,), clients=(8,), requests=16, max_tokens=20, text_share=1.0)
+    asked = LoadTest("tiny", keeps=(1.0,), clients=(8,), requests=16, max_tokens=20, text_share=1.0)
     with serve({"tiny": bundle_of("llava")}, settings) as server:
-        (step,) = run(server.url, plan)
+        (step,) = run(server.url, asked)
     assert len(step.whole) + step.failures.total() == 16
-    assert any(what.startswith("429 ") for what in step.failures) and "429" in load_table(plan, [step])
+    assert any(what.startswith("429 ") for what in step.failures) and "429" in load_table(asked, [step])
 
 
 def test_the_table_compares_keep_ratios() -> None:
     steps = [Step(1.0, 2, 2.0, [0.1], [0.2, 0.3], 10), Step(0.1, 2, 1.0, [0.05], [0.1, 0.1, 0.2], 15)]
-    plan = LoadTest("m", keeps=(1.0, 0.1), clients=(2,))
-    table = load_table(plan, steps)
+    asked = LoadTest("m", keeps=(1.0, 0.1), clients=(2,))
+    table = load_table(asked, steps)
     assert "| 1 | 2 | 1.00 | 5.0 | 100 | 100 | 100 | 250 | 295 | 0 |" in table
     assert "keep 0.1 over keep 1, by clients: 3.00 with 2." in table
-    assert load_document("u", plan, steps)["steps"][0]["tokens_per_second"] == 5
+    assert load_document("u", asked, steps)["steps"][0]["tokens_per_second"] == 5
     nothing = load_table(LoadTest("m", keeps=(1.0,), clients=(1,)), [Step(1.0, 1, 1.0)])
     assert "| 1 | 1 | 0.00 | 0.0 | – | – | – | – | – | 0 |" in nothing
 
