@@ -40,7 +40,13 @@ def lazy_constant(
 
 def is_constant(value: ir.Value) -> bool:
     """Whether a value is an initialiser or computed from initialisers alone, as a weight that is stored in another type."""
-    node = value.producer()
-    if node is None:
-        return value.const_value is not None
-    return all(source is None or is_constant(source) for source in node.inputs)
+    waiting, seen = [value], {value}  # not recursive: a decoder's values depend on one another through all its layers
+    while waiting:
+        source = waiting.pop()
+        node = source.producer()
+        if node is None and source.const_value is None:
+            return False
+        new = {each for each in (node.inputs if node is not None else ()) if each is not None and each not in seen}
+        seen |= new
+        waiting += new
+    return True

@@ -47,9 +47,8 @@ def _is_last_axis_in_float(context: Any, x: Any, two: Any, axes: Any, epsilon: A
         return float(constant.numpy().item()) if constant is not None and constant.size == 1 else None
 
     plain = number(two) == 2 and number(axes) == -1 and number(epsilon) is not None
-    whole = (
-        is_constant(weight) and weight.shape is not None and len(weight.shape) == 1
-    )  # also one stored in half precision
+    # A weight that is stored in half precision is a constant too, behind its Cast.
+    whole = is_constant(weight) and weight.shape is not None and len(weight.shape) == 1
     return plain and whole and x.dtype == ir.DataType.FLOAT and weight.dtype == ir.DataType.FLOAT
 
 
