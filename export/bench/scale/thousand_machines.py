@@ -11,13 +11,16 @@ is what is looked at; the network and the front are counted, not simulated.
 import argparse
 import bisect
 import hashlib
+import heapq
 import json
 import random
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+
+from ....runtime.serving.cluster.picture_homes import PictureHomes
 
 VIRTUAL = 100  # points of a machine on the hash ring, as Ray Serve has them
 FALLBACKS = 2  # machines that are tried after the first, likewise
@@ -91,20 +94,20 @@ class Ring:
         points = [(_hash(f"{machine}:{at}"), machine) for machine in range(machines) for at in range(VIRTUAL)]
         points.sort()
         self._points, self._owners = [point for point, _ in points], [owner for _, owner in points]
-        self._known: dict[tuple[int, int], list[int]] = {}
+        self._known: dict[int, list[int]] = {}
         self._most = min(1 + FALLBACKS, machines)
 
-    def machines(self, picture: int, share: int) -> list[int]:
-        """In the order in which they are tried; `share` numbers the hashes of a picture that many ask about."""
-        if (picture, share) not in self._known:
-            at, found = bisect.bisect_right(self._points, _hash(f"picture {picture} {share}")), []
+    def machines(self, picture: int) -> list[int]:
+        """In the order in which they are tried."""
+        if picture not in self._known:
+            at, found = bisect.bisect_right(self._points, _hash(f"picture {picture}")), []
             while len(found) < self._most:
                 owner = self._owners[at % len(self._owners)]
                 if owner not in found:
                     found.append(owner)
                 at += 1
-            self._known[picture, share] = found
-        return self._known[picture, share]
+            self._known[picture] = found
+        return self._known[picture]
 
 
 def _hash(text: str) -> int:
@@ -119,9 +122,8 @@ def simulate(
     Args:
         service: what a request takes.
         machines: how many there are.
-        routing: "random"; "picture", by consistent hashing, to one of the two next machines where the first has as much work
-            waiting as a full batch makes; "picture, spread", the same, but where so many ask about one picture at once, the
-            next go where another hash points (`ray_router.HotKeys`).
+        routing: "random"; "hash", by consistent hashing, to one of the two next machines where the first has as much work
+            waiting as a full batch makes; "homes", by the server's own `PictureHomes`.
         load: share of all processors that the requests would take with every picture's features there.
         requests: how many.
         pictures: different ones for each machine; the n-th most asked comes as often as 1/n says.
@@ -134,18 +136,20 @@ def simulate(
     ranks = np.searchsorted(shares / shares[-1], np.random.default_rng(seed).random(requests))
     rate = load * machines / service.seconds(True)
     patience = BATCH * service.seconds(True)  # of work waiting, above which a machine counts as full
-    under_way: dict[int, deque[float]] = {}  # by picture, when its requests end
+    homes, under_way = PictureHomes[int](BATCH), Counter[int]()
+    ends: list[tuple[float, int]] = []  # of the requests under way, and their machines
     all_machines = [Machine() for _ in range(machines)]
     work, waits, hits, now = np.zeros(machines), np.zeros(requests), 0, 0.0
     for number, rank in enumerate(ranks.tolist()):
         now += draw.expovariate(rate)
+        while ends and ends[0][0] <= now:
+            under_way[heapq.heappop(ends)[1]] -= 1
         if routing == "random":
             chosen = draw.randrange(machines)
+        elif routing == "homes":
+            chosen = homes.ranked(str(rank), ring.machines(rank), range(machines), under_way.__getitem__)[0]
         else:
-            ends = under_way.setdefault(rank, deque())
-            while ends and ends[0] <= now:
-                ends.popleft()
-            candidates = ring.machines(rank, len(ends) // BATCH if routing == "picture, spread" else 0)
+            candidates = ring.machines(rank)
             room = [each for each in candidates if all_machines[each].free - now <= patience]
             chosen = room[0] if room else min(candidates, key=lambda each: all_machines[each].free)
         machine = all_machines[chosen]
@@ -153,9 +157,8 @@ def simulate(
         taken = service.seconds(hit)
         begins = max(now, machine.free)
         machine.free = begins + taken
-        if routing != "random":
-            ends = under_way[rank]
-            ends.append(max(machine.free, ends[-1] if ends else 0.0))
+        under_way[chosen] += 1
+        heapq.heappush(ends, (machine.free, chosen))
         work[chosen] += taken
         waits[number], hits = begins - now, hits + hit
     settled = waits[requests // 4 :]  # the caches are filled first
@@ -171,7 +174,7 @@ def table(service: Service, counts: Sequence[int], load: float, per_machine: int
         "|---|---|---|---|---|---|",
     ]
     for machines in counts:
-        for routing in ("random", "picture", "picture, spread") if machines > 1 else ("random",):
+        for routing in ("random", "hash", "homes") if machines > 1 else ("random",):
             found = simulate(service, machines, routing, load, per_machine * machines, pictures=40, held=400)
             lines.append(
                 f"| {machines:,} | {routing if machines > 1 else '–'} | {found.hit_rate:.1%} | {found.median:.3f} s | "

@@ -22,7 +22,7 @@ from .ray_cluster import ray_cluster
 from .ray_decoder import decoders_of
 from .ray_engine import engine_of
 from .ray_front import Front
-from .ray_router import consistent_hashing
+from .ray_router import by_picture
 from .ray_settings import Scale, Spread
 
 APPLICATION = "default"  # as `serve run` calls it, so that one replaces the other
@@ -119,7 +119,7 @@ def application(spread: Spread) -> Application:
         name="Engine",
         ray_actor_options=_needs(scale),
         max_queued_requests=settings.max_waiting,
-        request_router_config=consistent_hashing(),
+        request_router_config=by_picture(settings.max_batch),
         **_count(scale),
         **common,
     ).bind(spread, language, board)

@@ -24,7 +24,7 @@ from ..guard import Guard, error_response
 from ..log import log
 from ..metrics import Metrics
 from ..model_cards import Card, card_of, cards_of
-from .ray_router import HotKeys, picture_key, routed
+from .ray_router import picture_key, routed
 from .ray_settings import Spread
 
 _CHAT = "/v1/chat/completions"
@@ -44,7 +44,7 @@ class Front:
 
     def __init__(self, spread: Spread, engine: DeploymentHandle, board: DeploymentHandle):
         self._spread, self._engine, self._board = spread, engine, board
-        self._metrics, self._hot = Metrics(), HotKeys(spread.settings.max_batch)
+        self._metrics = Metrics()
         self._cards = [_card(name, folder) for name, folder in spread.bundles.items()]
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -61,8 +61,7 @@ class Front:
                 return
             body = await self._body(request)
             key, model = self._routing(request, body)
-            with self._hot.spread(key) as own_key:
-                await self._hand_on(request, body, own_key, model, send)
+            await self._hand_on(request, body, key, model, send)
         except ApiError as error:
             self._metrics.failure.labels("", str(error.status)).inc()
             await error_response(error)(scope, receive, send)

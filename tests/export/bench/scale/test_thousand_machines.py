@@ -16,10 +16,10 @@ def test_one_machine_waits_as_a_queue_with_constant_service_does() -> None:
 
 def test_a_picture_has_the_same_machines_always_and_few_move_when_one_is_added() -> None:
     before, again, after = Ring(10), Ring(10), Ring(11)
-    first = [before.machines(picture, 0)[0] for picture in range(2000)]
-    assert first == [again.machines(picture, 0)[0] for picture in range(2000)]
-    assert len(set(before.machines(7, 0))) == 3
-    moved = sum(after.machines(picture, 0)[0] != machine for picture, machine in enumerate(first))
+    first = [before.machines(picture)[0] for picture in range(2000)]
+    assert first == [again.machines(picture)[0] for picture in range(2000)]
+    assert len(set(before.machines(7))) == 3
+    moved = sum(after.machines(picture)[0] != machine for picture, machine in enumerate(first))
     assert 0.04 < moved / 2000 < 0.16  # about one in eleven, all of them to the new one
     assert max(first.count(machine) for machine in range(10)) < 2 * 200
 
@@ -28,12 +28,12 @@ def test_hashing_keeps_the_hits_and_spreading_keeps_the_waits() -> None:
     service = MEASURED["0.5 B, two cores"]
     by = {
         routing: simulate(service, 60, routing, 0.7, 12_000, pictures=40, held=400)
-        for routing in ("random", "picture", "picture, spread")
+        for routing in ("random", "hash", "homes")
     }
-    assert by["picture"].hit_rate > by["random"].hit_rate + 0.3
-    assert by["picture, spread"].hit_rate > by["picture"].hit_rate - 0.05
-    assert by["picture"].late > 5 * by["picture, spread"].late
-    assert by["picture, spread"].busiest < 1.8 < by["picture"].busiest
+    assert by["hash"].hit_rate > by["random"].hit_rate + 0.3
+    assert by["homes"].hit_rate > by["hash"].hit_rate - 0.05
+    assert by["hash"].late > 5 * by["homes"].late
+    assert by["homes"].busiest < 1.8 < by["hash"].busiest
 
 
 def test_equal_seeds_give_equal_tables() -> None:
