@@ -21,7 +21,9 @@ from .support.traces import FRESH, remembered, tracing_by
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The workers of a run share the cores.
+# The workers of a run share the cores, and so do the processes that they start.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
 # Ray makes a token for this user when it first starts; a worker that imported Ray before that could not talk to the Ray it

@@ -13,9 +13,10 @@ import bisect
 import hashlib
 import heapq
 import json
+import math
 import random
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +25,7 @@ from ....runtime.serving.cluster.picture_homes import PictureHomes
 
 VIRTUAL = 100  # points of a machine on the hash ring, as Ray Serve has them
 FALLBACKS = 2  # machines that are tried after the first, likewise
+TOLD = 10.0  # seconds for which a front believes what a machine told it, likewise
 BATCH = 8  # answers that a machine decodes together
 
 
@@ -110,12 +112,52 @@ class Ring:
         return self._known[picture]
 
 
+class Front:
+    """What a front knows of the machines: what it sent them itself, and what they told it then, which it forgets.
+
+    Args:
+        clock: seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]):
+        self.homes = PictureHomes[int](BATCH, clock)
+        self._clock, self._sent, self._told = clock, Counter[int](), dict[int, tuple[float, int]]()
+
+    def machine(self, picture: int, ring: Ring, machines: int) -> int:
+        """The machine for a request about a picture."""
+        chosen = self.homes.ranked(str(picture), ring.machines(picture), range(machines), self._under_way)[0]
+        self.homes.took(str(picture), chosen)
+        return chosen
+
+    def sent(self, machine: int, under_way: int) -> None:
+        """A machine took a request, and told how many it has under way."""
+        self._sent[machine] += 1
+        self._told[machine] = self._clock(), under_way
+
+    def ended(self, machine: int) -> None:
+        """A machine answered a request of this front."""
+        self._sent[machine] -= 1
+        self._told[machine] = self._clock(), max(0, self._told[machine][1] - 1)
+
+    def _under_way(self, machine: int) -> int:
+        at, told = self._told.get(machine, (-math.inf, 0))
+        return max(self._sent[machine], told if self._clock() - at < TOLD else 0)
+
+
 def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def simulate(
-    service: Service, machines: int, routing: str, load: float, requests: int, pictures: int, held: int, seed: int = 0
+    service: Service,
+    machines: int,
+    routing: str,
+    load: float,
+    requests: int,
+    pictures: int,
+    held: int,
+    seed: int = 0,
+    fronts: int = 1,
 ) -> Found:
     """Send requests to machines and see how they wait.
 
@@ -129,6 +171,7 @@ def simulate(
         pictures: different ones for each machine; the n-th most asked comes as often as 1/n says.
         held: pictures whose features a machine holds.
         seed: of what is drawn.
+        fronts: which find homes for themselves; a request comes to any of them.
     """
     draw, ring = random.Random(seed), Ring(machines)
     count = pictures * machines
@@ -136,18 +179,22 @@ def simulate(
     ranks = np.searchsorted(shares / shares[-1], np.random.default_rng(seed).random(requests))
     rate = load * machines / service.seconds(True)
     patience = BATCH * service.seconds(True)  # of work waiting, above which a machine counts as full
-    homes, under_way = PictureHomes[int](BATCH), Counter[int]()
-    ends: list[tuple[float, int]] = []  # of the requests under way, and their machines
+    under_way = Counter[int]()
+    ends: list[tuple[float, int, Front]] = []  # of the requests under way, their machines and fronts
     all_machines = [Machine() for _ in range(machines)]
     work, waits, hits, now = np.zeros(machines), np.zeros(requests), 0, 0.0
+    all_fronts = [Front(lambda: now) for _ in range(fronts)]
     for number, rank in enumerate(ranks.tolist()):
         now += draw.expovariate(rate)
         while ends and ends[0][0] <= now:
-            under_way[heapq.heappop(ends)[1]] -= 1
+            _, ended, front = heapq.heappop(ends)
+            under_way[ended] -= 1
+            front.ended(ended)
+        front = all_fronts[draw.randrange(fronts) if fronts > 1 else 0]
         if routing == "random":
             chosen = draw.randrange(machines)
         elif routing == "homes":
-            chosen = homes.ranked(str(rank), ring.machines(rank), range(machines), under_way.__getitem__)[0]
+            chosen = front.machine(rank, ring, machines)
         else:
             candidates = ring.machines(rank)
             room = [each for each in candidates if all_machines[each].free - now <= patience]
@@ -158,7 +205,8 @@ def simulate(
         begins = max(now, machine.free)
         machine.free = begins + taken
         under_way[chosen] += 1
-        heapq.heappush(ends, (machine.free, chosen))
+        front.sent(chosen, under_way[chosen])
+        heapq.heappush(ends, (machine.free, chosen, front))
         work[chosen] += taken
         waits[number], hits = begins - now, hits + hit
     settled = waits[requests // 4 :]  # the caches are filled first
@@ -168,16 +216,22 @@ def simulate(
 
 
 def table(service: Service, counts: Sequence[int], load: float, per_machine: int) -> str:
-    """A Markdown table by number of machines and routing."""
+    """A Markdown table by number of machines and routing; of 11 to 100 also with a front for each ten, which takes longer."""
     lines = [
         "| machines | routing | hit rate | waits, median | waits, p99 | busiest / mean |",
         "|---|---|---|---|---|---|",
     ]
     for machines in counts:
-        for routing in ("random", "hash", "homes") if machines > 1 else ("random",):
-            found = simulate(service, machines, routing, load, per_machine * machines, pictures=40, held=400)
+        ways = {"–": ("random", 1)}
+        if machines > 1:
+            ways = {"random": ("random", 1), "hash": ("hash", 1), "homes": ("homes", 1)}
+        if 10 < machines <= 100:
+            ways[f"homes, {machines // 10:,} fronts"] = "homes", machines // 10
+        for name, (routing, fronts) in ways.items():
+            asked = per_machine * machines
+            found = simulate(service, machines, routing, load, asked, pictures=40, held=400, fronts=fronts)
             lines.append(
-                f"| {machines:,} | {routing if machines > 1 else '–'} | {found.hit_rate:.1%} | {found.median:.3f} s | "
+                f"| {machines:,} | {name} | {found.hit_rate:.1%} | {found.median:.3f} s | "
                 f"{found.late:.2f} s | {found.busiest:.2f} |"
             )
     return "\n".join(lines)

@@ -1,21 +1,24 @@
-"""Where requests about a picture go: to a replica that has its features, and evenly over all of them."""
+"""Where requests about a picture go: to a replica that has its features, unless it has too much to do."""
 
 import math
+import time
 from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Generic, TypeVar
 
 from cachetools import LRUCache
 
 _REMEMBERED = 100_000  # pictures
+_WINDOW = 600.0  # seconds in which it is counted how often a picture is asked about
 
 Replica = TypeVar("Replica", bound=Hashable)
 
 
 class _Picture(Generic[Replica]):
-    """The replicas that have a picture's features, and how often it was asked about since the last of them was added."""
+    """The replicas that have a picture's features, and how often it was asked about of late: since a time, at most `_WINDOW`
+    ago, or since the last replica was added."""
 
-    def __init__(self, home: Replica):
-        self.homes, self.asked = [home], 0
+    def __init__(self, home: Replica, now: float):
+        self.homes, self.asked, self.since = [home], 0, now
 
 
 class PictureHomes(Generic[Replica]):
@@ -25,16 +28,17 @@ class PictureHomes(Generic[Replica]):
     bounded loads (Mirrokni, Thorup and Zadimoghaddam, arXiv 1608.01350). There its features are, so there it stays.
 
     Pictures are asked about unequally often, and that alone leaves one replica short of work while another has a queue. So a
-    picture that is asked about often gets a further home at the least busy replica, once that has a batch less under way than
-    the picture's own; from then on each of its requests goes to the home with less. One more encoding evens out all that
-    follows. Pictures that are seldom asked about stay where they are: encoding them again would cost more than it gains.
+    picture gets a further home at the least busy replica once that has two batches less under way than the picture's own, or
+    one batch less if the picture is asked about often, so that encoding it once more pays; from then on each of its requests
+    goes to the home with less. A picture that is no longer asked about often goes back to its first home.
 
     Args:
         batch: requests that a replica decodes together.
+        clock: seconds that only grow.
     """
 
-    def __init__(self, batch: int):
-        self._gap, self._often = batch, 2 * batch
+    def __init__(self, batch: int, clock: Callable[[], float] = time.monotonic):
+        self._batch, self._clock = batch, clock
         self._pictures: LRUCache[str, _Picture[Replica]] = LRUCache(_REMEMBERED)
 
     def ranked(
@@ -44,7 +48,7 @@ class PictureHomes(Generic[Replica]):
         replicas: Collection[Replica],
         under_way: Callable[[Replica], int],
     ) -> list[Replica]:
-        """The replicas to try, best first.
+        """The replicas to try, best first. May be called again for a request that none of them took.
 
         Args:
             key: of the picture; None where there is none.
@@ -55,25 +59,43 @@ class PictureHomes(Generic[Replica]):
         by_load = sorted(ring, key=under_way)  # equal loads in the ring's order
         if key is None:
             return by_load
-        home = self._home(key, ring, replicas, under_way)
-        return [home, *(each for each in by_load if each != home)]
+        homes = self._homes(key, ring, replicas, under_way)
+        return [*homes, *(each for each in by_load if each not in homes)]
 
-    def _home(
+    def took(self, key: str | None, replica: Replica) -> None:
+        """A replica accepted a request: it has the picture's features now, if it had not."""
+        picture = self._pictures.get(key) if key is not None else None
+        if picture is not None:
+            picture.asked += 1
+            if replica not in picture.homes:
+                picture.homes.append(replica)
+
+    def _homes(
         self, key: str, ring: Sequence[Replica], replicas: Collection[Replica], under_way: Callable[[Replica], int]
-    ) -> Replica:
-        picture = self._pictures.get(key)
-        homes = [] if picture is None else [each for each in picture.homes if each in replicas]
-        if picture is None or not homes:
+    ) -> list[Replica]:
+        """The living homes of a picture, that with least under way first."""
+        now, picture = self._clock(), self._pictures.get(key)
+        if picture is not None:
+            picture.homes = [each for each in picture.homes if each in replicas]
+        if picture is None or not picture.homes:
             share = math.ceil((sum(under_way(each) for each in replicas) + 1) / len(replicas))
-            # The least busy of all has less than the mean.
-            home = next(each for each in (*ring, *replicas) if under_way(each) < share)
-            self._pictures[key] = _Picture(home)
-            return home
-        picture.asked += 1
-        home = min(homes, key=under_way)
-        if picture.asked >= self._often and under_way(home) >= self._gap:
+            home = next(each for each in (*ring, *replicas) if under_way(each) < share)  # not all have their share
+            self._pictures[key] = _Picture(home, now)
+            return [home]
+        if now - picture.since > _WINDOW:
+            if picture.asked < self._often:
+                del picture.homes[1:]
+            picture.asked, picture.since = 0, now
+        homes = sorted(picture.homes, key=under_way)
+        if under_way(homes[0]) >= self._batch:
             least_busy = min((*ring, *replicas), key=under_way)
-            if under_way(home) - under_way(least_busy) >= self._gap:
-                picture.homes, picture.asked = [*homes, least_busy], 0
-                return least_busy
-        return home
+            gap = under_way(homes[0]) - under_way(least_busy)
+            if gap >= 2 * self._batch or (gap >= self._batch and picture.asked >= self._often):
+                picture.homes.append(least_busy)
+                picture.asked, picture.since = 0, now
+                return [least_busy, *homes]
+        return homes
+
+    @property
+    def _often(self) -> int:
+        return 2 * self._batch

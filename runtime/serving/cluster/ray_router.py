@@ -1,6 +1,6 @@
 """The only module that uses Ray Serve's request-router API, which Ray 2.60 marks alpha.
 
-A request goes to a replica that knows its picture, and to another one where that is full or gone.
+A request goes to a replica that knows its picture, or to the next ones on the ring where that is full.
 """
 
 import hashlib
@@ -36,8 +36,13 @@ class PictureRouter(ConsistentHashRouter):
         """See Ray's `RequestRouter`."""
         super().on_request_completed(replica_id, internal_request_id)
         self._sent[replica_id] -= 1
-        if not self._sent[replica_id]:
+        if self._sent[replica_id] <= 0:  # below: Ray tells the end of a request too that could not be sent
             del self._sent[replica_id]
+
+    def on_request_routed(self, pending_request: Any, replica_id: Any, result: Any) -> None:
+        """See Ray's `RequestRouter`."""
+        super().on_request_routed(pending_request, replica_id, result)
+        self._homes.took(pending_request.metadata.session_id or None, replica_id)
 
     async def choose_replicas(self, candidate_replicas: list[Any], pending_request: Any = None) -> list[list[Any]]:
         """The replicas to try, best first, each in a list of its own."""
@@ -46,11 +51,11 @@ class PictureRouter(ConsistentHashRouter):
             return ranks
         replicas = self.curr_replicas
         ring = [replica.replica_id for (replica,) in ranks]
-        key = pending_request.metadata.session_id or None
-        return [[replicas[name]] for name in self._homes.ranked(key, ring, replicas, self._under_way)]
+        key = pending_request.metadata.session_id
+        return [[replicas[name]] for name in self._homes.ranked(key or None, ring, replicas, self._under_way)]
 
     def _under_way(self, replica: Any) -> int:
-        """Requests at a replica: as it said itself, other fronts' among them, which is forgotten after 10 s; or this front's."""
+        """Requests at a replica: what it said last, other fronts' among them, which Ray forgets after 10 s; or this front's."""
         return max(self._sent[replica], self.replica_queue_len_cache.get(replica) or 0)
 
 
@@ -84,8 +89,8 @@ def routed(handle: DeploymentHandle, key: str | None, model: str) -> DeploymentH
 def picture_key(body: Any) -> str | None:
     """What a chat request is routed by: a hash of its first picture or clip; None where it has none.
 
-    All questions of a dialogue about a picture have the same key, and so has the picture in another dialogue: its features,
-    and the cache of the prompt's beginning, are where they were made.
+    All questions of a dialogue about a picture have the same key, and so has the picture in another dialogue: its features are
+    where they were made, and the cache of the prompt's beginning is at one of its homes.
     """
     for message in _list(body, "messages"):
         for part in _list(message, "content"):

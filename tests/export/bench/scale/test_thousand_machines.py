@@ -24,14 +24,14 @@ def test_a_picture_has_the_same_machines_always_and_few_move_when_one_is_added()
     assert max(first.count(machine) for machine in range(10)) < 2 * 200
 
 
-def test_hashing_keeps_the_hits_and_spreading_keeps_the_waits() -> None:
+def test_hashing_keeps_the_hits_and_homes_the_waits_too() -> None:
     service = MEASURED["0.5 B, two cores"]
     by = {
         routing: simulate(service, 60, routing, 0.7, 12_000, pictures=40, held=400)
         for routing in ("random", "hash", "homes")
     }
     assert by["hash"].hit_rate > by["random"].hit_rate + 0.3
-    assert by["homes"].hit_rate > by["hash"].hit_rate - 0.05
+    assert by["homes"].hit_rate > by["hash"].hit_rate - 0.01
     assert by["hash"].late > 5 * by["homes"].late
     assert by["homes"].busiest < 1.8 < by["hash"].busiest
 

@@ -39,6 +39,7 @@ def test_what_is_asked_for_becomes_deployments(bundle_of: Callable[[str], Path])
     assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (2, 5, 3.0)
     router = engine._deployment_config.request_router_config  # type: ignore[attr-defined]
     assert str(router.request_router_class).endswith("PictureRouter")
+    assert router.request_router_kwargs["batch"] == 6
     spread = front.init_args[0]  # type: ignore[attr-defined]
     assert list(spread.bundles) == ["a", "llava"] and spread.settings.max_batch == 6
     assert set(deployments(bundles=str(bundle), split="3")) == {"Front", "Engine", "Language", "Board"}

@@ -220,6 +220,28 @@ def test_a_replica_that_is_killed_costs_no_request_a_wrong_answer(
 
 
 @pytest.mark.slow
+def test_a_picture_that_many_ask_about_at_once_is_answered_by_both_replicas(
+    cluster: Cluster, bundle_of: Callable[[str], Path], scene: Path
+) -> None:
+    bundle = bundle_of("llava")
+    expected = texts_of(bundle, [scene])
+    cluster.deploy({"tiny": bundle}, replicas=2, max_replicas=2)
+    asked = {"before": metric(cluster.url, "mm_cache_queries_total")}
+    with load(cluster, bodies_of(_messages, [scene]), clients=12) as replies:
+        wait_for(lambda: len(replies) > 100)
+
+    def told() -> int:
+        asked["after"] = metric(cluster.url, "mm_cache_queries_total")
+        return round(sum(asked["after"].values()) - sum(asked["before"].values()))
+
+    wait_for(lambda: told() == len(replies), 15)
+    assert check(replies, expected, set()) == {200}
+    shares = [asked["after"][name] - asked["before"].get(name, 0.0) for name in asked["after"]]
+    answering = [share for share in shares if share > 0]  # replicas of the tests before are still told
+    assert len(answering) == 2 and min(answering) > 0.25 * len(replies)
+
+
+@pytest.mark.slow
 def test_a_replica_that_hangs_is_replaced_and_its_requests_end_in_time(
     cluster: Cluster, bundle_of: Callable[[str], Path], photo: Path, cat: Path, scene: Path
 ) -> None:
