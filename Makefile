@@ -58,19 +58,17 @@ validate: $(READY)
 	$(NO_GPU)
 	$(BIN)/rediprune validate $(BUNDLE) --backend $(RUN_BACKEND) $(MEDIA)
 
-# Tests run in parallel, one worker a core; of the slow ones many wait for Ray, servers and builders, so there is one more.
-# What is traced and exported for them is kept in .pytest_cache. The kinds of slow tests are those of pyproject.toml:
-# `smoke` marks the one of each that `make test` runs.
-PYTEST = $(BIN)/python -m pytest --dist worksteal
-CORES := $(shell $(PYTHON) -c "import os; print(min(4, os.cpu_count()))")
+# Tests run in parallel, one worker a core; what is traced and exported for them is kept in .pytest_cache. The kinds of
+# slow tests are those of pyproject.toml: `smoke` marks the one of each that `make test` runs.
+PYTEST = $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 SLOW := slow or trace or rtx or calibration or demo or process or family or openvino or cuda or server
 
 test: lint
-	$(PYTEST) -n $(CORES) -m "smoke or not ($(SLOW))"
+	$(PYTEST) -m "smoke or not ($(SLOW))"
 
 # What `make test` leaves out.
 test-slow: types
-	$(PYTEST) -n $(shell expr $(CORES) + 1) -m "($(SLOW)) and not smoke"
+	$(PYTEST) -m "($(SLOW)) and not smoke"
 
 test-all: test test-slow
 

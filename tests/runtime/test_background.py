@@ -98,7 +98,8 @@ def command(bundle: Path, *arguments: str) -> str:
 import sys, time
 import rediprune.runtime.pipeline as pipeline
 def slowly(*arguments):
-    print("loading", flush=True)
+    sys.stdout.write("loading\\n")  # in one piece: two stages are opened at a time
+    sys.stdout.flush()
     time.sleep({SLOW})
 pipeline.open_session = slowly
 sys.argv = {["rediprune", "run", str(bundle), "--prompt", "What?", *arguments]!r}
