@@ -12,28 +12,26 @@ from .onnx_lines import model_of_text
 CANDIDATES = 128  # 64 to 192 take the same time at 8 × 576, more take longer
 
 # near [N]: each token's distance to its nearest pick, −inf once picked. Identical tokens get the numbers of the first.
-# Of the picks only those that are `compared` are looked at: behind the last block nobody asks for distances.
 _ADD_PICKS = """
 <domain: "rediprune", opset_import: ["" : 20]>
-AddPicks (unit, first, near, compared, picks) => (next_near)
+AddPicks (unit, first, near, picks) => (next_near)
 {
     axis1 = Constant <value_ints: ints = [1]> ()
     whole = Constant <value_float: float = 1.0> ()
     low = Constant <value = float {-inf}> ()
-    pick_first = Gather (first, compared)
+    pick_first = Gather (first, picks)
     pick_unit = Gather (unit, pick_first)
     pick_unit_t = Transpose <perm = [1, 0]> (pick_unit)
     product = MatMul (unit, pick_unit_t)
     highest = ReduceMax <keepdims = 0> (product, axis1)
     at_most_one = Min (highest, whole)
-    shape = Shape (compared)
+    shape = Shape (picks)
     wholes = Expand (whole, shape)
     nearest = ScatterElements <axis = 0> (at_most_one, pick_first, wholes)
     of_first = Gather (nearest, first)
     distance = Sub (whole, of_first)
     nearer = Min (near, distance)
-    picks_shape = Shape (picks)
-    lows = Expand (low, picks_shape)
+    lows = Expand (low, shape)
     next_near = ScatterElements <axis = 0> (nearer, picks, lows)
 }
 """
@@ -148,7 +146,7 @@ select_clip ($dtype[F, P, $channels] features, $dtype[L, $depth] text_embeds, in
     at_most_each = Min (min_per_frame, each)
     least = Expand (at_most_each, frames_1)
     most_relevant = ArgMax <axis = 0, keepdims = 1> (relevances)
-    first_near = rediprune.AddPicks (unit, first, unseen, most_relevant, most_relevant)
+    first_near = rediprune.AddPicks (unit, first, unseen, most_relevant)
     first_frame = Gather (frame_of, most_relevant)
     owed_there = Gather (least, first_frame)
     less_owed = Sub (owed_there, one)
@@ -261,13 +259,11 @@ select_clip ($dtype[F, P, $channels] features, $dtype[L, $depth] text_embeds, in
             minus_each = Expand (minus_one, picks_shape)
             owed_less = ScatterElements <axis = 0, reduction = "add"> (owed, pick_frames, minus_each)
             owed_out = Max (owed_less, zero)
+            near_out = rediprune.AddPicks (unit, first, near, picks)
             picks_made = Size (picks)
             made_out = Add (made, picks_made)
-            is_full = GreaterOrEqual (made_out, total)
-            compared_count = Where (is_full, axis1, pick_count)
-            compared_picks = Slice (picks, axis0, compared_count, axis0)
-            near_out = rediprune.AddPicks (unit, first, near, compared_picks, picks)
             ends, spent_out = rediprune.IsSpent (near_out, pull, threshold, owed_out)
+            is_full = GreaterOrEqual (made_out, total)
             stops = Or (is_full, ends)
             go_on = Not (stops)
         }>
