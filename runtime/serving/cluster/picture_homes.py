@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Collection, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from cachetools import LRUCache
@@ -13,12 +14,19 @@ _WINDOW = 600.0  # seconds in which it is counted how often a picture is asked a
 Replica = TypeVar("Replica", bound=Hashable)
 
 
+@dataclass
 class _Picture(Generic[Replica]):
-    """The replicas that have a picture's features, and how often it was asked about of late: since a time, at most `_WINDOW`
-    ago, or since the last replica was added."""
+    """What is known of a picture.
 
-    def __init__(self, home: Replica, now: float):
-        self.homes, self.asked, self.since = [home], 0, now
+    Attributes:
+        homes: the replicas that have its features, the first one first.
+        since: when counting began: with the last home that was added for its sake, or with the window.
+        asked: how often it was asked about since then.
+    """
+
+    homes: list[Replica]
+    since: float
+    asked: int = 0
 
 
 class PictureHomes(Generic[Replica]):
@@ -38,7 +46,7 @@ class PictureHomes(Generic[Replica]):
     """
 
     def __init__(self, batch: int, clock: Callable[[], float] = time.monotonic):
-        self._batch, self._clock = batch, clock
+        self._batch, self._often, self._clock = batch, 2 * batch, clock
         self._pictures: LRUCache[str, _Picture[Replica]] = LRUCache(_REMEMBERED)
 
     def ranked(
@@ -80,7 +88,7 @@ class PictureHomes(Generic[Replica]):
         if picture is None or not picture.homes:
             share = math.ceil((sum(under_way(each) for each in replicas) + 1) / len(replicas))
             home = next(each for each in (*ring, *replicas) if under_way(each) < share)  # not all have their share
-            self._pictures[key] = _Picture(home, now)
+            self._pictures[key] = _Picture([home], now)
             return [home]
         if now - picture.since > _WINDOW:
             if picture.asked < self._often:
@@ -95,7 +103,3 @@ class PictureHomes(Generic[Replica]):
                 picture.asked, picture.since = 0, now
                 return [least_busy, *homes]
         return homes
-
-    @property
-    def _often(self) -> int:
-        return 2 * self._batch

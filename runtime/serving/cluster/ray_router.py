@@ -42,7 +42,7 @@ class PictureRouter(ConsistentHashRouter):
     def on_request_routed(self, pending_request: Any, replica_id: Any, result: Any) -> None:
         """See Ray's `RequestRouter`."""
         super().on_request_routed(pending_request, replica_id, result)
-        self._homes.took(pending_request.metadata.session_id or None, replica_id)
+        self._homes.took(_key(pending_request), replica_id)
 
     async def choose_replicas(self, candidate_replicas: list[Any], pending_request: Any = None) -> list[list[Any]]:
         """The replicas to try, best first, each in a list of its own."""
@@ -51,12 +51,17 @@ class PictureRouter(ConsistentHashRouter):
             return ranks
         replicas = self.curr_replicas
         ring = [replica.replica_id for (replica,) in ranks]
-        key = pending_request.metadata.session_id
-        return [[replicas[name]] for name in self._homes.ranked(key or None, ring, replicas, self._under_way)]
+        ranked = self._homes.ranked(_key(pending_request), ring, replicas, self._under_way)
+        return [[replicas[name]] for name in ranked]
 
     def _under_way(self, replica: Any) -> int:
         """Requests at a replica: what it said last, other fronts' among them, which Ray forgets after 10 s; or this front's."""
         return max(self._sent[replica], self.replica_queue_len_cache.get(replica) or 0)
+
+
+def _key(pending_request: Any) -> str | None:
+    """The key that `routed` gave a request; Ray has an empty text where there is none."""
+    return pending_request.metadata.session_id or None
 
 
 def by_picture(batch: int) -> RequestRouterConfig:
