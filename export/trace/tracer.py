@@ -17,6 +17,7 @@ from ...graphs.selection.onnx_clip_graph import select_clip_model
 from ...graphs.selection.onnx_graph import select_model
 from ...graphs.stages import Stage
 from .replicate_layers import SCOPES
+from .upstream import fast_tracing
 
 OPSET = 24  # the first with TensorScatter, which updates the KV cache in place
 IR_VERSION = 11  # onnx writes a newer one by default than engines read (ONNX Runtime 1.31: 13 at most)
@@ -47,7 +48,7 @@ def trace(stage: Stage, dtype: torch.dtype) -> ir.Model:
     ]
     symbols = {name: torch.export.Dim(name, min=1, max=_LARGEST) for name in stage.symbols()}
     dynamic = [{axis: symbols[d] for axis, d in enumerate(port.shape) if isinstance(d, str)} for port in stage.inputs]
-    with _quiet(), torch.no_grad():
+    with _quiet(), fast_tracing(len(symbols)), torch.no_grad():
         program = torch.export.export(
             _Positional(stage.module), tuple(example), dynamic_shapes=(tuple(dynamic),), strict=False
         )
