@@ -33,12 +33,11 @@ def head(store_bytes: int) -> Iterator[str]:
         threading.Thread(target=process.stdout.read, daemon=True).start()
         yield f"127.0.0.1:{port}"
     finally:
-        below = psutil.Process(process.pid).children(recursive=True)
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(20)
-        process.kill()
-        process.wait()
-        for each in psutil.wait_procs(below, timeout=20)[1]:
+        # Its own way down takes 40 seconds. Nothing of it is needed any more.
+        there = psutil.Process(process.pid)
+        ended = [there, *there.children(recursive=True)]
+        for each in ended:
             with suppress(psutil.NoSuchProcess):
                 each.kill()
+        psutil.wait_procs(ended, timeout=20)
+        process.wait()

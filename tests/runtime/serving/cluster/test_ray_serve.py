@@ -137,9 +137,12 @@ def cluster() -> Iterator[Cluster]:
 
 @contextmanager
 def load(
-    cluster: Cluster, bodies: list[dict[str, Any]], clients: int = 6
+    cluster: Cluster, bodies: list[dict[str, Any]], clients: int = 6, pause: float = 0.1
 ) -> Iterator[list[tuple[int, httpx.Response]]]:
-    """Clients that ask again and again, until the block ends; their replies."""
+    """Clients that ask again and again, until the block ends; their replies.
+
+    Without their pauses (seconds) they would take what time the processes need that start meanwhile.
+    """
     replies: list[tuple[int, httpx.Response]] = []
     ended = threading.Event()
 
@@ -148,6 +151,7 @@ def load(
         while not ended.is_set():
             replies.append((number % len(bodies), cluster.post(bodies[number % len(bodies)])))
             number += clients
+            ended.wait(pause)
 
     with ThreadPoolExecutor(clients) as pool:
         asked = [pool.submit(work, own) for own in range(clients)]
@@ -227,7 +231,7 @@ def test_a_picture_that_many_ask_about_at_once_is_answered_by_both_replicas(
     expected = texts_of(bundle, [scene])
     cluster.deploy({"tiny": bundle}, replicas=2, max_replicas=2)
     asked = {"before": metric(cluster.url, "mm_cache_queries_total")}
-    with load(cluster, bodies_of(_messages, [scene]), clients=12) as replies:
+    with load(cluster, bodies_of(_messages, [scene]), clients=12, pause=0) as replies:
         wait_for(lambda: len(replies) > 100)
 
     def told() -> int:
@@ -337,7 +341,7 @@ def test_under_load_there_are_more_replicas(
     expected = texts_of(bundle, pictures)
     cluster.deploy({"tiny": bundle}, replicas=1, max_replicas=2, target=1.0)
     assert len(cluster.replicas()) == 1
-    with load(cluster, bodies_of(_messages, pictures)) as replies:
+    with load(cluster, bodies_of(_messages, pictures), pause=0) as replies:
         wait_for(lambda: len(cluster.replicas()) == 2, 60)
         before = len(replies)
         wait_for(lambda: len(replies) > before + 20)
