@@ -53,6 +53,16 @@ def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     return [each for each in below if "RowWorker" in " ".join(each.cmdline())]
 
 
+def names_of(processes: list[psutil.Process]) -> list[str]:
+    """Those that run."""
+    names = []
+    for each in processes:
+        with suppress(psutil.NoSuchProcess):
+            if each.status() != psutil.STATUS_ZOMBIE:
+                names.append(each.name())
+    return names
+
+
 @pytest.fixture
 def rows() -> list[Any]:
     made: list[Any] = [row(number, max_tokens=24, ignore_eos=True) for number in range(200)]
@@ -111,11 +121,11 @@ def test_a_driver_that_is_killed_goes_on(
     process.communicate()
     before = out.read_bytes()
     # A cluster started by the driver ends with it; Ray's agents take minutes to notice, and are ended here.
-    _, left = psutil.wait_procs(below, timeout=20)
-    for each in left:
+    wait_for(lambda: all("Agent" in each for each in names_of(below)), 20)
+    for each in below:
         with suppress(psutil.NoSuchProcess):
-            assert "Agent" in each.name() or each.status() == psutil.STATUS_ZOMBIE
             each.kill()
+    psutil.wait_procs(below, timeout=20)
     process = start(bundle, requests, out, *ray_options())
     process.communicate(timeout=240)
     assert process.returncode == 1
