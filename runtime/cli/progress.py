@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: bars, or one line that turns; for the bars of stages in a log file a line now and then."""
+"""Progress of long work on stderr: bars, or one line that turns; in a log file, where bars cannot move, a line now and then."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +16,20 @@ from rich.progress import (
 )
 
 _LINE_EVERY = 15.0  # seconds between two lines where bars cannot move
+
+
+class _LogLines:
+    """What bars tell, as lines: one every `_LINE_EVERY` seconds, and only where stderr is no terminal."""
+
+    def __init__(self, console: Console, silent: bool):
+        self._console = console
+        self._silent = silent or (console.is_terminal and not console.is_dumb_terminal)
+        self._told = time.monotonic()
+
+    def say(self, text: str) -> None:
+        if not self._silent and time.monotonic() - self._told >= _LINE_EVERY:
+            self._told = time.monotonic()
+            self._console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 @contextmanager
@@ -40,20 +54,15 @@ def stage_progress(silent: bool) -> Iterator[Any]:
         TimeElapsedColumn(),
     )
     console = Console(stderr=True)
-    moves, told = console.is_terminal and not console.is_dumb_terminal, time.monotonic()
+    lines = _LogLines(console, silent)
     with Progress(*columns, console=console, disable=silent) as progress:
         tasks: dict[str, Any] = {}
 
         def report(stage: str, what: str, fraction: float) -> None:
-            nonlocal told
             if stage not in tasks:
                 tasks[stage] = progress.add_task(what, total=1.0, stage=stage)
             progress.update(tasks[stage], description=what, completed=fraction)
-            if not (silent or moves) and time.monotonic() - told >= _LINE_EVERY:
-                told = time.monotonic()
-                console.print(
-                    f"{stage}: {what} ({fraction:.0%})", markup=False, highlight=False, emoji=False, soft_wrap=True
-                )
+            lines.say(f"{stage}: {what} ({fraction:.0%})")
 
         yield report
 
@@ -61,9 +70,16 @@ def stage_progress(silent: bool) -> Iterator[Any]:
 @contextmanager
 def one_bar(hidden: bool) -> Iterator[Callable[[str, int, int], None]]:
     """One bar, told what is being done, number and of how many."""
-    with Progress(console=Console(stderr=True), transient=True, disable=hidden) as bar:
+    console = Console(stderr=True)
+    lines = _LogLines(console, hidden)
+    with Progress(console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task("")
-        yield lambda label, at, total: bar.update(task, description=label, completed=at, total=total)
+
+        def report(label: str, at: int, total: int) -> None:
+            bar.update(task, description=label, completed=at, total=total)
+            lines.say(f"{label}: {at:,} of {total:,}")
+
+        yield report
 
 
 @contextmanager
@@ -77,6 +93,7 @@ def batch_bar(silent: bool) -> Iterator[Callable[[int, int, Any], None]]:
         TimeRemainingColumn(elapsed_when_finished=True),
     )
     console = Console(stderr=True)
+    lines = _LogLines(console, silent)
     with Progress(*columns, console=console, disable=silent or not console.is_terminal) as bar:
         task, first = bar.add_task("loading", total=None), -1
 
@@ -87,5 +104,6 @@ def batch_bar(silent: bool) -> Iterator[Callable[[int, int, Any], None]]:
                 bar.reset(task, total=total, completed=at)
             told = f"{tally.completion_tokens:,} tokens" + (f", {tally.errors} errors" if tally.errors else "")
             bar.update(task, completed=at, description=told)
+            lines.say(f"{at:,} of {total:,} rows, {told}")
 
         yield report
