@@ -13,7 +13,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from ..runtime.backends.arrays import Array
-from ..runtime.backends.ort import OrtDecoding, OrtLanguage
+from ..runtime.backends.ort_kv_cache import OrtDecoding, OrtLanguage
 from ..runtime.backends.session import Decoding, cast_inputs
 from ..runtime.bundle import Bundle
 from ..runtime.errors import RedipruneError

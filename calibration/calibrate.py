@@ -18,7 +18,7 @@ from .observations import cache_folder, observe, read_data
 from .plan import CalibrationPlan, plan_calibration
 from .progress_types import StageProgress, ignore_stage
 from .quantization_run import QuantizationRun
-from .quantize.recipes import limits_of
+from .quantize.precision_recipes import limits_of
 from .sensitivity import measure_sensitivities
 from .settings import CalibrationSettings
 

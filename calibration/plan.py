@@ -9,7 +9,7 @@ from ..runtime.errors import RedipruneError
 from ..runtime.memory import available_memory
 from .bundle_graphs import load_graph
 from .quantize.linear_layers import linear_layers
-from .quantize.recipes import UNCHANGED, limits_of, parse_recipe
+from .quantize.precision_recipes import UNCHANGED, limits_of, parse_recipe
 from .quantize.schemes import SCHEMES
 from .settings import CalibrationSettings
 

@@ -14,7 +14,7 @@ from .evaluation.similarity import stage_fidelity
 from .plan import CalibrationPlan
 from .progress_types import StageProgress
 from .quantize.linear_layers import linear_layers
-from .quantize.recipes import UNCHANGED
+from .quantize.precision_recipes import UNCHANGED
 from .quantize.schemes import SCHEMES, PassInputs
 from .stage_statistics import HeldOutCase, StageStatistics
 from .stage_writer import copy_stage, save_stage

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from ..runtime.backends.ort import OrtLanguage
+from ..runtime.backends.ort_kv_cache import OrtLanguage
 from ..runtime.backends.session import Decoding, LanguageSession, cast_inputs
 from ..runtime.bundle import Bundle, Sensitivity
 from ..runtime.bundle.atomic_file import replacing

@@ -19,7 +19,7 @@ from ...runtime.cli.sensitivity_table import sensitivity_table
 from ...runtime.errors import RedipruneError
 from ..settings import DEFAULT_SMOOTHING, CalibrationSettings
 from .calibrate_options import Backend, Budget, Force, KeepAuto, MostKept, OutOrNone, Questions, Skip
-from .calibration_options import (
+from .quantize_options import (
     AlphaOption,
     DataOption,
     GptqOption,

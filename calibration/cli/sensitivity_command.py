@@ -18,7 +18,7 @@ from ...runtime.cli.arguments import (
 from ...runtime.cli.progress import stage_progress
 from ...runtime.cli.sensitivity_table import sensitivity_table
 from ..settings import DEFAULT_SMOOTHING, CalibrationSettings
-from .calibration_options import (
+from .quantize_options import (
     AlphaOption,
     DataOption,
     RangesOption,

@@ -1,6 +1,6 @@
 """Checks a built TensorRT engine: the precisions its graph asks for beside those of the finished layers.
 
-Which precision a stage has is chosen in `export.exporter` and `calibration.quantize.recipes`.
+Which precision a stage has is chosen in `export.exporter` and `calibration.quantize.precision_recipes`.
 
 A strongly typed network asks for the precision that its ONNX graph says. What was built stands in the library's
 detailed layer list, whose metadata names the ONNX nodes that each layer computes.

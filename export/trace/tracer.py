@@ -17,7 +17,7 @@ from ...graphs.selection.onnx_clip_graph import select_clip_model
 from ...graphs.selection.onnx_graph import select_model
 from ...graphs.stages import Stage
 from .replicate_layers import SCOPES
-from .upstream import fast_tracing
+from .tracing_speedups import fast_tracing
 
 OPSET = 24  # the first with TensorScatter, which updates the KV cache in place
 IR_VERSION = 11  # onnx writes a newer one by default than engines read (ONNX Runtime 1.31: 13 at most)

@@ -14,7 +14,7 @@ from ..errors import RedipruneError
 from .arrays import Array
 
 if TYPE_CHECKING:
-    from .ort import OrtLanguage
+    from .ort_kv_cache import OrtLanguage
 
 
 class OrtBatch:

@@ -11,7 +11,7 @@ from ..errors import RedipruneError
 from .arrays import Array
 from .device import DeviceArray, open_stream
 from .gpu import compute_capability
-from .ort import OrtDecoding, OrtLanguage
+from .ort_kv_cache import OrtDecoding, OrtLanguage
 from .session import fit_inputs, output_shapes
 
 BACKEND, PROVIDER, DEVICE = "ort-cuda", "CUDAExecutionProvider", "cuda"

@@ -1,7 +1,7 @@
 """Recipes are read part by part; what they name has to be there."""
 
 import pytest
-from rediprune.calibration.quantize.recipes import RECIPES, UNCHANGED, limits_of, parse_recipe
+from rediprune.calibration.quantize.precision_recipes import RECIPES, UNCHANGED, limits_of, parse_recipe
 from rediprune.calibration.quantize.schemes import SCHEMES
 from rediprune.runtime.errors import RedipruneError
 
