@@ -1,6 +1,5 @@
 """`rediprune loadtest`: what clients of a server see, by their number and by keep ratio."""
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Annotated
@@ -56,6 +55,8 @@ def loadtest(
     Clients send one request after another. All steps ask the same; the answer is a Markdown table on standard output. Exit
     code 1: requests failed.
     """
+    import asyncio  # here, as all commands of the command line are imported when one of them starts
+
     try:
         from ..serving.loadtest.load_report import load_document, load_table
         from ..serving.loadtest.load_requests import LoadTest

@@ -1,4 +1,7 @@
-"""Progress of long work on stderr: bars, or one line that turns; in a log file, where bars cannot move, a line now and then."""
+"""Progress of long work on stderr: bars, or one line that turns; in a log file, where bars cannot move, a line now and then.
+
+`rich.progress` is imported by the bars: commands that have none start the sooner.
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -6,14 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 _LINE_EVERY = 15.0  # seconds between two lines where bars cannot move
 
@@ -47,6 +42,8 @@ def stage_progress(silent: bool) -> Iterator[Any]:
 
     Where stderr is no terminal the bars are drawn once, at the end; until then a line says now and then what is being done.
     """
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
     columns = (
         TextColumn("{task.fields[stage]:<12}"),
         BarColumn(),
@@ -70,6 +67,8 @@ def stage_progress(silent: bool) -> Iterator[Any]:
 @contextmanager
 def one_bar(hidden: bool) -> Iterator[Callable[[str, int, int], None]]:
     """One bar, told what is being done, number and of how many."""
+    from rich.progress import Progress
+
     console = Console(stderr=True)
     lines = _LogLines(console, hidden)
     with Progress(console=console, transient=True, disable=hidden) as bar:
@@ -85,6 +84,8 @@ def one_bar(hidden: bool) -> Iterator[Callable[[str, int, int], None]]:
 @contextmanager
 def batch_bar(silent: bool) -> Iterator[Callable[[int, int, Any], None]]:
     """A bar on stderr with what is left to do and how long it will take, told how many of how many rows are answered."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (
         BarColumn(),
         MofNCompleteColumn(),

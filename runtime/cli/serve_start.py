@@ -1,6 +1,5 @@
 """From the options of `rediprune serve` to a server that runs."""
 
-import logging.config
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,6 +141,8 @@ def _run_on_ray(given: Any, bundles: dict[str, Path], loading: "Loading", settin
         from ..serving.cluster.ray_settings import Scale, Spread
     except ImportError as error:
         raise RedipruneError(f"--ray needs {error.name}: pip install 'rediprune[ray]'") from error
+    from logging.config import dictConfig
+
     from ..bundle import Bundle
     from ..serving.log import log, log_config
     from ..serving.server import check_address
@@ -150,7 +151,7 @@ def _run_on_ray(given: Any, bundles: dict[str, Path], loading: "Loading", settin
         raise RedipruneError("--decoder and --ray do not go together: put the front machines behind a load balancer")
     for folder in bundles.values():
         Bundle.open(folder, verify=False)  # told here, not by a replica
-    logging.config.dictConfig(log_config(given.log_format))
+    dictConfig(log_config(given.log_format))
     if given.ray_address is None:
         check_address(given.host, given.port)  # Ray's proxy would share it with whoever has it
         log.info("starting Ray and %d replicas; this takes half a minute", given.replicas)
