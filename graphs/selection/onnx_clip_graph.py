@@ -9,7 +9,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from .onnx_lines import model_of_text
 
-CANDIDATES = 96  # 80 to 128 take the same time at 8 × 576, more take longer; of one frame more do, too
+CANDIDATES = 96  # 80 to 128 take the same time at 8 × 576, more take longer, and for a single frame so do 128
 
 # near [N]: each token's distance to its nearest pick, −inf once picked. Identical tokens get the numbers of the first.
 _ADD_PICKS = """

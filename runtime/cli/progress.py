@@ -14,7 +14,7 @@ _LINE_EVERY = 15.0  # seconds between two lines where bars cannot move
 
 
 class _LogLines:
-    """What bars tell, as lines: one every `_LINE_EVERY` seconds, and only where stderr is no terminal."""
+    """What bars tell, as lines: one in `_LINE_EVERY` seconds at most, and only where stderr is no terminal."""
 
     def __init__(self, console: Console, silent: bool):
         self._console = console

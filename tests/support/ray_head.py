@@ -22,6 +22,7 @@ def head(store_bytes: int) -> Iterator[str]:
     process = subprocess.Popen(
         command, env=os.environ | quiet, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+    there = psutil.Process(process.pid)
     assert process.stdout is not None
     try:
         lines = []
@@ -34,10 +35,10 @@ def head(store_bytes: int) -> Iterator[str]:
         yield f"127.0.0.1:{port}"
     finally:
         # Its own way down takes 40 seconds. Nothing of it is needed any more.
-        there = psutil.Process(process.pid)
-        ended = [there, *there.children(recursive=True)]
+        ended = [there]
+        with suppress(psutil.NoSuchProcess):
+            ended += there.children(recursive=True)
         for each in ended:
             with suppress(psutil.NoSuchProcess):
                 each.kill()
-        psutil.wait_procs(ended, timeout=20)
-        process.wait()
+        assert not psutil.wait_procs(ended, timeout=20)[1]

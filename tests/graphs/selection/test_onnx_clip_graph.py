@@ -15,6 +15,7 @@ from rediprune.graphs.selection.onnx_clip_graph import CANDIDATES, select_clip_m
 from .clip_cases import CHANNELS, DEPTH, KINDS, ClipCase, clip_cases
 
 FEW = 5  # candidates: blocks end early, and many are needed
+SOME = 40  # as many as the picks of a block that is cut at 32
 
 
 @cache
@@ -50,7 +51,7 @@ def check(outputs: list[np.ndarray], case: ClipCase) -> None:
     assert np.array_equal(kept, case.features.reshape(-1, CHANNELS)[indices])
 
 
-@pytest.mark.parametrize("candidates", [FEW, CANDIDATES])
+@pytest.mark.parametrize("candidates", [FEW, SOME, CANDIDATES])
 @pytest.mark.parametrize("kind", KINDS)
 def test_graph_equals_eager(kind: str, candidates: int) -> None:
     for case in clip_cases(kind, number=15, largest=14):
@@ -58,7 +59,7 @@ def test_graph_equals_eager(kind: str, candidates: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("candidates", [FEW, CANDIDATES])
+@pytest.mark.parametrize("candidates", [FEW, SOME, CANDIDATES])
 @pytest.mark.parametrize("kind", KINDS)
 def test_graph_equals_eager_in_many_cases(kind: str, candidates: int) -> None:
     for case in clip_cases(kind, number=250, largest=40):
@@ -86,6 +87,13 @@ def test_graph_at_a_real_size() -> None:
     features = frame + 0.2 * random.standard_normal((8, 196, CHANNELS), np.float32)
     case = ClipCase(features, random.standard_normal((12, DEPTH), np.float32), 29, 0.5, 3, -np.inf)
     check(session().run(None, inputs(case)), case)
+
+
+def test_blocks_that_are_cut_in_the_reference_evaluator() -> None:
+    random = np.random.default_rng(1)
+    features = random.standard_normal((2, 33, CHANNELS), np.float32)
+    case = ClipCase(features, random.standard_normal((5, DEPTH), np.float32), 24, 0.5, 2, -np.inf)
+    check(ReferenceEvaluator(model(SOME)).run(None, inputs(case)), case)
 
 
 def test_half_precision_features_are_scored_in_float32() -> None:

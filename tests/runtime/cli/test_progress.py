@@ -59,3 +59,13 @@ def test_one_bar_too_becomes_lines_in_a_log_file(
                 report(at, 1200, more)
         told = capsys.readouterr()
     assert told.err.splitlines() == ([] if silent else lines) and told.out == ""
+
+
+@pytest.mark.usefixtures("_a_log_file")
+def test_a_terminal_gets_bars_and_no_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with progress.one_bar(hidden=False) as report:
+        for at in (600, 700, 800, 900):
+            report("[ort] keep 0.15", at, 1200)
+    assert ": 900 of 1,200" not in capsys.readouterr().err

@@ -137,7 +137,7 @@ def cluster() -> Iterator[Cluster]:
 
 @contextmanager
 def load(
-    cluster: Cluster, bodies: list[dict[str, Any]], clients: int = 6, pause: float = 0.1
+    cluster: Cluster, bodies: list[dict[str, Any]], clients: int = 6, pause: float = 0.05
 ) -> Iterator[list[tuple[int, httpx.Response]]]:
     """Clients that ask again and again, until the block ends; their replies.
 
