@@ -14,7 +14,7 @@ from ..errors import RedipruneError
 from .arrays import Array
 from .language_inputs import LanguageInputs
 from .openvino_compiled import compiled_model
-from .session import cast_inputs
+from .session import cast_inputs, check_cache_room
 
 
 class OpenvinoStage:
@@ -75,10 +75,7 @@ class OpenvinoDecoding:
         self, embeds: Array, positions: np.ndarray | None = None, deepstack: np.ndarray | None = None
     ) -> np.ndarray:
         tokens = embeds.shape[1]
-        if self.position + tokens > self.length:
-            raise RedipruneError(
-                f"the KV cache has room for {self.length} positions, {self.position + tokens} are needed"
-            )
+        check_cache_room(self.length, self.position + tokens)
         feed = {
             "inputs_embeds": np.ascontiguousarray(embeds, self.dtype),
             "write_index": np.array([self.position], np.int64),

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import RedipruneError
 from .arrays import Array
+from .session import check_cache_room
 
 if TYPE_CHECKING:
     from .ort_kv_cache import OrtLanguage
@@ -75,8 +75,7 @@ class OrtBatch:
         They are good until the next call of as many slots.
         """
         furthest, batch = max(starts) + embeds.shape[1], len(starts)
-        if furthest > self.length:
-            raise RedipruneError(f"the KV cache has room for {self.length} positions, {furthest} are needed")
+        check_cache_room(self.length, furthest)
         bound = self._bound.get((first, batch))
         if bound is None:
             bound = self._bound[first, batch] = self._bind(first, batch)

@@ -6,9 +6,9 @@ import numpy as np
 import onnxruntime as ort
 
 from ..bundle import Bundle
-from ..errors import RedipruneError
 from .arrays import Array
 from .language_inputs import LanguageInputs
+from .session import check_cache_room
 
 
 class OrtLanguage:
@@ -51,10 +51,7 @@ class OrtDecoding:
         self, embeds: Array, positions: np.ndarray | None = None, deepstack: np.ndarray | None = None
     ) -> np.ndarray:
         tokens = embeds.shape[1]
-        if self.position + tokens > self.length:
-            raise RedipruneError(
-                f"the KV cache has room for {self.length} positions, {self.position + tokens} are needed"
-            )
+        check_cache_room(self.length, self.position + tokens)
         for name, array in self.inputs.feed([self.position], tokens, positions, deepstack).items():
             self.binding.bind_cpu_input(name, array)
         self.bind("inputs_embeds", embeds)

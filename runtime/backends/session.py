@@ -155,6 +155,16 @@ def fit_inputs(spec: StageSpec, inputs: Mapping[str, Array]) -> dict[str, Array]
     return feed
 
 
+def check_cache_room(length: int, needed: int) -> None:
+    """See that a KV cache of `length` positions holds those that are needed.
+
+    Raises:
+        RedipruneError: it does not.
+    """
+    if needed > length:
+        raise RedipruneError(f"the KV cache has room for {length} positions, {needed} are needed")
+
+
 def output_shapes(spec: StageSpec, feed: Mapping[str, Array]) -> dict[str, list[int]]:
     """What a stage will give for these inputs. Kept tokens are asked for by number, and no more than there are patches."""
     sizes = {}

@@ -19,7 +19,7 @@ from .engine_profile import check_shapes
 from .gpu import compute_capability
 from .language_inputs import LanguageInputs
 from .nvinfer import LIBRARIES, find_plugin, load_library, load_plugin, make_log
-from .session import fit_inputs, output_shapes
+from .session import check_cache_room, fit_inputs, output_shapes
 
 
 class EngineStage:
@@ -103,10 +103,7 @@ class EngineDecoding:
         self, embeds: Array, positions: np.ndarray | None = None, deepstack: np.ndarray | None = None
     ) -> np.ndarray:
         language, tokens = self.language, embeds.shape[1]
-        if self.position + tokens > self.length:
-            raise RedipruneError(
-                f"the KV cache has room for {self.length} positions, {self.position + tokens} are needed"
-            )
+        check_cache_room(self.length, self.position + tokens)
         if not isinstance(embeds, DeviceArray) or embeds.dtype != language.dtype:
             embeds = np.ascontiguousarray(embeds, language.dtype)
         rows, most = embeds.reshape(tokens, language.decoder.width), language.embeds.shape[0]
