@@ -10,7 +10,8 @@ from ..runtime.bundle import file_sha256
 from ..runtime.errors import RedipruneError
 from ..runtime.media.film import SUFFIXES as VIDEO_SUFFIXES
 from ..runtime.media.images import SUFFIXES as IMAGE_SUFFIXES
-from ..runtime.media.processor import load_image, load_video
+from ..runtime.media.processor import load_image
+from ..runtime.media.video import load_video
 from .evaluation.question_dataset import Question, read_questions
 from .tasks.media_folder import write_set
 

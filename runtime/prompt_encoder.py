@@ -19,8 +19,7 @@ from .cells import KeptCells
 from .errors import RedipruneError
 from .feature_cache import Encoded
 from .media.limits import MediaLimits
-from .media.processor import Processor, image_key, load_image, load_video
-from .media.video import stand_ins
+from .media.processor import Processor, image_key, load_image
 from .options import Selection
 from .positions import Positions
 from .prefill_time import PrefillTime
@@ -212,6 +211,8 @@ class PromptEncoder:
             source = next(sources[kind])
             self.pulse()
             if kind == "video":
+                from .media.video import load_video  # imports FFmpeg, which pictures do without
+
                 frames = load_video(source, self.selection.frames, self.limits, self.warnings.append, self.pulse)
             else:
                 frames = [load_image(source, self.limits)]
@@ -231,6 +232,8 @@ class PromptEncoder:
             content = "".join(image_key(frame) for frame in frames)
             shown, rows = frames, None  # the frames that are encoded, and the one of them that each frame takes
             if video and tolerance is not None:
+                from .media.video import stand_ins
+
                 distinct, rows = np.unique(stand_ins(frames, tolerance), return_inverse=True)
                 shown, content = [frames[at] for at in distinct], f"{content} {tolerance}"
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from ...runtime.bundle import Bundle, file_sha256
 from ...runtime.errors import RedipruneError
-from ...runtime.media.processor import load_image, load_video
-from ...runtime.media.video import stand_ins
+from ...runtime.media.processor import load_image
+from ...runtime.media.video import load_video, stand_ins
 from .answer_matching import MATCH_RULES
 
 

@@ -17,7 +17,8 @@ from ...graphs.selection.counts import num_kept
 from ...runtime.bundle import Bundle
 from ...runtime.errors import RedipruneError
 from ...runtime.machine import processes_waiting, processor_name
-from ...runtime.media.processor import Processor, load_image, load_video
+from ...runtime.media.processor import Processor, load_image
+from ...runtime.media.video import load_video
 from ...runtime.prompt import prompt_ids
 from ..checkpoint.reader import Checkpoint
 from ..validate.sample_media import sample_picture

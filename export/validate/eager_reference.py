@@ -15,7 +15,8 @@ from torch import Tensor
 from ...graphs.families import family_of
 from ...graphs.selection.counts import query_ids
 from ...graphs.selection.query_vector import pool_query
-from ...runtime.media.processor import Processor, load_image, load_video
+from ...runtime.media.processor import Processor, load_image
+from ...runtime.media.video import load_video
 from ...runtime.prompt import media_order, render_prompt
 from ...runtime.visual_tokens import NEWLINE
 from .reference_selection import kept_indices, kept_masks

@@ -10,7 +10,8 @@ from typing import Any
 from ...runtime.backend_choice import AUTO, choose_backends, describe_backends
 from ...runtime.bundle import Bundle
 from ...runtime.errors import RedipruneError
-from ...runtime.media.processor import load_image, load_video
+from ...runtime.media.processor import load_image
+from ...runtime.media.video import load_video
 from ...runtime.pipeline import Pipeline
 from .end_to_end_comparison import compare_request
 from .polygraphy_files import make_folder, save_cases_for_polygraphy

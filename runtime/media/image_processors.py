@@ -1,16 +1,10 @@
 """The image processor that a checkpoint's files name: transformers' own in Pillow and numpy."""
 
-import os
-import sys
-from contextlib import redirect_stdout
-from importlib import import_module
 from typing import Any
 
 from ..errors import RedipruneError
 from .processor_forms import check_sides
-
-# Without torch transformers says at every start that models are unavailable; the runtime needs none.
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+from .transformers_classes import transformers_class
 
 # Processor classes of the hub's files → transformers' implementations in Pillow and numpy. The video
 # processors need torchvision; their arithmetic is CLIP's, applied to every frame.
@@ -80,12 +74,6 @@ def image_processor(named: str, settings: dict[str, Any]) -> Any:
     if not name.startswith("Qwen2VL"):  # whose sizes are numbers of pixels
         check_sides(sizes)
     return made
-
-
-def transformers_class(name: str) -> Any:
-    """A public class of transformers, which prints while it is imported where docstrings are stripped (python -OO)."""
-    with redirect_stdout(sys.stderr):  # stdout is for answers
-        return getattr(import_module("transformers"), name)
 
 
 def frame_processor(named: str, images: dict[str, Any], videos: dict[str, Any] | None) -> Any:

@@ -17,18 +17,18 @@ from ..errors import RedipruneError
 from ..generation_config import read_generation_config, read_json_object
 from ..generation_settings import check_forms
 from .expansion import Expand, expansion_of
-from .image_processors import first_line, frame_processor, image_processor, processor_class_of, transformers_class
+from .image_processors import first_line, frame_processor, image_processor, processor_class_of
 from .images import image_key, load_image
 from .processor_forms import check_processor_forms
 from .qwen_pictures import QwenForm, QwenPictures
 from .split_pictures import SplitPictures
 from .tiles import Layout, anyres_layout, ended_layout
-from .video import load_video
+from .transformers_classes import transformers_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Processor", "image_key", "load_image", "load_video"]
+__all__ = ["Processor", "image_key", "load_image"]
 
 # Put behind the first character of a placeholder that is only text (see `prompt.render_prompt`), a code point that
 # Unicode sets aside for such uses; `Processor.encode` takes it out again.

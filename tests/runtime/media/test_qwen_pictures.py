@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from rediprune.export.checkpoint.maker import make_checkpoint
 from rediprune.runtime import RedipruneError
-from rediprune.runtime.media.processor import Processor, load_video
+from rediprune.runtime.media.processor import Processor
 from rediprune.runtime.media.qwen_pictures import QwenForm, fitted_frames, fitted_picture
+from rediprune.runtime.media.video import load_video
 from transformers import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
