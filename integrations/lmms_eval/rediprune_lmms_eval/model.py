@@ -13,7 +13,7 @@ from lmms_eval.protocol import ChatMessages
 from loguru import logger
 from rediprune.runtime import GenerateOptions, Pipeline, RedipruneError, SelectOptions
 from rediprune.runtime.answer import Answer
-from rediprune.runtime.media.processor import load_video
+from rediprune.runtime.media.video import load_video
 from tqdm import tqdm
 
 DEFAULT_TOKENS = 1024  # where a task names no number, as lmms-eval's other models
