@@ -432,12 +432,14 @@ importlib.util.find_spec = lambda name, package=None: (
 )
 sys.meta_path.insert(0, Hide())
 from rediprune.runtime.media.processor import Processor, image_key, load_image
+import rediprune.runtime.pipeline
 import hashlib
 image = load_image({str(folder / "photo.png")!r})
 processor = Processor.load({str(folder)!r})
 print(hashlib.sha256(processor.pixel_values([image]).tobytes()).hexdigest())
 print(processor.encode(processor.render([dict(role="user", content="Why?")])))
 assert "torch" not in sys.modules
+assert "av" not in sys.modules  # FFmpeg, which only videos need
 """
     photo().save(folder / "photo.png")
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
