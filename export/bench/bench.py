@@ -10,11 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
 from ...graphs.selection.counts import num_kept
 from ...runtime.bundle import Bundle
+from ...runtime.cli.progress import one_bar, waiting
 from ...runtime.errors import RedipruneError
 from ...runtime.machine import processes_waiting, processor_name
 from ...runtime.media.processor import Processor, load_image
@@ -158,7 +157,7 @@ def _video(video: Path) -> Path:
 
 def _contenders(subject: _Subject, settings: BenchSettings) -> tuple[list[Contender], dict[str, str]]:
     """Who takes part, ours first, and which peers cannot, with the reason."""
-    with Console(stderr=True).status("making what the peers read"):
+    with waiting("making what the peers read", silent=False):
         peers, absent = peer_contenders(settings, subject.checkpoint.folder, subject.peer_folder)
     return our_contenders(subject.bundles, settings) + peers, absent
 
@@ -173,25 +172,31 @@ def _take_turns(
     """Let everyone take turns; who fails is added to `absent` with the reason, and asked no more."""
     turns: dict[str, list[Document]] = {contender.name: [] for contender in contenders}
     roofline: dict[str, float] = {}
-    for _ in track(range(settings.runs), "measuring", console=Console(stderr=True), transient=True):
-        roofline = {key: max(best, roofline.get(key, 0.0)) for key, best in measure_roofline(settings.cores).items()}
-        for contender in contenders:
-            if contender.name in absent:
-                continue
-            requests = [
-                request
-                | {
-                    "keep": keep,
-                    "positions": subject.prompt_tokens + subject.pictures * num_kept(subject.patches, keep),
-                }
-                for keep in contender.keeps
-            ]
-            try:
-                turns[contender.name].append(take_turn(contender, requests, REPEATS, settings.limit))
-            except TurnError as error:
-                absent[contender.name] = str(error)
-        if all(contender.name in absent for contender in contenders if contender.ours):
-            raise RedipruneError(f"no bundle runs on {', '.join(settings.backends)}: {absent[contenders[0].name]}")
+    steps = settings.runs * (1 + len(contenders))
+    with one_bar(hidden=False) as report:
+        for turn in range(settings.runs):
+            done = turn * (1 + len(contenders))
+            report(f"turn {turn + 1}, what the machine can do", done, steps)
+            best = measure_roofline(settings.cores)
+            roofline = {key: max(value, roofline.get(key, 0.0)) for key, value in best.items()}
+            for at, contender in enumerate(contenders, done + 1):
+                if contender.name in absent:
+                    continue
+                report(f"turn {turn + 1}, {contender.name}", at, steps)
+                requests = [
+                    request
+                    | {
+                        "keep": keep,
+                        "positions": subject.prompt_tokens + subject.pictures * num_kept(subject.patches, keep),
+                    }
+                    for keep in contender.keeps
+                ]
+                try:
+                    turns[contender.name].append(take_turn(contender, requests, REPEATS, settings.limit))
+                except TurnError as error:
+                    absent[contender.name] = str(error)
+            if all(contender.name in absent for contender in contenders if contender.ours):
+                raise RedipruneError(f"no bundle runs on {', '.join(settings.backends)}: {absent[contenders[0].name]}")
     return _Measured(turns, roofline)
 
 
