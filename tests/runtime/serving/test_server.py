@@ -74,7 +74,7 @@ def test_sigterm_under_load_lets_every_answer_end(bundle_of: Callable[[str], Pat
             "two",
             "two@0.5",
         }
-        body = {"messages": HELLO, "max_tokens": 60, "ignore_eos": True}
+        body = {"messages": HELLO, "max_tokens": 240, "ignore_eos": True}  # answered after all have come
         expected = {name: server.post(body | {"model": name}).json() for name in ("one", "two")}
         assert expected["one"]["choices"] != expected["two"]["choices"]
         replies: list[tuple[str, bool, httpx.Response]] = []
