@@ -172,6 +172,7 @@ def _take_turns(
     """Let everyone take turns; who fails is added to `absent` with the reason, and asked no more."""
     turns: dict[str, list[Document]] = {contender.name: [] for contender in contenders}
     roofline: dict[str, float] = {}
+    requests = {contender.name: _requests(contender, request, subject) for contender in contenders}
     steps = settings.runs * (1 + len(contenders))
     with one_bar(hidden=False) as report:
         for turn in range(settings.runs):
@@ -183,21 +184,24 @@ def _take_turns(
                 if contender.name in absent:
                     continue
                 report(f"turn {turn + 1}, {contender.name}", at, steps)
-                requests = [
-                    request
-                    | {
-                        "keep": keep,
-                        "positions": subject.prompt_tokens + subject.pictures * num_kept(subject.patches, keep),
-                    }
-                    for keep in contender.keeps
-                ]
                 try:
-                    turns[contender.name].append(take_turn(contender, requests, REPEATS, settings.limit))
+                    turns[contender.name].append(
+                        take_turn(contender, requests[contender.name], REPEATS, settings.limit)
+                    )
                 except TurnError as error:
                     absent[contender.name] = str(error)
             if all(contender.name in absent for contender in contenders if contender.ours):
                 raise RedipruneError(f"no bundle runs on {', '.join(settings.backends)}: {absent[contenders[0].name]}")
     return _Measured(turns, roofline)
+
+
+def _requests(contender: Contender, request: Document, subject: _Subject) -> list[Document]:
+    """The request at each ratio that the contender is asked for, with the positions that its prompt then takes."""
+    return [
+        request
+        | {"keep": keep, "positions": subject.prompt_tokens + subject.pictures * num_kept(subject.patches, keep)}
+        for keep in contender.keeps
+    ]
 
 
 def _document(
